@@ -8,9 +8,11 @@ from __future__ import annotations
 import dis
 import html
 import importlib
+import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,6 +46,7 @@ class Exercise:
 
 def exercise(name: str) -> Exercise:
     "The exercise called `lesson.name`. A `ValueError` lists the names there are."
+    if not isinstance(name, str): raise ValueError(f"the name of an exercise is {type(name).__name__}: expected check(\"lesson.name\", function)")
     lesson, _, key = name.partition(".")
     if lesson not in LESSONS: raise ValueError(f"no exercise {name!r}: expected a name that starts with one of {', '.join(LESSONS)} and a dot")
     known = importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES
@@ -80,9 +83,15 @@ _MARKS = {"solved": ("✓", "#009E73"), "not attempted": ("○", "#8C8C8C"), "no
 # %% ../nbs/toolbox/checking.ipynb #0ad2b160
 def _as_tensors(value: object) -> list[Tensor] | None:
     "The output as float64 tensors, or None if it is nothing of the kind."
-    parts = value if isinstance(value, (tuple, list)) else [value]
-    try: return [torch.as_tensor(p).detach().cpu().double() for p in parts]
+    parts = value if _has_parts(value) else [value]
+    try: tensors = [torch.as_tensor(p).detach().cpu() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
+    return None if any(t.is_complex() for t in tensors) else [t.double() for t in tensors]
+
+
+def _has_parts(value: object) -> bool:
+    "Several outputs are a tuple, or a list of tensors; a list of numbers is one output."
+    return isinstance(value, tuple) or (isinstance(value, list) and any(isinstance(p, Tensor) and p.ndim for p in value))
 
 
 def _agree(a: object, b: object, e: Exercise) -> bool:
@@ -107,7 +116,7 @@ def _difference(got: object, expected: object, e: Exercise) -> str:
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, (tuple, list)): return f"{len(value)} values"
+    if _has_parts(value): return f"{len(value)} values"
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 # %% ../nbs/toolbox/checking.ipynb #256d2a63
@@ -115,18 +124,19 @@ _IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "POP_TOP
 
 
 def _is_stub(f: Callable) -> bool:
-    code = getattr(f, "__code__", None)
+    while isinstance(f, partial): f = f.func
+    code = getattr(inspect.unwrap(f), "__code__", None)
     if code is None: return False
-    used = [i for i in dis.get_instructions(code) if i.opname not in _IDLE]
-    raises_not_implemented = "NotImplementedError" in code.co_names and len(code.co_names) == 1
-    returns = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_CONST", "RETURN_CONST")]
-    return raises_not_implemented or (not used and all(v is None or v is Ellipsis for v in returns))
+    instructions = list(dis.get_instructions(code))
+    only_raises = code.co_names == ("NotImplementedError",) and not any("JUMP" in i.opname for i in instructions)
+    returns = [i.argval for i in instructions if i.opname in ("LOAD_CONST", "RETURN_CONST")]
+    return only_raises or (all(i.opname in _IDLE for i in instructions) and all(v is None or v is Ellipsis for v in returns))
 
 
 def _attempt(f: Callable, args: tuple) -> tuple[object, str | None]:
     "The function's output, or None and what went wrong in words."
     try: result = f(*args)
-    except Exception as error:  # the learner's own code: anything may happen in it
+    except (Exception, SystemExit) as error:  # the learner's own code: anything may happen in it
         frames = [s for s in traceback.extract_tb(error.__traceback__) if s.name == getattr(f, "__name__", None)]
         where = f" in the line `{frames[-1].line}`" if frames and frames[-1].line else ""
         text = str(error).split("\n")[0] or "no message"
@@ -160,7 +170,7 @@ def check(
         if all(_agree(a, mistake.function(*args), e) for a, args in zip(outputs, e.cases(), strict=True)):
             return Report(name, "not yet", mistake.hint)
     k = wrong[0]
-    return Report(name, "not yet", f"not yet ({len(wrong)} of {len(expected)} trials differ). In trial {k + 1} {_difference(outputs[k], expected[k], e)}.")
+    return Report(name, "not yet", f"not yet ({len(wrong)} of {len(expected)} trials differ). In trial {k + 1}, {_difference(outputs[k], expected[k], e)}.")
 
 
 def _finite_like(a: object, b: object) -> bool:

@@ -55,8 +55,8 @@ def lessons_folder(folder: str | None = None) -> Path:
     if folder is not None: places = [Path(folder)]
     else: places = [p / "nbs" for p in (Path.cwd(), *Path.cwd().parents)] + [Path(__file__).resolve().parents[1] / "nbs"]
     for place in places:
-        if any(place.glob("01_*.ipynb")): return place.resolve()
-    raise ValueError(f"no lessons in {folder or 'nbs'}: expected a folder with 01_*.ipynb; run this inside a checkout of the course or name one with --lessons")
+        if (place / "01_distributions.ipynb").exists(): return place.resolve()
+    raise ValueError(f"no lessons in {folder or 'nbs'}: expected a folder with 01_distributions.ipynb; run this inside a checkout of the course or name one with --lessons")
 
 
 def trust(folder: Path) -> int:
@@ -99,7 +99,12 @@ def lab(args: argparse.Namespace) -> int:
             try: return server.wait()
             except KeyboardInterrupt: pass
 
-# %% ../nbs/toolbox/cli.ipynb #801aab6a
+# %% ../nbs/toolbox/cli.ipynb #c2087518
+def _port(text: str) -> int:
+    if text.isdecimal() and 0 < int(text) < 65536: return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 1 to 65535")
+
+
 def parser() -> argparse.ArgumentParser:
     "The command line's arguments."
     top = argparse.ArgumentParser("diffusion-course", description="Diffusion and flow models from the ground up.")
@@ -107,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     p = commands.add_parser("lab", help="open the lessons in JupyterLab (on this machine only)")
     p.add_argument("--lesson", default="01", help="which one to open, by the start of its name (default: 01)")
-    p.add_argument("--port", type=int, default=8888, help="first port to try (default: 8888)")
+    p.add_argument("--port", type=_port, default=8888, help="first port to try (default: 8888)")
     p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address instead of opening a browser")
     p.add_argument("--lessons", metavar="DIR", help="folder of the lessons (default: nbs of this checkout)")
     p.set_defaults(run=lab)

@@ -90,22 +90,70 @@ def toy(
     """Samples of a toy distribution in the plane. The same name, n and seed give the same points.
 
     "digits" is real data (scikit-learn's 1,797 digits on two principal components), drawn with replacement."""
-    if name not in _TOYS:
+    if name not in toy_names():
         raise ValueError(f"no toy set {name!r}: expected one of {', '.join(_TOYS)}")
     return _TOYS[name](_count(n), torch.Generator().manual_seed(seed))
 
 
 def _count(n: int) -> int:
-    if not isinstance(n, int) or n < 1:
+    if not hasattr(n, "__index__") or n < 1:
         raise ValueError(f"n is {n!r}: expected a whole number of points, 1 or more")
-    return n
+    return int(n)
+
+# %% ../nbs/01_distributions.ipynb #283d6086
+def _components(means, stds, weights, labels) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    "The parameters of a mixture as tensors of one dtype, copied; a `ValueError` says what does not fit."
+    means = torch.as_tensor(means).clone()
+    if not means.is_floating_point(): means = means.float()
+    if means.ndim != 2 or 0 in means.shape:
+        raise ValueError(f"means has shape {tuple(means.shape)}: expected (K, D) with K, D >= 1")
+    given = dict(stds=stds, weights=torch.ones(len(means)) if weights is None else weights, labels=labels)
+    rows = {name: torch.as_tensor(value).to(means.device) for name, value in given.items() if value is not None}
+    for name, row in rows.items():
+        if row.shape != means.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(row.shape)}: expected ({len(means)},), one a component")
+    stds, weights, labels = rows["stds"].to(means), rows["weights"].to(means), rows.get("labels")
+    for name, row in (("means", means), ("stds", stds), ("weights", weights)):
+        if not row.isfinite().all(): raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
+    if (stds <= 0).any(): raise ValueError(f"stds are {stds.tolist()}: expected positive numbers")
+    if (weights < 0).any() or weights.sum() == 0:
+        raise ValueError(f"weights are {weights.tolist()}: expected none negative, and not all zero")
+    if labels is not None and ((labels < 0).any() or (labels != labels.long()).any()):
+        raise ValueError(f"labels are {labels.tolist()}: expected integers from 0")
+    return means, stds, weights / weights.sum(), labels if labels is None else labels.long()
+
+
+def _points(x: Tensor, dim: int) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != dim or not len(x) or not x.is_floating_point():
+        given = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x is {given}: expected a tensor (n, {dim}) of floating-point numbers with n >= 1")
+    if not x.isfinite().all():
+        raise ValueError(f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} of {len(x)} points: expected none")
+    return x
+
+
+def _need_labels(labels: Tensor | None) -> None:
+    if labels is None:
+        raise ValueError("the mixture has no labels: expected GaussianMixture(means, stds, weights, labels)")
+
+
+def _matches(y: Tensor | int, n: int, labels: Tensor | None, weights: Tensor) -> Tensor:
+    "Which components carry the label asked for at each point: booleans (n, K)."
+    _need_labels(labels)
+    if isinstance(y, str) or torch.as_tensor(y).shape not in ((), (n,)):
+        raise ValueError(f"y is {y!r}: expected a number or integers of shape ({n},), one label a point")
+    match = ((labels == torch.as_tensor(y, device=labels.device)[..., None]) & (weights > 0)).expand(n, -1)
+    if not match.any(1).all():
+        asked, known = torch.as_tensor(y).unique().tolist(), labels[weights > 0].unique().tolist()
+        raise ValueError(f"y holds labels {asked}: expected labels of positive weight, {known}")
+    return match
 
 # %% ../nbs/01_distributions.ipynb #308d84e1
 class GaussianMixture:
     """p(x) = sum_k weights_k N(x; means_k, stds_k² I): density, score and samples in closed form.
 
     Where components have labels, `y` (an int, or (n,) integers) asks for p(x | y).
-    Results follow the device and dtype of x."""
+    Results follow the device and dtype of x. Whatever does not fit raises a `ValueError`."""
 
     def __init__(
         self,
@@ -114,75 +162,36 @@ class GaussianMixture:
         weights: Tensor | Sequence | None = None,  # (K,), not negative; scaled to sum to 1; default equal
         labels: Tensor | Sequence | None = None,  # (K,) integers from 0; components may share one
     ):
-        self.means = torch.as_tensor(means)
-        if not self.means.is_floating_point(): self.means = self.means.float()
-        if self.means.ndim != 2 or 0 in self.means.shape:
-            raise ValueError(f"means has shape {tuple(self.means.shape)}: expected (K, D) with K, D >= 1")
-        self.stds = self._row("stds", stds)
-        self.weights = self._row("weights", torch.ones(len(self.means)) if weights is None else weights)
-        for name, row in (("means", self.means), ("stds", self.stds), ("weights", self.weights)):
-            if not row.isfinite().all():
-                raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
-        if (self.stds <= 0).any():
-            raise ValueError(f"stds are {self.stds.tolist()}: expected positive numbers")
-        if (self.weights < 0).any() or self.weights.sum() == 0:
-            raise ValueError(f"weights are {self.weights.tolist()}: expected none negative, and not all zero")
-        self.weights = self.weights / self.weights.sum()
-        self.labels = None if labels is None else self._row("labels", labels).long()
-        if labels is not None and (self.labels < 0).any():
-            raise ValueError(f"labels are {self.labels.tolist()}: expected integers from 0")
-
-    def _row(self, name: str, value: Tensor | Sequence) -> Tensor:
-        row = torch.as_tensor(value).to(self.means)
-        if row.shape != self.means.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(row.shape)}: expected ({len(self.means)},), one a component")
-        return row
-
-    def _labelled(self) -> Tensor:
-        if self.labels is None:
-            raise ValueError("the mixture has no labels: expected GaussianMixture(means, stds, weights, labels)")
-        return self.labels
+        self.means, self.stds, self.weights, self.labels = _components(means, stds, weights, labels)
 
     def _log_joint(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "log(weights_k N(x; means_k, stds_k² I)), (n, K); components of other labels than y get -inf."
-        dim = self.means.shape[1]
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != dim:
-            raise ValueError(f"x is {getattr(x, 'shape', type(x).__name__)}: expected a tensor (n, {dim})")
-        if x.isnan().any():
-            raise ValueError(f"x holds NaN in {int(x.isnan().any(1).sum())} of {len(x)} points: expected numbers")
-        means, stds, weights = self.means.to(x), self.stds.to(x), self.weights.to(x)
+        "log(weights_k N(x; means_k, stds_k² I)), (n, K); with y only among components of that label, weighted anew."
+        x = _points(x, self.means.shape[1])
+        means, stds, log_weights = self.means.to(x), self.stds.to(x), self.weights.to(x).log()
+        if y is not None:
+            matches = _matches(y, len(x), self.labels, self.weights).to(x.device)
+            log_weights = log_weights.where(matches, -math.inf).log_softmax(1)
         square = (x[:, None] - means).square().sum(-1)  # torch.cdist has no gradient at a mean
-        log_joint = weights.log() - square / (2 * stds**2) - dim / 2 * (2 * math.pi * stds**2).log()
-        return log_joint if y is None else log_joint.masked_fill(~self._of_label(y, x), -math.inf)
-
-    def _of_label(self, y: Tensor | int, x: Tensor) -> Tensor:
-        "Which components carry the label asked for at each point: booleans (n, K)."
-        y, labels = torch.as_tensor(y, device=x.device), self._labelled().to(x.device)
-        if y.shape not in ((), (len(x),)):
-            raise ValueError(f"y has shape {tuple(y.shape)}: expected () or ({len(x)},), one label a point")
-        match = (labels == y[..., None]).expand(len(x), -1)
-        if not match.any(1).all():
-            raise ValueError(f"y holds labels {y.unique().tolist()}: expected some of {labels.unique().tolist()}")
-        return match
+        return log_weights - square / (2 * stds**2) - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
 
     def log_prob(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
         "log p(x), or log p(x | y): (n, D) -> (n,)."
-        log_p = self._log_joint(x, y).logsumexp(1)
-        return log_p if y is None else log_p - (self._of_label(y, x).to(x) @ self.weights.to(x)).log()
-
-    def score(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D)."
-        pull = self.responsibilities(x, y) / self.stds.to(x) ** 2
-        return pull @ self.means.to(x) - pull.sum(1, keepdim=True) * x
+        return self._log_joint(x, y).logsumexp(1)
 
     def responsibilities(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
         "The probability of each component given the point: (n, D) -> (n, K)."
         return self._log_joint(x, y).softmax(1)
 
+    def score(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
+        "The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D)."
+        share = self.responsibilities(x, y)[..., None]
+        return (share * (self.means.to(x) - x[:, None]) / self.stds.to(x)[:, None] ** 2).sum(1)
+
     def label_probs(self, x: Tensor) -> Tensor:
-        "The probability of each label given the point, by Bayes' rule: (n, D) -> (n, L)."
-        one_hot = torch.nn.functional.one_hot(self._labelled()).to(x)
-        return self.responsibilities(x) @ one_hot
+        "The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L)."
+        _need_labels(self.labels)
+        of_label = torch.nn.functional.one_hot(self.labels).to(x)
+        return (self.responsibilities(x)[..., None] * of_label).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         "n new points (n, D)."
@@ -190,8 +199,9 @@ class GaussianMixture:
 
     def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         "n new points (n, D) and their labels (n,)."
+        _need_labels(self.labels)
         x, k = self._draw(n, generator)
-        return x, self._labelled()[k]
+        return x, self.labels[k]
 
     def _draw(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         k = torch.multinomial(self.weights, _count(n), replacement=True, generator=generator)
@@ -199,8 +209,7 @@ class GaussianMixture:
         noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
         return means + self.stds[k, None] * noise, k
 
-# %% ../nbs/01_distributions.ipynb #4ed7bd1f
-@lru_cache(1)
+# %% ../nbs/01_distributions.ipynb #59929aa6
 def running_mixture() -> GaussianMixture:
     "The labelled mixture of Part I: six components, three labels, mean near zero and spread near one."
     return GaussianMixture(

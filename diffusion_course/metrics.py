@@ -19,9 +19,10 @@ def _two_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, z in (("x", x), ("y", y)):
         if not isinstance(z, Tensor) or z.ndim != 2 or 0 in z.shape:
             raise ValueError(f"{name} is {tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__}: expected a tensor (n, D) with n, D >= 1")
+        if z.is_complex(): raise ValueError(f"{name} is complex: expected real numbers")
         if not z.isfinite().all(): raise ValueError(f"{name} holds {int((~z.isfinite()).sum())} values that are NaN or infinite: expected finite numbers")
     if x.shape[1] != y.shape[1]: raise ValueError(f"x has {x.shape[1]} columns and y has {y.shape[1]}: expected the same dimension")
-    return x.detach().double(), y.detach().double()
+    return x.detach().cpu().double(), y.detach().cpu().double()
 
 
 def _mean_distance(x: Tensor, y: Tensor, rows: int = 1024) -> float:
@@ -50,16 +51,17 @@ def sliced_wasserstein(
 ) -> float:
     """The 2-Wasserstein distance of the shadows on random lines: the root of its mean square (Bonneel et al. 2015).
 
-    In one dimension optimal transport pairs the sorted values, so this costs a sort for each line. In the unit of x."""
+    In one dimension optimal transport pairs equal quantiles, so this costs a sort for each line. In the unit of x."""
     x, y = _two_samples(x, y)
     if n_projections < 1: raise ValueError(f"n_projections is {n_projections}: expected 1 or more")
-    directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
     directions = directions / directions.norm(dim=0)
     a, b = (x @ directions).sort(dim=0).values, (y @ directions).sort(dim=0).values
-    if len(a) != len(b):  # compare quantiles at the midpoints of the finer set's steps
-        q = (torch.arange(max(len(a), len(b)), device=x.device) + 0.5) / max(len(a), len(b))
-        a, b = (z[(q * len(z)).long().clamp_max(len(z) - 1)] for z in (a, b))
-    return (a - b).square().mean().sqrt().item()
+    # Between two steps of either quantile function both are constant.
+    q = torch.cat([torch.arange(1, len(z) + 1, dtype=torch.float64) / len(z) for z in (x, y)]).sort().values
+    width = q.diff(prepend=q.new_zeros(1))
+    a, b = (z[((q - width / 2) * len(z)).long().clamp(max=len(z) - 1)] for z in (a, b))
+    return (width @ (a - b).square()).mean().sqrt().item()
 
 
 def wasserstein2(

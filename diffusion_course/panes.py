@@ -67,7 +67,8 @@ def draw_pane(ax: Axes, pane: Pane, t: float, clock: tuple[float, float], tail: 
     u, flat = (t - clock[0]) / (clock[1] - clock[0]), pane.q.shape[-1] == 1
     if flat: _draw_values(ax, pane, t, u, clock)
     else: _draw_plane(ax, pane, t, u, max(t - tail * (clock[1] - clock[0]), pane.ts[0]))
-    ax.set(xticks=[], yticks=[], title=pane.title)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(pane.title, parse_math=False)
     for spine in ax.spines.values(): spine.set_visible(True)
     lo, hi = (f"{v:.3g}".replace("-", "\u2212") for v in pane.view)
     right = 0.75 if flat else 0.985
@@ -119,5 +120,7 @@ def _draw_values(ax: Axes, pane: Pane, t: float, u: float, clock: tuple[float, f
         at = lo + (hi - lo) * (np.arange(len(p)) + 0.5) / len(p)
         side.fill_betweenx(at, p, color=COLORS["exact"], alpha=0.14, lw=0)
         side.plot(p, at, color=COLORS["exact"], lw=1.3)
+    outside = int((~((now >= lo) & (now <= hi))).sum())
+    if outside: side.text(0.97, 0.985, f"{outside} outside", fontsize=7, color="#B3261E", ha="right", va="top", transform=side.transAxes)
     side.set(xlim=(0, pane.peak), ylim=(lo, hi), xticks=[], yticks=[])
     for spine in side.spines.values(): spine.set(color=FAINT, visible=True)

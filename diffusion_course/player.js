@@ -251,6 +251,8 @@ function drawHistogram(ctx, pane, now, u, left, width, height) {
     counts.forEach((m, b) => { if (m) { ctx.fillRect(start[b], b * bar + 0.5, m * unit, bar - 1); start[b] += m * unit; } });
   });
   if (pane.shades) drawCurve(ctx, pane, u, left, width, height);
+  const outside = now.reduce((sum, v) => sum + !(v >= -1 && v <= 1), 0);
+  if (outside) text(ctx, `${outside} outside`, left + width - 4, 4, "right", "top", "#b3261e");
   ctx.restore();
 }
 

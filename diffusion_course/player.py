@@ -79,8 +79,9 @@ class Scene:
     def __repr__(self) -> str:
         return "Scene: " + ", ".join(f"{p.title + ' ' if p.title else ''}{p.q.shape[1]} points at {len(p.ts)} times" for p in self.panes)
 
-    def still(self, at: float = 1.0) -> bytes:
-        "A PNG picture of the scene at time `at`."
+    def still(self, at: float | None = None) -> bytes:
+        "A PNG picture of the scene at time `at`, by default the last."
+        at = self.clock[1] if at is None else at
         flat = all(p.q.shape[-1] == 1 for p in self.panes)
         fig, axes = figure(len(self.panes), 1, size=(4.6, 2.6) if flat else (3.2, 3.2))
         for pane, ax in zip(self.panes, np.atleast_1d(axes), strict=True): draw_pane(ax, pane, at, self.clock, self.tail)
@@ -131,7 +132,7 @@ def _split(paths: Any) -> tuple[list[str] | None, list]:
 
 def _each(value: Any, k: int, name: str) -> list:
     "One value for each of k panes. A list of plain numbers is one value, any other list has an entry for each pane."
-    if not isinstance(value, list) or (all(isinstance(v, (int, float)) for v in value) and value): return [value] * k
+    if not isinstance(value, list) or (value and all(not isinstance(v, str) and np.ndim(v) == 0 and v is not None and not callable(v) for v in value)): return [value] * k
     if len(value) != k: raise ValueError(f"{name} is a list of {len(value)} for {k} panes: expected one for each pane")
     return value
 
@@ -146,7 +147,8 @@ def _paths(x: Any) -> np.ndarray:
 
 def _times(ts: Any, count: int) -> np.ndarray:
     if ts is None: return np.linspace(0, 1, count)
-    ts = _numpy(ts, "ts").astype(float)
+    try: ts = torch.as_tensor(ts).detach().cpu().double().numpy()
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f"ts is {type(ts).__name__}: expected ({count},) times") from None
     if ts.shape != (count,): raise ValueError(f"ts has shape {ts.shape}: expected ({count},), a time for each iterate")
     if not (np.diff(ts) > 0).all(): raise ValueError("ts does not increase: expected increasing times from 0 (noise) to 1 (data)")
     if ts[0] < -1e-6 or ts[-1] > 1 + 1e-6: raise ValueError(f"ts runs from {ts[0]:g} to {ts[-1]:g}: expected times in [0, 1]")
@@ -248,7 +250,7 @@ def _pane(x: np.ndarray, ts: np.ndarray, title: Any, labels: Any, color: Any, de
 
 
 def play(
-    paths: Any,  # (T+1, n, 2) points in the plane, or (T+1, n, 1) or (T+1, n) values; a trajectory; a list of iterates; a list or dict of panes
+    paths: Any,  # (T+1, n, 2) points in the plane, or (T+1, n, 1) or (T+1, n) values; a trajectory; a list of iterates; a dict of panes by title, or a list of them
     ts: Any = None,  # (T+1,) increasing times in [0, 1]; default: the trajectory's own, or evenly spaced
     *,
     titles: str | Sequence[str] | None = None,
@@ -289,6 +291,7 @@ class Player(anywidget.AnyWidget):
         meta, data = scene.pack()
         self._one_at_a_time = threading.Lock()
         super().__init__(_meta=meta, _data=data, **kwargs)
+        self.layout.max_width, self.layout.min_width = "100%", "0"
         self.scene = scene
 
     def show(self, scene: Scene) -> None:

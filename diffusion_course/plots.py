@@ -17,8 +17,8 @@ from torch import Tensor
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, legend, plane
 
 # %% auto #0
-__all__ = ['SHARES', 'as_points', 'show_samples', 'grid', 'mass_levels', 'show_density', 'show_field', 'compare', 'show_paths',
-           'slope', 'show_curves', 'show_histogram', 'show_images']
+__all__ = ['SHARES', 'as_points', 'show_samples', 'grid', 'scalars', 'vectors', 'mass_levels', 'show_density', 'speed',
+           'show_field', 'compare', 'show_paths', 'slope', 'show_curves', 'show_histogram', 'show_images']
 
 # %% ../nbs/toolbox/plots.ipynb #531f9f0d
 def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> np.ndarray:
@@ -26,6 +26,7 @@ def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> n
     x = torch.as_tensor(x).detach().cpu()
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim) or len(x) == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (n, {dim or 'D'}) with n >= 1")
+    if not x.isfinite().all(): raise ValueError(f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite: expected none")
     return x.double().numpy()
 
 
@@ -48,6 +49,7 @@ def show_samples(
     colors = color_of(color) if labels is None else [LABELS[int(k) % len(LABELS)] for k in labels]
     ax.scatter(x[:, 0], x[:, 1], s=size or np.clip(4000 / len(x), 1.5, 14), c=colors, alpha=0.7, linewidths=0, label=name)
     plane(ax, extent, title)
+    if name: legend(ax, loc="upper right", markerscale=1.5)
     return ax.figure
 
 
@@ -55,6 +57,21 @@ def grid(extent: float = 3.0, n: int = 100) -> Tensor:
     "The points `(n * n, 2)` of a square lattice on [-extent, extent]², row by row from the bottom."
     side = torch.linspace(-extent, extent, n)
     return torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
+
+
+def scalars(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    "f's values (m,) in double precision at points x (m, 2); a `ValueError` if it returns another shape."
+    values = f(x).detach().cpu().double()
+    if values.shape != x.shape[:1]: raise ValueError(f"the function returned shape {tuple(values.shape)} for points of shape {tuple(x.shape)}: expected ({len(x)},)")
+    return values
+
+
+def vectors(f: Callable[[Tensor, float], Tensor], x: Tensor, t: float) -> Tensor:
+    "f's vectors (m, 2) at points x (m, 2) and time t in [0, 1]; a `ValueError` if it returns another shape."
+    if not 0 <= t <= 1: raise ValueError(f"t is {t}: expected a time in [0, 1]")
+    u = f(x, t).detach().cpu()
+    if u.shape != x.shape: raise ValueError(f"the field returned shape {tuple(u.shape)} for points of shape {tuple(x.shape)}: expected the same")
+    return u
 
 
 def mass_levels(values: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -74,19 +91,25 @@ def show_density(
     shares: Sequence[float] | None = SHARES,  # draw the level sets that hold these shares of the mass
     extent: float = 3.0,
     n: int = 100,  # lattice points a side
+    top: float | None = None,  # the value of the darkest shade; default: the largest there is
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     "A density as shades, with level sets drawn over it."
     ax = axes_or_new(ax)
-    values = p(grid(extent, n)).detach().reshape(n, n).double().numpy()
+    values = scalars(p, grid(extent, n)).reshape(n, n).numpy()
     box = [-extent, extent, -extent, extent]
-    ax.imshow(values, extent=box, origin="lower", cmap=colormap(color), vmin=0, interpolation="bilinear")
+    ax.imshow(values, extent=box, origin="lower", cmap=colormap(color), vmin=0, vmax=top, interpolation="bilinear")
     if shares is not None and np.isfinite(values).all() and values.max() > values.min():
         at = mass_levels(values, shares)
         ax.contour(values, levels=at, extent=box, colors=[color_of(color)], linewidths=0.8, alpha=0.8)
     plane(ax, extent, title)
     return ax.figure
+
+
+def speed(u: Tensor) -> float:
+    "A large speed among vectors (m, 2), by which arrows are scaled; a few outliers don't count."
+    return u.norm(dim=1).quantile(0.99).clamp_min(1e-12).item() / 1.1
 
 
 def show_field(
@@ -96,17 +119,17 @@ def show_field(
     color: str = "exact",
     extent: float = 3.0,
     n: int = 17,  # arrows a side
-    scale: float | None = None,  # length of the longest arrow in units of their spacing
+    power: float = 1.0,  # lengths go with speed**power: below 1 to show slow and fast in one picture
+    unit: float | None = None,  # the speed drawn as long as the arrows are apart; default: nearly the largest there is
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     "A vector field as arrows."
     ax, x = axes_or_new(ax), grid(extent * (1 - 1 / n), n)
-    u = f(x, t).detach()
-    if u.shape != x.shape: raise ValueError(f"the field returned shape {tuple(u.shape)} for points of shape {tuple(x.shape)}: expected the same")
-    spacing, longest = 2 * extent / n, u.norm(dim=1).quantile(0.99).clamp_min(1e-12).item()
-    x, u = x.numpy(), (u * (scale or 1.1) * spacing / longest).numpy()
-    ax.quiver(x[:, 0], x[:, 1], u[:, 0], u[:, 1], color=color_of(color), angles="xy", scale_units="xy", scale=1, width=0.005, alpha=0.85)
+    u = vectors(f, x, t)
+    pace = u.norm(dim=1, keepdim=True).clamp_min(1e-12) / (unit or speed(u))
+    x, u = x.numpy(), torch.nn.functional.normalize(u) * pace**power * (2 * extent / n)
+    ax.quiver(*x.T, *u.numpy().T, color=color_of(color), angles="xy", scale_units="xy", scale=1, width=0.005, alpha=0.85)
     plane(ax, extent, title)
     return ax.figure
 
@@ -119,18 +142,13 @@ def compare(
     extent: float = 3.0,
     names: tuple[str, str, str] = ("learned", "exact", "error"),
 ) -> Figure:
-    "Three panels: what was learned, what is true, and the size of the difference, whose mean is written above it."
-    fig, axes = figure(3)
-    x = grid(extent, 80)
-    if t is None:
-        for ax, f, role, name in zip(axes, (learned, exact), ("learned", "exact"), names, strict=False):
-            show_density(f, color=role, extent=extent, title=name, ax=ax)
-        error = (learned(x) - exact(x)).abs()
-    else:
-        for ax, f, role, name in zip(axes, (learned, exact), ("learned", "exact"), names, strict=False):
-            show_field(f, t, color=role, extent=extent, title=name, ax=ax)
-        error = (learned(x, t) - exact(x, t)).norm(dim=1)
-    error = error.detach().reshape(80, 80).numpy()
+    "Three panels, on one scale: what was learned, what is true, and the size of the difference, its mean written above."
+    (fig, axes), x, fine = figure(3), grid(extent, 100), grid(extent, 200)
+    for ax, f, role, name in zip(axes, (learned, exact), ("learned", "exact"), names, strict=False):
+        if t is None: show_density(f, color=role, top=scalars(exact, x).max().item(), extent=extent, title=name, ax=ax)
+        else: show_field(f, t, color=role, unit=speed(vectors(exact, x, t)), extent=extent, title=name, ax=ax)
+    error = (scalars(learned, fine) - scalars(exact, fine)).abs() if t is None else (vectors(learned, fine, t) - vectors(exact, fine, t)).norm(dim=1)
+    error = error.reshape(200, 200).numpy()
     image = axes[2].imshow(error, extent=[-extent, extent] * 2, origin="lower", cmap=colormap("learned"), vmin=0, interpolation="bilinear")
     bar = fig.colorbar(image, ax=axes[2], shrink=0.8)
     bar.ax.tick_params(labelsize=7, color=FAINT, labelcolor=INK)
@@ -174,7 +192,8 @@ def slope(x: Sequence[float] | Tensor, y: Sequence[float] | Tensor) -> float:
     "The least-squares slope of log y against log x: p where y behaves like x^p."
     x, y = (torch.as_tensor(v).detach().double().log() for v in (x, y))
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2: raise ValueError(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}: expected two curves of the same length >= 2")
-    if not (x.isfinite().all() and y.isfinite().all()): raise ValueError("x and y must be positive and finite to have logarithms")
+    if not (x.isfinite().all() and y.isfinite().all()): raise ValueError("x or y holds values without a logarithm: expected positive, finite numbers")
+    if x.max() == x.min(): raise ValueError(f"x is {x[0].exp():g} throughout: expected at least two different numbers")
     x = x - x.mean()
     return (x @ y / (x @ x)).item()
 
@@ -196,12 +215,14 @@ def show_curves(
         x, y = (torch.as_tensor(v).detach().cpu().numpy() for v in (x, y))
         shade = color_of((colors or {}).get(name, LABELS[k % len(LABELS)]))
         label = f"{name}: slope {slope(x, y):.2f}" if slopes else name
-        ax.plot(x, y, color=shade, lw=1.6, marker="o" if slopes else None, ms=4, mec="none", label=label)
+        ax.plot(x, y, color=shade, lw=1.6, ls=("-", "--")[k % 2], marker="osD^"[k % 4] if len(x) <= 12 else None, ms=4, mec="none", label=label)
     log = "xy" if slopes else log
-    if "x" in log: ax.set_xscale("log", base=2 if slopes else 10)
+    if "x" in log: ax.set_xscale("log", base=2)
     if "y" in log: ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
     ax.grid(color=FAINT, lw=0.5, alpha=0.7)
+    lo, hi = ax.get_ylim()
+    if "y" in log: ax.set_ylim(lo, hi * (hi / lo) ** (0.07 * len(curves)))  # room for the legend
     legend(ax)
     return ax.figure
 
@@ -220,8 +241,10 @@ def show_histogram(
     "A histogram of numbers, with the exact density over it."
     values = as_points(torch.as_tensor(values).reshape(-1, 1), "values", dim=1)[:, 0]
     ax = axes_or_new(ax, size=(4.0, 2.6))
-    lo, hi = extent or tuple(np.quantile(values, [0.001, 0.999]) * 1.1)
-    ax.hist(values, bins=bins, range=(lo, hi), density=True, color=color_of(color), alpha=0.45, label=name)
+    lo, hi = extent or np.quantile(values, [0.001, 0.999])
+    if extent is None: lo, hi = lo - 0.05 * (hi - lo) - 1e-6, hi + 0.05 * (hi - lo) + 1e-6
+    share = np.full(len(values), bins / (len(values) * (hi - lo)))  # of all values, those outside the range too
+    ax.hist(values, bins=bins, range=(lo, hi), weights=share, color=color_of(color), alpha=0.45, label=name)
     if density is not None:
         x = torch.linspace(lo, hi, 300)
         ax.plot(x, density(x).detach(), color=color_of("exact"), lw=1.6, label="exact")

@@ -25,11 +25,35 @@ def _length(t: float, s: float) -> float:
 
 def _ask(u: Field, x: Tensor, t: float) -> Tensor:
     k = u(x, t)
-    if k.shape != x.shape:
-        raise ValueError(f"the field returned shape {tuple(k.shape)}: expected that of x, {tuple(x.shape)}")
+    if getattr(k, "shape", None) != x.shape:
+        raise ValueError(f"the field returned {_given(k)}: expected a tensor of the shape of x, {tuple(x.shape)}")
     return k
 
 
+def _given(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _start(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
+        given = f"{x.dtype} of {_given(x)}" if isinstance(x, Tensor) else _given(x)
+        raise ValueError(f"x is {given}: expected a tensor of floating-point numbers that is not empty")
+    if not x.isfinite().all():
+        raise ValueError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite: expected none")
+    return x
+
+
+def _times(ts: Tensor | Sequence[float]) -> list[float]:
+    try: ts = torch.as_tensor(ts).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError): raise ValueError(f"ts is {_given(ts)}: expected times") from None
+    if ts.ndim != 1 or len(ts) < 2: raise ValueError(f"ts has shape {tuple(ts.shape)}: expected (T + 1,), two or more")
+    if not ((ts >= -1e-6) & (ts <= 1 + 1e-6)).all():
+        raise ValueError(f"ts runs from {ts[0]:g} to {ts[-1]:g}: expected times in [0, 1], 0 for noise, 1 for data")
+    if not ((ts.diff() > 0).all() or (ts.diff() < 0).all()):
+        raise ValueError("ts does not rise, or fall, throughout: expected strictly monotonic times")
+    return ts.clamp(0, 1).tolist()  # rounding in a float32 grid may leave [0, 1] by a hair
+
+# %% ../nbs/02_simulation.ipynb #1a029e4c
 def euler_step(u: Field, x: Tensor, t: float, s: float) -> Tensor:
     "x at time s from x at time t. Order 1, one evaluation of u."
     return x + _length(t, s) * _ask(u, x, t)
@@ -62,29 +86,18 @@ def integrate(
 ) -> Iterator[Tensor]:  # T + 1 iterates, the first is x itself
     """The loop: every path in this course is made by it.
 
-    Iterates come one at a time: `*_, x = integrate(...)` keeps the last, `torch.stack(list(...))` all of them."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"x is {getattr(x, 'dtype', type(x).__name__)}: expected a tensor of floating-point numbers")
-    if not x.isfinite().all():
-        raise ValueError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite: expected none")
-    return _iterates(step, x, _times(ts))
-
-
-def _times(ts: Tensor | Sequence[float]) -> list[float]:
-    ts = torch.as_tensor(ts).detach().cpu().double()
-    if ts.ndim != 1 or len(ts) < 2: raise ValueError(f"ts has shape {tuple(ts.shape)}: expected (T + 1,), two or more")
-    if not ((ts >= -1e-6) & (ts <= 1 + 1e-6)).all():
-        raise ValueError(f"ts runs from {ts[0]:g} to {ts[-1]:g}: expected times in [0, 1], 0 for noise, 1 for data")
-    if not ((ts.diff() > 0).all() or (ts.diff() < 0).all()):
-        raise ValueError("ts does not rise, or fall, throughout: expected strictly monotonic times")
-    return ts.clamp(0, 1).tolist()  # rounding in a float32 grid may leave [0, 1] by a hair
+    Iterates come one at a time: `*_, x = integrate(...)` keeps the last, `torch.stack(list(...))` all of them.
+    Bad input raises a `ValueError` at the call, before the first iterate."""
+    return _iterates(step, _start(x), _times(ts))
 
 
 def _iterates(step: Callable, x: Tensor, times: list[float]) -> Iterator[Tensor]:
     yield x
     for t, s in pairwise(times):
-        x = step(x, t, s)
-        yield x
+        y = step(x, t, s)
+        if getattr(y, "shape", None) != x.shape:
+            raise ValueError(f"the step returned {_given(y)}: expected a tensor of shape {tuple(x.shape)}")
+        yield (x := y)
 
 # %% ../nbs/02_simulation.ipynb #884cb116
 def em_step(
@@ -98,8 +111,10 @@ def em_step(
     noise: Tensor | None = None,  # standard normal, of the shape of x; drawn where it is not given
 ) -> Tensor:
     "x at time s from x at time t for dx = u dt + g dW (Euler-Maruyama, in the sense of Itô)."
-    h = _length(t, s)
+    h, drift = _length(t, s), _ask(u, x, t)
     if noise is None: noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    elif noise.shape != x.shape:
-        raise ValueError(f"noise has shape {tuple(noise.shape)}: expected that of x, {tuple(x.shape)}")
-    return x + h * _ask(u, x, t) + abs(h) ** 0.5 * (g(x, t) if callable(g) else g) * noise
+    elif noise.shape != x.shape: raise ValueError(f"noise has {_given(noise)}: expected that of x, {tuple(x.shape)}")
+    spread = torch.as_tensor(g(x, t) if callable(g) else g)
+    if torch.broadcast_shapes(spread.shape, x.shape) != x.shape:
+        raise ValueError(f"g has {_given(spread)}: expected one that broadcasts to that of x, {tuple(x.shape)}")
+    return x + h * drift + abs(h) ** 0.5 * spread * noise

@@ -11,7 +11,7 @@ import html
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from math import log10
+from math import floor, log10
 
 import ipywidgets as w
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def slider(
     lo: float,
     hi: float,
     value: float | None = None,  # default: lo
-    step: float | None = None,  # default: 1 for whole numbers, else a hundredth of the range
+    step: float | None = None,  # default: 1 for whole numbers, else a round number near a hundredth of the range
     *,
     log: bool = False,  # equal distances on the slider are equal factors
     label: str | None = None,  # default: the name of the argument
@@ -49,7 +49,13 @@ def slider(
         return w.FloatLogSlider(value=value, min=log10(lo), max=log10(hi), step=step or log10(hi / lo) / 60, readout_format=".3g", **common)
     if whole:
         return w.IntSlider(value=value, min=lo, max=hi, step=step or 1, **common)
-    return w.FloatSlider(value=value, min=lo, max=hi, step=step or (hi - lo) / 100, readout_format=".3g", **common)
+    return w.FloatSlider(value=value, min=lo, max=hi, step=step or _round(hi - lo) / 100, readout_format=".4g", **common)
+
+
+def _round(x: float) -> float:
+    "The largest of 1, 2, 5, 10, 20 … times a power of ten up to x, so that a slider stops at numbers people name."
+    power = 10.0 ** floor(log10(x))
+    return max(m for m in (1, 2, 5) if m * power <= x * (1 + 1e-9)) * power
 
 
 def choice(
@@ -66,7 +72,7 @@ def choice(
     common = dict(options=list(zip(names, values, strict=True)), value=values[0] if value is None else value, description=label or "", style=dict(_STYLE))
     if len(names) <= 4 and sum(map(len, names)) <= 40:
         common["style"]["button_width"] = "auto"
-        return w.ToggleButtons(**common)
+        return w.ToggleButtons(layout=w.Layout(width="auto"), **common)
     return w.Dropdown(layout=w.Layout(width="300px"), **common)
 
 
@@ -87,12 +93,13 @@ def _parts(result: object) -> list[tuple[str, object]]:
         elif isinstance(item, Scene): parts.append(("scene", item))
         elif isinstance(item, str): parts.append(("text", item))
         else: raise TypeError(f"draw returned {type(item).__name__}: expected a figure, a scene, a string or a tuple of these")
+    if not parts: raise TypeError("draw returned nothing to show: expected a figure, a scene, a string or a tuple of these")
     return parts
 
 
 def _view(kind: str, content: object) -> w.Widget:
     if kind == "scene": return Player(content)
-    if kind == "text": return w.HTML(content).add_class("dc-text")
+    if kind == "text": return w.HTML(content, layout=w.Layout(margin="0.6em 1em")).add_class("dc-text")
     data, width = content
     return w.Image(value=data, format="png", layout=w.Layout(width=f"{width}px", max_width="100%", object_fit="contain")).add_class("dc-picture")
 
@@ -100,13 +107,13 @@ def _view(kind: str, content: object) -> w.Widget:
 def _update(view: w.Widget, kind: str, content: object) -> None:
     if kind == "scene": view.show(content)
     elif kind == "text": view.value = content
-    else: view.value = content[0]
+    else: view.value, view.layout.width = content[0], f"{content[1]}px"
 
 
 def _still(kind: str, content: object) -> str:
     "The part as HTML that needs no kernel."
     if kind == "scene": return content.to_html()
-    if kind == "text": return f"<div>{content}</div>"
+    if kind == "text": return f'<div style="margin:.6em 1em;line-height:1.6">{content}</div>'
     data, width = content
     return f'<img src="data:image/png;base64,{base64.b64encode(shrink(data)).decode()}" width="{width}" style="max-width:100%">'
 
@@ -123,13 +130,14 @@ class Panel:
         self.draw, self.controls, self._size = draw, controls, cache
         self._cache: OrderedDict[tuple, list] = OrderedDict()
         self._lock, self._busy, self._waiting = threading.Lock(), False, False
-        self._kinds, self._stills = [], []
+        self._kinds, self._first = [], ""
         self._message = w.HTML("").add_class("dc-message")
         self._pictures = w.HBox([], layout=w.Layout(flex_flow="row wrap", align_items="flex-start")).add_class("dc-pictures")
+        self._names = {name: control.description or name for name, control in controls.items()}
         for name, control in controls.items():
-            control.description = control.description or name
+            control.description = self._names[name]
             control.observe(self._moved, names="value")
-        row = w.HBox(list(controls.values()), layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
+        row = w.HBox([_beside_its_name(c) for c in controls.values()], layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
         self.widget = w.VBox([row, self._pictures, self._message]).add_class("dc-panel")
         self._show(self.values)
 
@@ -161,16 +169,18 @@ class Panel:
             if kinds == self._kinds:
                 for view, part in zip(self._pictures.children, parts, strict=True): _update(view, *part)
             else:
-                self._pictures.children = [_view(*part) for part in parts]
+                replaced, self._pictures.children = self._pictures.children, [_view(*part) for part in parts]
+                for view in replaced: view.close()
                 self._kinds = kinds
-            self._stills = self._stills or [_still(*part) for part in parts]
+            self._first = self._first or self._page(parts)
             if self._message.value: self._message.value = ""
-        except Exception as error:  # whatever draw does, the learner sees one line
+        except (Exception, SystemExit) as error:  # whatever draw does, the learner sees one line
             text = html.escape(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self._message.value = f'<div style="color:#B3261E;line-height:1.4">{text}</div>'
 
     def _result(self, values: dict) -> list:
-        key = tuple(values.values())
+        # By index where there are options: a value may be a list, and 1, True and 1.0 would share a place.
+        key = tuple(getattr(control, "index", value) for control, value in zip(self.controls.values(), values.values(), strict=True))
         if key not in self._cache:
             self._cache[key] = _parts(self.draw(**values))
             if len(self._cache) > self._size: self._cache.popitem(last=False)
@@ -179,13 +189,25 @@ class Panel:
 
     def to_html(self) -> str:
         "The picture for the first values, as HTML that needs no kernel and no network."
-        shown = "".join(f'<div style="flex:0 1 auto">{s}</div>' for s in self._stills)
-        said = " &nbsp;·&nbsp; ".join(f"{html.escape(c.description)} = {html.escape(_written(c))}" for c in self.controls.values())
+        return self._first or self._message.value
+
+    def _page(self, parts: list) -> str:
+        shown = "".join(f'<div style="flex:0 1 auto">{_still(*part)}</div>' for part in parts)
+        said = " &nbsp;·&nbsp; ".join(f"{html.escape(self._names[k])} = {html.escape(_written(c))}" for k, c in self.controls.items())
         return (f'<div style="display:flex;flex-wrap:wrap;gap:.5em">{shown}</div>'
-                f'<div style="color:#777;font-size:85%">{said} &nbsp;(run this cell to move the sliders)</div>{self._message.value}')
+                f'<div style="color:#777;font-size:85%">{said} &nbsp;(run this cell to move the sliders)</div>')
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         return {**self.widget._repr_mimebundle_(**kwargs), "text/html": self.to_html(), "text/plain": f"panel of {', '.join(self.controls)}"}
+
+
+def _beside_its_name(control: w.Widget) -> w.Widget:
+    "Toggle buttons put their description above themselves, unlike sliders."
+    if not isinstance(control, w.ToggleButtons): return control
+    name = w.Label(control.description)
+    control.description = ""
+    control.tooltips = [name.value] * len(control.options)
+    return w.HBox([name, control], layout=w.Layout(margin="0 1.5em 0 0.2em"))
 
 
 def _written(control: w.Widget) -> str:

@@ -87,6 +87,21 @@ def test_a_component_of_weight_zero_is_as_good_as_absent():
     assert torch.allclose(a.log_prob(x), b.log_prob(x)) and torch.allclose(a.score(x), b.score(x))
 
 
+def test_the_mixture_keeps_its_own_parameters():
+    means = torch.zeros(1, 2)
+    mixture = GaussianMixture(means, [1.0])
+    means += 5
+    assert (mixture.means == 0).all()
+    running_mixture().means.add_(1)
+    assert running_mixture().means[0, 0] == pytest.approx(-1.3)
+
+
+def test_reduced_precision_elsewhere_does_not_reach_the_score():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16): inside = running_mixture().score(x)
+    assert torch.allclose(inside, running_mixture().score(x), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", toy_names())
 def test_toy_sets(name):
     x = toy(name, 4000, seed=1)
@@ -115,6 +130,7 @@ def test_checkerboard_stays_in_its_cells():
     (([[0.0, 0.0]], [1.0], [0.0]), "weights are"),
     (([[0.0, 0.0]], [1.0], None, [0, 1]), "labels has shape"),
     (([[0.0, 0.0]], [1.0], None, [-1]), "labels are"),
+    (([[0.0, 0.0]], [1.0], None, [0.5]), "labels are"),
 ])
 def test_bad_mixtures(arguments, said):
     with pytest.raises(ValueError, match=said): GaussianMixture(*arguments)
@@ -123,12 +139,17 @@ def test_bad_mixtures(arguments, said):
 def test_bad_points_labels_and_names():
     mixture, x = running_mixture(), torch.zeros(4, 2)
     for bad, said in [((torch.zeros(4, 3),), "expected a tensor"), ((torch.zeros(2),), "expected a tensor"), (([[0.0, 0.0]],), "expected a tensor"),
-                      ((torch.full((4, 2), math.nan),), "NaN in 4 of 4"), ((x, 7), "labels"), ((x, torch.zeros(3).long()), "y has shape")]:
+                      ((torch.full((4, 2), math.nan),), "NaN or infinity in 4 of 4"), ((torch.full((4, 2), math.inf),), "NaN or infinity"),
+                      ((torch.zeros(4, 2).long(),), "floating-point"), ((torch.zeros(0, 2),), "n >= 1"),
+                      ((x, 7), "labels"), ((x, torch.zeros(3).long()), "y is"), ((x, "a"), "y is 'a'")]:
         for method in (mixture.log_prob, mixture.score):
             with pytest.raises(ValueError, match=said): method(*bad)
+    with pytest.raises(ValueError, match="positive weight"): GaussianMixture([[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0], [1, 0], [0, 1]).score(x, 1)
+    with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).label_probs(x)
     with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).log_prob(x, 0)
     with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).sample_labelled(3)
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match="whole number"): toy("moons", n)
         with pytest.raises(ValueError, match="whole number"): mixture.sample(n)
     with pytest.raises(ValueError, match="no toy set 'moon'.*moons"): toy("moon", 10)
+    with pytest.raises(ValueError, match="no toy set"): toy(["moons"], 10)

@@ -47,6 +47,9 @@ def test_wasserstein_is_the_best_assignment():
 
 
 def test_sliced_wasserstein_of_unequal_sizes():
+    x, y = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.5], [3.0]])
+    pieces = 1 / 3 * 0.5**2 + 1 / 6 * 0.5**2 + 1 / 6 * 2**2 + 1 / 3 * 1**2  # both quantile functions are steps
+    assert sliced_wasserstein(x, y) == pytest.approx(pieces**0.5) == pytest.approx(sliced_wasserstein(y, x))
     x = points(500, 2, 0)
     assert sliced_wasserstein(x, x.repeat(2, 1)) < 0.05 < sliced_wasserstein(x, x.repeat(2, 1) + 0.5)
 
@@ -74,7 +77,7 @@ def test_floor_separates_same_from_different(metric):
 def test_bad_samples(metric):
     x = torch.zeros(4, 2)
     for bad, said in [(torch.zeros(4, 3), "columns"), (torch.zeros(0, 2), "expected a tensor"), (torch.zeros(4), "expected a tensor"), ([[0.0]], "list"),
-                      (torch.full((4, 2), math.nan), "8 values that are NaN")]:
+                      (torch.full((4, 2), math.nan), "8 values that are NaN"), (torch.zeros(4, 2) * 1j, "complex")]:
         with pytest.raises(ValueError, match=said): metric(x, bad)
 
 

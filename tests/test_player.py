@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_course.plots import COLORS, LABELS
+from diffusion_course.style import COLORS, LABELS
 from diffusion_course.panes import FRAMES, REACH, dequantise, quantise
 from diffusion_course.player import Player, play
 
@@ -245,3 +245,21 @@ def test_scenes_shown_from_several_threads_arrive_whole():
     for t in threads: t.start()
     for t in threads: t.join()
     assert player._revision == 90 and len(mixed) >= 90 and not any(mixed)
+
+
+def test_the_still_is_of_the_last_time_and_takes_titles_as_they_are():
+    scene = play(torch.randn(11, 5, generator=torch.Generator().manual_seed(0)), ts=torch.linspace(0, 0.5, 11), titles="cost $_$ <b>")
+    assert scene.still() == scene.still(0.5) != scene.still(0.2)
+    assert "<b>" not in scene.to_html().split("<script>")[0]
+
+
+def test_points_outside_the_view_are_counted_in_the_still():
+    near, far = torch.zeros(3, 5), torch.zeros(3, 5)
+    far[-1] = 100.0
+    assert play(near, extent=(-2, 2)).still() != play(far, extent=(-2, 2)).still()
+
+
+def test_times_keep_double_precision_and_labels_may_be_a_list():
+    scene = play(torch.zeros(3, 4, 2), ts=torch.tensor([0.0, 1 - 2e-8, 1.0], dtype=torch.float64), labels=list(np.zeros(4, dtype=int)))
+    assert scene.panes[0].ts[1] == 1 - 2e-8
+    with pytest.raises(ValueError, match="ts is str"): play(torch.zeros(3, 4, 2), ts="now")

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['MIXTURE', 'GAUSSIAN', 'LOG_MIXTURE', 'SAMPLING', 'SCORE', 'ENERGY', 'EXERCISES', 'gaussian_log_prob',
-           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'my_energy_distance']
+__all__ = ['MIXTURE', 'LABELS', 'IN_SPACE', 'GAUSSIAN', 'LOG_MIXTURE', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'EXERCISES',
+           'gaussian_log_prob', 'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score',
+           'my_energy_distance']
 
 # %% ../../nbs/solutions/01_distributions.ipynb #8e06bd6a
 MIXTURE = (torch.tensor([[-1.2, 0.0], [1.2, 0.6], [0.8, -1.2]]).double(), torch.tensor([0.5, 0.25, 0.35]).double(), torch.tensor([0.5, 0.2, 0.3]).double())
@@ -24,11 +25,20 @@ def _points(n: int, dim: int, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+LABELS = torch.tensor([0, 0, 1])
+IN_SPACE = (torch.cat([MIXTURE[0], torch.tensor([[0.3], [-0.2], [0.5]]).double()], 1), *MIXTURE[1:])
+
+
 def _gaussian_cases() -> list[tuple]:
-    return [(_points(6, dim, dim), _points(1, dim, 10 + dim)[0], std) for dim, std in ((2, 0.5), (3, 2.0), (1, 0.3))]
+    spreads = ([0.5, 1.5], [2.0, 0.4, 0.7], [0.3])
+    return [(_points(6, len(s), len(s), scale), _points(1, len(s), 9)[0], torch.tensor(s).double()) for s in spreads for scale in (1.0, 60.0)]
 
 
-def _mixture_cases() -> list[tuple]: return [(_points(8, 2, 0), *MIXTURE), (_points(8, 2, 1, scale=40.0), *MIXTURE)]
+def _mixture_cases() -> list[tuple]: return [(_points(8, 2, 0), *MIXTURE), (_points(8, 3, 2), *IN_SPACE), (_points(8, 2, 1, scale=40.0), *MIXTURE)]
+
+
+def _label_cases() -> list[tuple]:
+    return [(_points(8, 2, 0), 0, *MIXTURE, LABELS), (_points(8, 3, 2), 1, *IN_SPACE, LABELS), (_points(8, 2, 1, scale=40.0), 1, *MIXTURE, LABELS)]
 
 
 def _sampling_cases() -> list[tuple]:
@@ -40,23 +50,29 @@ def _cloud_cases() -> list[tuple]: return [(_points(7, 2, 5), _points(9, 2, 6) +
 
 # %% ../../nbs/solutions/01_distributions.ipynb #dde8804f
 def gaussian_log_prob(x, mean, std):
-    return -(x - mean).square().sum(1) / (2 * std**2) - x.shape[1] / 2 * math.log(2 * math.pi * std**2)
+    return -((x - mean).square() / (2 * std**2)).sum(1) - 0.5 * (2 * math.pi * std**2).log().sum()
 
-# %% ../../nbs/solutions/01_distributions.ipynb #3526cb6d
-def _one_constant(x, mean, std): return -(x - mean).square().sum(1) / (2 * std**2) - 0.5 * math.log(2 * math.pi * std**2)
-def _variance_for_std(x, mean, std): return gaussian_log_prob(x, mean, std**0.5)
-def _no_half(x, mean, std): return gaussian_log_prob(x, mean, std) - (x - mean).square().sum(1) / (2 * std**2)
-def _no_constant(x, mean, std): return -(x - mean).square().sum(1) / (2 * std**2)
-def _mean_over_dimensions(x, mean, std): return -(x - mean).square().mean(1) / (2 * std**2) - x.shape[1] / 2 * math.log(2 * math.pi * std**2)
+# %% ../../nbs/solutions/01_distributions.ipynb #b3de914e
+def _variance_for_std(x, mean, std): return gaussian_log_prob(x, mean, std.sqrt())
+def _no_half(x, mean, std): return gaussian_log_prob(x, mean, std) - ((x - mean).square() / (2 * std**2)).sum(1)
+def _no_constant(x, mean, std): return -((x - mean).square() / (2 * std**2)).sum(1)
+def _mean_over_dimensions(x, mean, std): return -((x - mean).square() / (2 * std**2)).mean(1) - 0.5 * (2 * math.pi * std**2).log().sum()
 def _no_logarithm(x, mean, std): return gaussian_log_prob(x, mean, std).exp()
+def _exp_then_log(x, mean, std): return gaussian_log_prob(x, mean, std).exp().log()
+def _constant_added(x, mean, std): return gaussian_log_prob(x, mean, std) + (2 * math.pi * std**2).log().sum()
+def _times_two_variances(x, mean, std): return -((x - mean).square() / 2 * std**2).sum(1) - 0.5 * (2 * math.pi * std**2).log().sum()
+def _constant_not_summed(x, mean, std): return -((x - mean).square() / (2 * std**2)).sum(1) - 0.5 * math.log(2 * math.pi) - std.log().sum()
 
 GAUSSIAN = (
-    Mistake(_one_constant, "Right on the line, wrong in the plane: the constant appears once for every dimension, D/2 · log(2π s²)."),
     Mistake(_variance_for_std, "You used the standard deviation where its square belongs. Here std is the standard deviation: divide by 2·std², and std² in the constant."),
-    Mistake(_no_half, "The exponent is a factor of two too large: it is -|x - mean|² / (2 std²)."),
-    Mistake(_no_constant, "This is right up to a constant. The constant -D/2 · log(2π std²) is what makes the density integrate to one."),
-    Mistake(_mean_over_dimensions, "You averaged the squared differences over the dimensions. The squared distance is their sum."),
+    Mistake(_no_half, "The exponent is a factor of two too large: it is -(x - mean)² / (2 std²)."),
+    Mistake(_no_constant, "This is right up to a constant. Subtract ½·log(2π std²) for each dimension: it is what makes the density integrate to one."),
+    Mistake(_mean_over_dimensions, "You averaged the squared differences over the dimensions. The exponent is their sum."),
     Mistake(_no_logarithm, "This is the density. The exercise asks for its logarithm."),
+    Mistake(_exp_then_log, "Right near the mean and -inf far from it: the exponential underflows. Never leave the logarithm."),
+    Mistake(_constant_added, "The constant has the wrong sign: the density is divided by √(2π std²), so its logarithm is subtracted."),
+    Mistake(_times_two_variances, "Python reads a / 2 * std**2 as (a / 2) · std². Divide by (2 * std**2), with brackets."),
+    Mistake(_constant_not_summed, "log(2π) appears once for every dimension: the constant is the sum over d of ½·log(2π s_d²)."),
 )
 
 # %% ../../nbs/solutions/01_distributions.ipynb #15ef4738
@@ -73,18 +89,22 @@ def _no_weights(x, means, stds, weights): return (_log_joint(x, means, stds, wei
 def _mean_of_logs(x, means, stds, weights): return (weights * (_log_joint(x, means, stds, weights) - weights.log())).sum(1)
 def _weights_as_logs(x, means, stds, weights): return (_log_joint(x, means, stds, weights) - weights.log() + weights).logsumexp(1)
 def _nearest_only(x, means, stds, weights): return _log_joint(x, means, stds, weights).amax(1)
+def _a_little_added(x, means, stds, weights): return (_log_joint(x, means, stds, weights).exp().sum(1) + 1e-12).log()
+def _plane_only(x, means, stds, weights): return mixture_log_prob(x, means, stds, weights * stds ** (x.shape[1] - 2))
 
 LOG_MIXTURE = (
     Mistake(_underflow, "Right near the data and -inf far from it: the exponentials underflow. Use torch.logsumexp on the logarithms instead of exp, sum, log."),
     Mistake(_no_weights, "The weights are missing: add log(weights) to the log density of each component."),
     Mistake(_mean_of_logs, "This is the weighted mean of the log densities. The logarithm goes around the sum, not inside it (by Jensen's inequality yours is too small)."),
     Mistake(_weights_as_logs, "You added the weights to log densities. A factor in front of a density becomes a sum with its logarithm: add weights.log()."),
+    Mistake(_a_little_added, "A small number keeps the logarithm finite and makes it wrong: far from the data your density is 1e-12 everywhere. Use torch.logsumexp."),
+    Mistake(_plane_only, "Right in the plane, wrong elsewhere: the constant is D/2 · log(2π std²), with D = x.shape[1]."),
     Mistake(_nearest_only, "You kept the largest component only. Between components several of them contribute: sum them."),
 )
 
 # %% ../../nbs/solutions/01_distributions.ipynb #39b2415f
 def mixture_sample(u, z, means, stds, weights):
-    k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
+    k = torch.searchsorted(weights.cumsum(0), u).clamp(max=len(weights) - 1)
     return means[k] + stds[k, None] * z
 
 # %% ../../nbs/solutions/01_distributions.ipynb #7918956a
@@ -92,8 +112,11 @@ def _equal_weights(u, z, means, stds, weights): return mixture_sample(u, z, mean
 def _mean_of_draws(u, z, means, stds, weights): return (weights[:, None] * (means + stds[:, None] * z[:, None])).sum(1)
 def _variance_as_std(u, z, means, stds, weights): return mixture_sample(u, z, means, stds**2, weights)
 def _unscaled_noise(u, z, means, stds, weights): return mixture_sample(u, z, means, torch.ones_like(stds), weights)
+def _one_too_few(u, z, means, stds, weights):
+    k = torch.searchsorted(weights.cumsum(0), u) - 1
+    return means[k] + stds[k, None] * z
 def _not_cumulated(u, z, means, stds, weights):
-    k = torch.searchsorted(weights.sort().values, u, right=True).clamp(max=len(weights) - 1)
+    k = torch.searchsorted(weights.sort().values, u).clamp(max=len(weights) - 1)
     return means[k] + stds[k, None] * z
 
 SAMPLING = (
@@ -101,6 +124,7 @@ SAMPLING = (
     Mistake(_mean_of_draws, "You took the weighted mean of a draw from each component: that is one Gaussian in the middle. Pick one component for each point, then draw from it."),
     Mistake(_variance_as_std, "The noise is multiplied by the variance. Multiply it by the standard deviation: means[k] + stds[k] · z."),
     Mistake(_unscaled_noise, "The noise has standard deviation one everywhere. Scale it with the std of the component that was picked."),
+    Mistake(_one_too_few, "Every component is one too low, and the first is taken for the last: searchsorted over the cumulated weights already counts from 0."),
     Mistake(_not_cumulated, "The components are looked up in the weights themselves. Look them up in the cumulated weights, weights.cumsum(0)."),
 )
 
@@ -109,23 +133,37 @@ def mixture_score(x, means, stds, weights):
     pull = (means - x[:, None]) / stds[:, None] ** 2
     return (_log_joint(x, means, stds, weights).softmax(1)[..., None] * pull).sum(1)
 
-# %% ../../nbs/solutions/01_distributions.ipynb #0959383c
-def _score(x, means, stds, share): return (share[..., None] * (means - x[:, None]) / stds[:, None] ** 2).sum(1)
-def _downhill(x, means, stds, weights): return -mixture_score(x, means, stds, weights)
-def _prior_weights(x, means, stds, weights): return _score(x, means, stds, weights)
-def _pull_by_std(x, means, stds, weights): return _score(x, means, stds.sqrt(), _log_joint(x, means, stds, weights).softmax(1))
-def _gradient_of_density(x, means, stds, weights): return _score(x, means, stds, _log_joint(x, means, stds, weights).exp())
-def _weightless_share(x, means, stds, weights): return _score(x, means, stds, (_log_joint(x, means, stds, weights) - weights.log()).softmax(1))
-def _by_division(x, means, stds, weights):
-    joint = _log_joint(x, means, stds, weights).exp()
-    return _score(x, means, stds, joint / joint.sum(1, keepdim=True))
 
-SCORE = (
-    Mistake(_downhill, "Your arrows point downhill. The gradient of -|x - mean|²/(2 std²) is (mean - x)/std²."),
-    Mistake(_prior_weights, "Each component pulls in proportion to how probable it is *at this point*, its responsibility, and not to its weight."),
-    Mistake(_pull_by_std, "The pull of a component is divided by std. It is (mean - x) / std²."),
-    Mistake(_gradient_of_density, "This is the gradient of the density. The score is the gradient of its logarithm: divide by the density, which turns the terms into responsibilities."),
-    Mistake(_weightless_share, "The responsibilities lack the weights: softmax over log(weights) + log density."),
+def label_score(x, y, means, stds, weights, labels):
+    mine = labels == y
+    return mixture_score(x, means[mine], stds[mine], weights[mine]) - mixture_score(x, means, stds, weights)
+
+# %% ../../nbs/solutions/01_distributions.ipynb #a11a4e9a
+def _conditional_only(x, y, means, stds, weights, labels): return mixture_score(x, means[labels == y], stds[labels == y], weights[labels == y])
+def _away(x, y, means, stds, weights, labels): return -label_score(x, y, means, stds, weights, labels)
+def _against_the_others(x, y, means, stds, weights, labels):
+    return _conditional_only(x, y, means, stds, weights, labels) - mixture_score(x, means[labels != y], stds[labels != y], weights[labels != y])
+def _by_std(x, y, means, stds, weights, labels):
+    score = lambda k: (_log_joint(x, means[k], stds[k], weights[k]).softmax(1)[..., None] * (means[k] - x[:, None]) / stds[k, None]).sum(1)
+    return score(labels == y) - score(labels >= 0)
+def _by_weights(x, y, means, stds, weights, labels):
+    score = lambda k: ((weights[k] / weights[k].sum())[:, None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
+    return score(labels == y) - score(labels >= 0)
+def _gradient_of_probability(x, y, means, stds, weights, labels):
+    return _log_joint(x, means, stds, weights).softmax(1)[:, labels == y].sum(1, keepdim=True) * label_score(x, y, means, stds, weights, labels)
+def _by_division(x, y, means, stds, weights, labels):
+    def score(k):
+        joint = _log_joint(x, means[k], stds[k], weights[k]).exp()
+        return ((joint / joint.sum(1, keepdim=True))[..., None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
+    return score(labels == y) - score(labels >= 0)
+
+LABEL_SCORE = (
+    Mistake(_conditional_only, "This is the score of p(x | y). It also leads to where *any* data is; subtract the score of p(x), and what only the label explains is left."),
+    Mistake(_away, "The sign is off: p(y | x) = p(x | y) p(y) / p(x), so p(x) is subtracted."),
+    Mistake(_against_the_others, "You subtracted the score of the other labels. Bayes' rule divides by p(x), in which y is included."),
+    Mistake(_by_std, "The pull of a component is (mean - x) / std², divided by the variance."),
+    Mistake(_by_weights, "Each component pulls in proportion to its responsibility at this point, not to its weight."),
+    Mistake(_gradient_of_probability, "This is the gradient of p(y | x). The exercise asks for that of its logarithm: divide by p(y | x)."),
     Mistake(_by_division, "Right near the data and NaN far from it: 0/0 after the exponentials underflow. Take the softmax of the logarithms instead."),
 )
 
@@ -154,6 +192,6 @@ EXERCISES = {
     "gaussian_log_prob": Exercise(gaussian_log_prob, _gaussian_cases, GAUSSIAN, "Every density of this course is built from this one."),
     "mixture_log_prob": Exercise(mixture_log_prob, _mixture_cases, LOG_MIXTURE, "It stays finite at any distance from the data."),
     "mixture_sample": Exercise(mixture_sample, _sampling_cases, SAMPLING, "You can sample the truth behind every 2D lesson."),
-    "mixture_score": Exercise(mixture_score, _mixture_cases, SCORE, "This field, at every noise level, is what a diffusion model learns."),
+    "label_score": Exercise(label_score, _label_cases, LABEL_SCORE, "A classifier's gradient, in closed form: classifier guidance (lesson 9) adds it to the score."),
     "energy_distance": Exercise(my_energy_distance, _cloud_cases, ENERGY, "Read it beside its floor, always."),
 }

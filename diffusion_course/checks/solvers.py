@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['EULER', 'HEUN', 'EM', 'MOMENTS', 'LANGEVIN', 'ORDER', 'EXERCISES', 'my_euler_step', 'my_heun_step', 'my_em_step',
-           'ou_moments', 'langevin_step', 'order']
+__all__ = ['EULER', 'RALSTON', 'EM', 'OU', 'LANGEVIN', 'ORDER', 'EXERCISES', 'my_euler_step', 'ralston_step', 'my_em_step',
+           'ou_step', 'langevin_step', 'order']
 
 # %% ../../nbs/solutions/02_simulation.ipynb #90177fd1
 def _field(x: Tensor, t: float) -> Tensor: return torch.stack([t - x[:, 1], x[:, 0] * x[:, 1] + t * t], 1)
@@ -29,18 +29,16 @@ def _step_cases() -> list[tuple]: return [(_field, _points(5, 0), 0.2, 0.5), (_f
 def _noisy_cases() -> list[tuple]: return [(_field, _spread, _points(5, 2), 0.2, 0.5, _points(5, 3)), (_field, _spread, _points(5, 4), 0.0, 0.04, _points(5, 5))]
 
 
-def _moment_cases() -> list[tuple]:
-    t = torch.linspace(0, 1, 6, dtype=torch.float64)
-    return [(t, 2.0, 3.0, 1.5), (t, -0.5, 0.7, 2.0)]
+def _ou_cases() -> list[tuple]: return [(_points(5, 10), h, theta, g, _points(5, 11)) for h, theta, g in ((0.1, 3.0, 1.5), (0.8, 0.7, 2.0), (1.0, 20.0, 3.0))]
 
 
 def _langevin_cases() -> list[tuple]: return [(_pull, _points(6, 6), 0.05, 1.0, _points(6, 7)), (_pull, _points(6, 8), 0.02, 2.5, _points(6, 9))]
 
 
 def _order_cases() -> list[tuple]:
-    n = torch.tensor([10, 20, 40, 80])
+    n = torch.tensor([10.0, 20.0, 40.0, 80.0], dtype=torch.float64)
     wobble = torch.tensor([1.02, 0.99, 1.01, 0.98], dtype=torch.float64)
-    return [(n, 3 * n.double() ** -p * wobble) for p in (1, 2, 4)]
+    return [(n, 3 * n**-p * wobble) for p in (1, 2, 4)]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b09f4215
 def my_euler_step(u, x, t, s):
@@ -65,30 +63,35 @@ EULER = (
     Mistake(_only_the_move, "This is the move alone. Add it to where you were."),
 )
 
-# %% ../../nbs/solutions/02_simulation.ipynb #e943edca
-def my_heun_step(u, x, t, s):
+# %% ../../nbs/solutions/02_simulation.ipynb #ada8dbe9
+def ralston_step(u, x, t, s):
     h = s - t
     k1 = u(x, t)
-    k2 = u(x + h * k1, s)
-    return x + h * (k1 + k2) / 2
+    k2 = u(x + 2 / 3 * h * k1, t + 2 / 3 * h)
+    return x + h * (k1 + 3 * k2) / 4
 
-# %% ../../nbs/solutions/02_simulation.ipynb #3656b8f1
-def _stopped_clock(u, x, t, s): return x + (s - t) * (u(x, t) + u(x + (s - t) * u(x, t), t)) / 2
-def _no_half(u, x, t, s): return x + (s - t) * (u(x, t) + u(x + (s - t) * u(x, t), s))
-def _stayed_in_place(u, x, t, s): return x + (s - t) * (u(x, t) + u(x, s)) / 2
-def _midpoint(u, x, t, s): return x + (s - t) * u(x + (s - t) / 2 * u(x, t), (t + s) / 2)
-def _second_only(u, x, t, s): return x + (s - t) * u(x + (s - t) * u(x, t), s)
-def _started_from_there(u, x, t, s):
-    y = x + (s - t) * u(x, t)
-    return y + (s - t) * (u(x, t) + u(y, s)) / 2
+# %% ../../nbs/solutions/02_simulation.ipynb #4571d3af
+def _two_thirds(u, x, t, s): return x + 2 / 3 * (s - t) * u(x, t), t + 2 / 3 * (s - t)
+def _stopped_clock(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], t)) / 4
+def _arrival_time(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], s)) / 4
+def _whole_arrow_ahead(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x + (s - t) * u(x, t), t + 2 / 3 * (s - t))) / 4
+def _weights_swapped(u, x, t, s): return x + (s - t) * (3 * u(x, t) + u(*_two_thirds(u, x, t, s))) / 4
+def _equal_weights(u, x, t, s): return x + (s - t) * (u(x, t) + u(*_two_thirds(u, x, t, s))) / 2
+def _stayed_in_place(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x, t + 2 / 3 * (s - t))) / 4
+def _forgot_the_step(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x + 2 / 3 * u(x, t), t + 2 / 3 * (s - t))) / 4
+def _two_thirds_of_time(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], 2 / 3 * (s - t))) / 4
+def _second_only(u, x, t, s): return x + (s - t) * u(*_two_thirds(u, x, t, s))
 
-HEUN = (
-    Mistake(_stopped_clock, "The second arrow is asked for at the right place and the wrong time: on arrival it is s, not t. On a field that does not change with time you would never notice."),
-    Mistake(_no_half, "You added the two arrows. Take their mean, or the step is twice as long."),
-    Mistake(_stayed_in_place, "The second arrow is asked for at the old place. Ask where Euler arrives: u(x + h·k1, s)."),
-    Mistake(_midpoint, "This is the midpoint step: a good one, also of order 2. Heun asks at the end and takes the mean of both arrows."),
-    Mistake(_second_only, "You walk along the second arrow alone. Heun takes the mean of the first and the second."),
-    Mistake(_started_from_there, "You start from where Euler arrived. The mean of the arrows is walked from x: Euler's arrival only serves to ask."),
+RALSTON = (
+    Mistake(_stopped_clock, "The second arrow is asked for at the right place and the wrong time: two thirds of the way it is t + 2/3·h. On a field that does not change with time you would never notice."),
+    Mistake(_arrival_time, "The second arrow is asked for at the time of arrival. Two thirds of the way it is t + 2/3·h."),
+    Mistake(_whole_arrow_ahead, "The second arrow is asked for at the end of the first. Go two thirds of it: x + 2/3·h·k1."),
+    Mistake(_weights_swapped, "The weights are swapped: ¼ of the first arrow, ¾ of the second."),
+    Mistake(_equal_weights, "You took the mean of both arrows, as Heun does. Ralston asks elsewhere, and so weighs them ¼ and ¾: otherwise the second order is lost."),
+    Mistake(_stayed_in_place, "The second arrow is asked for at the old place. Move two thirds of the way first: x + 2/3·h·k1."),
+    Mistake(_forgot_the_step, "On the way to the second question you walked 2/3 of the whole arrow. An arrow is a velocity: 2/3·h·k1."),
+    Mistake(_two_thirds_of_time, "The second question is asked at time 2/3·h. The step begins at t: t + 2/3·h."),
+    Mistake(_second_only, "You walk along the second arrow alone. A quarter of the way belongs to the first."),
 )
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d225ab55
@@ -115,27 +118,33 @@ EM = (
     Mistake(_root_of_g, "The root goes over h only. g is a standard deviation already."),
 )
 
-# %% ../../nbs/solutions/02_simulation.ipynb #e9e63d9f
-def ou_moments(t, x0, theta, g):
-    mean = torch.exp(-theta * t) * x0
-    variance = g**2 / (2 * theta) * (1 - torch.exp(-2 * theta * t))
-    return mean, variance
+# %% ../../nbs/solutions/02_simulation.ipynb #80c659cc
+def ou_step(x, h, theta, g, z):
+    std = g * math.sqrt((1 - math.exp(-2 * theta * h)) / (2 * theta))
+    return math.exp(-theta * h) * x + std * z
 
-# %% ../../nbs/solutions/02_simulation.ipynb #087dfefb
-def _settled(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], torch.full_like(t, g**2 / (2 * theta))
-def _no_two(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], g**2 / theta * (1 - torch.exp(-2 * theta * t))
-def _slow_variance(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], g**2 / (2 * theta) * (1 - torch.exp(-theta * t))
-def _deviation(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], ou_moments(t, x0, theta, g)[1].sqrt()
-def _g_not_squared(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], g / (2 * theta) * (1 - torch.exp(-2 * theta * t))
-def _brownian(t, x0, theta, g): return ou_moments(t, x0, theta, g)[0], g**2 * t
+# %% ../../nbs/solutions/02_simulation.ipynb #d0c92eb6
+def _ou(x, h, theta, variance, z): return math.exp(-theta * h) * x + math.sqrt(variance) * z
+def _small_step(x, h, theta, g, z): return x - theta * x * h + g * math.sqrt(h) * z
+def _variance_times_z(x, h, theta, g, z): return math.exp(-theta * h) * x + g**2 / (2 * theta) * (1 - math.exp(-2 * theta * h)) * z
+def _settled(x, h, theta, g, z): return _ou(x, h, theta, g**2 / (2 * theta), z)
+def _no_two(x, h, theta, g, z): return _ou(x, h, theta, g**2 / theta * (1 - math.exp(-2 * theta * h)), z)
+def _slow_variance(x, h, theta, g, z): return _ou(x, h, theta, g**2 / (2 * theta) * (1 - math.exp(-theta * h)), z)
+def _brownian(x, h, theta, g, z): return _ou(x, h, theta, g**2 * h, z)
+def _times_theta(x, h, theta, g, z): return _ou(x, h, theta, g**2 / 2 * theta * (1 - math.exp(-2 * theta * h)), z)
+def _no_memory(x, h, theta, g, z): return ou_step(0 * x, h, theta, g, z)
+def _centred_noise(x, h, theta, g, z): return math.exp(-theta * h) * (x + math.sqrt(g**2 / (2 * theta) * (1 - math.exp(-2 * theta * h))) * z)
 
-MOMENTS = (
-    Mistake(_settled, "The variance is the one of the limit. At the start it is zero: multiply by 1 - exp(-2θt)."),
-    Mistake(_no_two, "The variance is twice too large: the integral of exp(-2θr) brings a factor 1/(2θ)."),
-    Mistake(_slow_variance, "The mean forgets at rate θ, the variance at rate 2θ, because it is a square: 1 - exp(-2θt)."),
-    Mistake(_deviation, "You returned the standard deviation. The exercise asks for the variance."),
-    Mistake(_g_not_squared, "The variance holds g, and should hold g²."),
-    Mistake(_brownian, "This is the variance of Brownian motion, which grows for ever. The pull limits it."),
+OU = (
+    Mistake(_small_step, "This is an Euler-Maruyama step, right only when it is short. Use the mean and the variance that hold after any time."),
+    Mistake(_variance_times_z, "You multiplied z by the variance. Noise is multiplied by the standard deviation, its root."),
+    Mistake(_settled, "The variance is the one of the limit. After a time h it is smaller: multiply it by 1 - exp(-2θh)."),
+    Mistake(_no_two, "The variance is twice too large: it is g²/(2θ) · (1 - exp(-2θh))."),
+    Mistake(_slow_variance, "The mean forgets at rate θ, the variance at rate 2θ, because it is a square: 1 - exp(-2θh)."),
+    Mistake(_brownian, "The noise is that of Brownian motion, whose variance g²·h grows for ever. Here the pull limits it."),
+    Mistake(_times_theta, "Python reads g**2 / 2 * theta as (g²/2) · θ. Divide by (2 * theta), with brackets."),
+    Mistake(_no_memory, "The start is forgotten at once. The mean is exp(-θh) · x."),
+    Mistake(_centred_noise, "The noise decays with x. What is drawn is the noise at the *end* of the step: only x is multiplied by exp(-θh)."),
 )
 
 # %% ../../nbs/solutions/02_simulation.ipynb #7303730f
@@ -148,6 +157,8 @@ def _away_from_data(score, x, h, temperature, z): return x - h * score(x) + math
 def _temperature_outside(score, x, h, temperature, z): return x + h * score(x) + temperature * math.sqrt(2 * h) * z
 def _rootless(score, x, h, temperature, z): return x + h * score(x) + 2 * h * temperature * z
 def _half_score(score, x, h, temperature, z): return x + h / 2 * score(x) + math.sqrt(2 * h * temperature) * z
+def _half_of_both(score, x, h, temperature, z): return x + h / 2 * score(x) + math.sqrt(h * temperature) * z
+def _h_outside(score, x, h, temperature, z): return x + h * score(x) + h * math.sqrt(2 * temperature) * z
 def _cooled_score(score, x, h, temperature, z): return x + h * score(x) / temperature + math.sqrt(2 * h) * z
 def _heated_score(score, x, h, temperature, z): return x + h * temperature * score(x) + math.sqrt(2 * h * temperature) * z
 
@@ -156,34 +167,36 @@ LANGEVIN = (
     Mistake(_away_from_data, "The score points uphill, and so should you: x + h · score."),
     Mistake(_temperature_outside, "The temperature stands under the root: it scales the variance of the noise."),
     Mistake(_rootless, "The root is missing: noise grows with √h, √(2·h·temperature)."),
-    Mistake(_half_score, "You took half the score with the whole noise. Either h and √(2h), or h/2 and √h: both halves belong together."),
+    Mistake(_half_score, "You took half the score with the whole noise: the points settle in too wide a cloud. Here the score is multiplied by h."),
+    Mistake(_half_of_both, "Half of both: the same process at half the speed, which many papers write. Here the drift is the score itself: h · score and √(2·h·temperature)."),
+    Mistake(_h_outside, "The noise is multiplied by h. Only its root belongs there: √(2·h·temperature)."),
     Mistake(_cooled_score, "You divided the score by the temperature. That settles in the same density, but it is another process; here the temperature scales the noise."),
     Mistake(_heated_score, "The temperature multiplies the score as well, so it cancels: this settles in p at every temperature. It belongs to the noise alone."),
 )
 
 # %% ../../nbs/solutions/02_simulation.ipynb #64fd1416
 def order(n_steps, errors):
-    h, e = -n_steps.double().log(), errors.log()
+    h, e = -n_steps.log(), errors.log()
     h = h - h.mean()
     return (h @ e / (h @ h)).item()
 
 # %% ../../nbs/solutions/02_simulation.ipynb #a23825d0
 def _negative(n_steps, errors): return -order(n_steps, errors)
 def _no_logarithm(n_steps, errors):
-    h = 1 / n_steps.double()
+    h = 1 / n_steps
     return ((h - h.mean()) @ errors / ((h - h.mean()) @ (h - h.mean()))).item()
-def _ends_only(n_steps, errors): return ((errors[0] / errors[-1]).log() / (n_steps[-1] / n_steps[0]).double().log()).item()
+def _ends_only(n_steps, errors): return ((errors[0] / errors[-1]).log() / (n_steps[-1] / n_steps[0]).log()).item()
 def _half_logarithm(n_steps, errors):
-    h = 1 / n_steps.double()
+    h = 1 / n_steps
     return ((h - h.mean()) @ errors.log() / ((h - h.mean()) @ (h - h.mean()))).item()
 def _through_the_origin(n_steps, errors):
-    h = -n_steps.double().log()
+    h = -n_steps.log()
     return (h @ errors.log() / (h @ h)).item()
 
 ORDER = (
     Mistake(_negative, "The sign is off: against the number of steps the line falls. Take the step, 1/n."),
     Mistake(_no_logarithm, "This is the slope of the error against the step. The order is the slope of their logarithms."),
-    Mistake(_ends_only, "This is the slope between the first and the last point. Let all of them count: least squares."),
+    Mistake(_ends_only, "This is the slope between the first and the last point; the mean of the slopes between neighbours is the same. Let all points count: least squares."),
     Mistake(_half_logarithm, "Only the error is under a logarithm. Take the logarithm of the step too."),
     Mistake(_through_the_origin, "Your line is forced through the origin. It has an offset, log C: subtract the mean of the log steps first."),
 )
@@ -191,9 +204,9 @@ ORDER = (
 # %% ../../nbs/solutions/02_simulation.ipynb #b6987c9f
 EXERCISES = {
     "euler_step": Exercise(my_euler_step, _step_cases, EULER, "Every sampler of this course is this step, made better."),
-    "heun_step": Exercise(my_heun_step, _step_cases, HEUN, "EDM's sampler (lesson 10) is this step."),
-    "em_step": Exercise(my_em_step, _noisy_cases, EM, "This is how DDPM samples, in continuous time."),
-    "ou_moments": Exercise(ou_moments, _moment_cases, MOMENTS, "With a growing pull this is the forward process of DDPM (lesson 8)."),
-    "langevin_step": Exercise(langevin_step, _langevin_cases, LANGEVIN, "It comes back as a corrector in lesson 6."),
+    "ralston_step": Exercise(ralston_step, _step_cases, RALSTON, "You can now write any explicit Runge-Kutta step from its table."),
+    "em_step": Exercise(my_em_step, _noisy_cases, EM, "It simulates any SDE of this course."),
+    "ou_step": Exercise(ou_step, _ou_cases, OU, "DDPM adds its noise in one such step (lesson 8)."),
+    "langevin_step": Exercise(langevin_step, _langevin_cases, LANGEVIN, "It comes back in lesson 6, to correct samples."),
     "order": Exercise(order, _order_cases, ORDER, "Use it on any solver whose exact answer you know."),
 }

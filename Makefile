@@ -1,0 +1,45 @@
+# Two commands: `make lab` and `make test`. What they need goes into .venv; nothing else on the machine changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test test-quick export lessons bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "ARGS=... is passed on, as in 'make lab ARGS=--no-browser'. PYTHON=... picks the Python (3.11 to 3.13)."
+
+# Written last, so that an installation that was interrupted is taken up again by the next command.
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+	  { echo "The course needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is not one of them: name one, as in 'make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lab: $(READY)  ## open the lessons in JupyterLab
+	@$(BIN)/diffusion-course lab $(ARGS)
+
+test: $(READY)  ## every test; drives the lessons in a browser where one can be had
+	@$(BIN)/python tests/interface.py --install
+	$(BIN)/python -m pytest $(ARGS)
+
+test-quick: $(READY)  ## the tests for every change, without notebooks and browser (under 2 minutes)
+	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+
+export: $(READY)  ## write diffusion_course/ from the notebooks, and clean these
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+lessons: $(READY)  ## execute all notebooks and store their outputs (ARGS=nbs/01_distributions.ipynb for one)
+	$(BIN)/python tools/execute.py $(ARGS)
+
+bench: $(READY)  ## measure what the README claims
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+clean:  ## remove everything that can be made again, .venv too
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

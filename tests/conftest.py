@@ -1,0 +1,68 @@
+"""What the tests share: the notebooks, and how to read them."""
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+NBS, PACKAGE = ROOT / "nbs", ROOT / "diffusion_course"
+sys.path.insert(0, str(ROOT / "tools"))
+
+from execute import notebooks  # noqa: E402
+
+NOTEBOOKS = notebooks(NBS)
+LESSONS = [p for p in NOTEBOOKS if p.parent == NBS and re.match(r"\d\d_", p.name)]
+SOLUTIONS = [p for p in NOTEBOOKS if p.parent == NBS / "solutions"]
+TOOLBOX = [p for p in NOTEBOOKS if p.parent == NBS / "toolbox"]
+
+
+def name_of(path: Path) -> str:
+    """A notebook's name in the test report."""
+    return path.relative_to(NBS).with_suffix("").as_posix()
+
+
+def read(path: Path) -> dict:
+    """A notebook as plain dictionaries, each source as one string."""
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    for cell in nb["cells"]: cell["source"] = "".join(cell["source"])
+    return nb
+
+
+def code(path: Path) -> list[str]:
+    """The sources of a notebook's code cells, without lines that only IPython reads."""
+    return [re.sub(r"^\s*[%!].*$", "", c["source"], flags=re.M) for c in read(path)["cells"] if c["cell_type"] == "code"]
+
+
+def is_exported(source: str) -> bool:
+    """Whether a cell goes into the library."""
+    return re.match(r"#\|\s*(export\w*|default_exp)\b", source) is not None
+
+
+def module_of(path: Path) -> str | None:
+    """The module that a notebook exports, with its package."""
+    found = [m[1] for source in code(path) if (m := re.match(r"#\|\s*default_exp\s+(\S+)", source))]
+    return f"diffusion_course.{found[0]}" if found else None
+
+
+def checks(source: str) -> Iterator[tuple[str, str]]:
+    """The calls check("name", function) in a source: the name, and the function as it is written."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "check" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
+            yield node.args[0].value, ast.unparse(node.args[1])
+
+
+def imported(source: str, module: str = "") -> set[str]:
+    """The modules of this package that a source imports, also inside its functions; `module` is where relative names start."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [*module.split(".")[: -node.level], node.module])) if node.level else node.module
+            found |= {f"{base}.{a.name}" for a in node.names} if base == "diffusion_course" else {base}
+    return {m for m in found if m.startswith("diffusion_course.") and not m.endswith(".__version__")}

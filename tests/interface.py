@@ -1,0 +1,344 @@
+"""JupyterLab in a headless browser: what the browser tests and `benchmarks/interface.py` share.
+
+`python tests/interface.py --install` looks for a browser and fetches Playwright's where there is none.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_course.cli import lab_command
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ElementHandle, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN = "course"  # of servers that live for a test, on this machine only
+PATIENCE = 60_000  # milliseconds before what does not come is given up
+NO_BROWSER = "no Chromium or Chrome found: set CHROMIUM to one, or run `python -m playwright install chromium`"
+
+
+# ---- the browser -----------------------------------------------------------------------------------------------------
+
+def find_browser() -> str | None:
+    """An executable: $CHROMIUM, the system's Chromium or Chrome, or Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found: return found
+    try:
+        from playwright.sync_api import sync_playwright
+        with sync_playwright() as p: own = p.chromium.executable_path
+    except Exception: return None
+    return own if Path(own).exists() else None
+
+
+def install_browser() -> str | None:
+    """The browser there is, or Playwright's, fetched. None, and one line that says so, where neither can be had."""
+    if not find_browser(): subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True)
+    found = find_browser()
+    print(f"Browser tests use {found}." if found else f"Browser tests will be skipped: {NO_BROWSER}.")
+    return found
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Browser]:
+    """A headless browser that asks nothing of the network by itself."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0: flags.append("--no-sandbox")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=find_browser(), args=flags)
+        try: yield browser
+        finally: browser.close()
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Server:
+    """A JupyterLab that runs."""
+
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def private(folder: Path) -> dict[str, str]:
+    """An environment whose Jupyter keeps its settings, trust and logs in `folder` and knows nothing of the user's."""
+    places = {name: str(folder / name.lower()) for name in (
+        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    return {**os.environ, **places, "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": TOKEN}
+
+
+def answers(url: str) -> bool:
+    """Whether a server listens there."""
+    try: return urllib.request.urlopen(f"{url}/api", timeout=5).status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError): return False
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
+    """The server that `command` starts on `port`, ended afterwards. `folder` takes its settings and its log."""
+    log = folder / "server.log"
+    with log.open("w") as out:
+        server = Server(f"http://127.0.0.1:{port}", subprocess.Popen(command, env=private(folder), stdout=out, stderr=out, cwd=folder), log)
+    try:
+        give_up = time.monotonic() + PATIENCE / 1000
+        while not answers(server.url):
+            if server.process.poll() is not None or time.monotonic() > give_up: raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.process.terminate()
+        try: server.process.wait(20)
+        except subprocess.TimeoutExpired: server.process.kill()
+
+
+@contextlib.contextmanager
+def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
+    """JupyterLab on a folder of trusted notebooks, as `diffusion-course lab` starts it."""
+    port = free_port()
+    trust = "import sys, pathlib; from diffusion_course.cli import trust; trust(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", trust, str(notebooks)], env=private(folder), check=True)
+    with running(lab_command(notebooks, "", port, browser=False), port, folder) as server: yield server
+
+
+# ---- a notebook ------------------------------------------------------------------------------------------------------
+
+def open_notebook(page: Page, server: Server, path: str) -> None:
+    """Open a notebook and wait for its kernel."""
+    page.goto(f"{server.url}/lab/tree/{path}?reset&token={TOKEN}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
+
+
+def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
+    """Run > Run All Cells, and wait until every cell has its number or one has failed."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator('li[data-command="runmenu:run-all"]').click()
+    page.wait_for_function(
+        """() => { const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content')?.innerText.trim());
+                   return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
+                     (cells.length && cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""", timeout=timeout)
+
+
+def complaints(page: Page) -> list[str]:
+    """Errors and warnings under the cells, and dialogs and notices over them."""
+    said = page.locator('[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jp-Dialog, .Toastify__toast')
+    return [text.strip()[-1500:] for text in said.all_inner_texts()]
+
+
+# Pictures are compared by their pixels: the address of one that was sent anew changes even where it looks the same.
+# A player is looked at, paused, at several times, because at t = 0 nothing may differ.
+PIXELS = """async (root) => {
+  const hash = (s) => { let h = 5381; for (let i = 0; i < s.length; i++) h = (h * 33 ^ s.charCodeAt(i)) >>> 0; return h; };
+  const seen = [];
+  for (const img of root.querySelectorAll('.dc-picture')) {
+    const picture = img.tagName === 'IMG' ? img : img.querySelector('img'), canvas = document.createElement('canvas');
+    try { await picture.decode(); } catch { return 'loading'; }
+    canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
+    canvas.getContext('2d').drawImage(picture, 0, 0);
+    seen.push(hash(canvas.toDataURL()));
+  }
+  for (const player of root.matches('.dc-player') ? [root] : root.querySelectorAll('.dc-player')) {
+    if (player.dataset.playing === 'true') player.querySelector('.dc-play').click();
+    const scrub = player.querySelector('.dc-scrub');
+    for (const at of [250, 600, 1000]) {
+      scrub.value = at; scrub.dispatchEvent(new Event('input'));
+      for (const canvas of player.querySelectorAll('canvas')) seen.push(hash(canvas.toDataURL()));
+    }
+  }
+  for (const text of root.querySelectorAll('.dc-text')) seen.push(hash(text.innerText));
+  return seen.join();
+}"""
+
+
+def pixels(element: ElementHandle) -> str:
+    """What a panel or a player shows, as a short text to compare."""
+    return element.evaluate(PIXELS)
+
+
+def settle(panel: ElementHandle, before: str, patience: float = 20) -> bool:
+    """Wait until the panel shows something other than `before`, and has come to rest. False where it never does."""
+    last, give_up = before, time.monotonic() + patience
+    while time.monotonic() < give_up:
+        time.sleep(0.15)
+        now = pixels(panel)
+        if now == last and now not in (before, "loading"): return True
+        last = now
+    return False
+
+
+def drag(page: Page, control: ElementHandle, to: float, moves: int = 6) -> None:
+    """Drag a slider's handle to a share of its length, by mouse."""
+    handle, track = control.query_selector(".noUi-handle"), control.query_selector(".noUi-target")
+    handle.scroll_into_view_if_needed()
+    a, b = handle.bounding_box(), track.bounding_box()
+    y = a["y"] + a["height"] / 2
+    page.mouse.move(a["x"] + a["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(b["x"] + to * b["width"], y, steps=moves)
+    page.mouse.up()
+
+
+def ways(page: Page, control: ElementHandle) -> list[Callable[[], object]]:
+    """Moves that each give a control another value, the ends of a slider among them."""
+    if control.query_selector(".noUi-handle"):
+        handle, track = control.query_selector(".noUi-handle").bounding_box(), control.query_selector(".noUi-target").bounding_box()
+        near_end = handle["x"] + handle["width"] / 2 > track["x"] + track["width"] / 2
+        return [lambda to=to: drag(page, control, to) for to in ([0.2, 1, 0] if near_end else [0.8, 0, 1])]
+    if select := control.query_selector("select"):
+        others = select.evaluate("s => [...s.options].map((o, k) => k).filter(k => k !== s.selectedIndex)")
+        return [lambda k=k: select.select_option(index=k) for k in others]
+    if buttons := [b for b in control.query_selector_all("button") if "mod-active" not in b.get_attribute("class")]:
+        return [b.click for b in buttons]
+    box = control.query_selector("input[type=checkbox]")
+    if box is None: raise AssertionError(f"a control the tests do not know: {control.inner_text()!r}")
+    return [box.click]
+
+
+def exercise_panel(page: Page, panel: ElementHandle) -> None:
+    """Move every control of a panel and see its pictures change each time, without a message."""
+    panel.scroll_into_view_if_needed()
+    controls = panel.query_selector_all(".dc-controls > *")
+    assert controls, "a panel without controls"
+    for control in controls:
+        name = (control.inner_text().strip().splitlines() or ["?"])[0]
+        for k, move in enumerate(ways(page, control)):
+            before = pixels(panel)
+            move()
+            assert settle(panel, before), f"move {k + 1} of {name!r} changed no picture"
+            message = panel.query_selector(".dc-message").inner_text().strip()
+            assert not message, f"move {k + 1} of {name!r}: {message}"
+
+
+def exercise_player(page: Page, player: ElementHandle) -> None:
+    """Play, pause and scrub a player."""
+    player.scroll_into_view_if_needed()
+    button, draws = player.query_selector(".dc-play"), lambda: int(player.get_attribute("data-draws") or 0)
+    if player.get_attribute("data-playing") == "true": button.click()
+    scrub = player.query_selector(".dc-scrub").bounding_box()
+    shown = []
+    for share in (0.05, 0.5, 0.95):
+        page.mouse.click(scrub["x"] + share * scrub["width"], scrub["y"] + scrub["height"] / 2)
+        shown.append(player.evaluate("p => [...p.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"))
+    assert len(set(shown)) == len(shown), "scrubbing changed no picture"
+    page.mouse.click(scrub["x"] + 0.05 * scrub["width"], scrub["y"] + scrub["height"] / 2)
+    start, first = draws(), player.evaluate("p => p.querySelector('canvas').toDataURL()")
+    button.click()
+    page.wait_for_function("([p, n]) => +p.dataset.draws > n + 5", arg=[player, start], timeout=PATIENCE)
+    assert player.evaluate("p => p.querySelector('canvas').toDataURL()") != first, "playing moved nothing"
+    button.click()
+    start = draws()
+    page.wait_for_timeout(300)
+    assert draws() == start, "a paused player goes on drawing"
+
+
+# ---- how fast ----------------------------------------------------------------------------------------------------------
+
+SPEED = """import torch
+from diffusion_course.player import play
+from diffusion_course.plots import show_samples
+from diffusion_course.widgets import panel, slider
+
+def paths(angle, n=500, steps=50):
+    "Euler steps of a whirl around the origin."
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    xs, turn = [x], torch.tensor([[-1.0, angle], [-angle, -1.0]])
+    for _ in range(steps): xs.append(xs[-1] + xs[-1] @ turn / steps)
+    return torch.stack(xs)
+%%
+panel(lambda angle: play(paths(angle), extent=3, autoplay=False), angle=slider(0.0, 6.0, step=0.01))
+%%
+panel(lambda angle: show_samples(paths(angle)[-1]), angle=slider(0.0, 6.0, step=0.01))
+%%
+play(paths(3.0, n=2000), extent=3)
+"""
+
+
+def write_notebook(path: Path, source: str) -> None:
+    """A notebook of code cells, which `source` separates by lines of %%."""
+    import nbformat
+    nbformat.write(nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(c.strip()) for c in source.split("\n%%\n")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), path)
+
+
+# From the event that moves the slider to the frame after the new picture is in the page.
+WATCH = """(panel) => {
+  window.dcMoved = null; window.dcTimes = [];
+  const done = () => { if (window.dcMoved === null) return; const t0 = window.dcMoved; window.dcMoved = null;
+                       requestAnimationFrame(() => window.dcTimes.push(performance.now() - t0)); };
+  document.addEventListener('pointermove', () => { window.dcMoved ??= performance.now(); }, true);
+  const player = panel.querySelector('.dc-player'), image = panel.querySelector('.dc-picture');
+  if (player) new MutationObserver(done).observe(player, { attributes: true, attributeFilter: ['data-revision'] });
+  else (image.tagName === 'IMG' ? image : image.querySelector('img')).addEventListener('load', done);
+}"""
+
+
+def latencies(page: Page, panel: ElementHandle, moves: int = 60) -> list[float]:
+    """Milliseconds from each of many moves of a panel's first slider to its new picture."""
+    panel.scroll_into_view_if_needed()
+    control = panel.query_selector(".dc-controls > *")
+    drag(page, control, 0.02)
+    page.wait_for_timeout(500)
+    handle, track = control.query_selector(".noUi-handle").bounding_box(), control.query_selector(".noUi-target").bounding_box()
+    y = handle["y"] + handle["height"] / 2
+    page.mouse.move(handle["x"] + handle["width"] / 2, y)
+    page.mouse.down()
+    panel.evaluate(WATCH)
+    for k in range(moves):
+        page.mouse.move(track["x"] + track["width"] * (0.05 + 0.9 * k / moves), y)
+        page.wait_for_function("k => window.dcTimes.length > k", arg=k, timeout=PATIENCE)
+        page.wait_for_timeout(30)
+    page.mouse.up()
+    return page.evaluate("window.dcTimes")
+
+
+def frames_per_second(page: Page, player: ElementHandle, seconds: float = 3) -> float:
+    """How often a playing player draws."""
+    player.scroll_into_view_if_needed()
+    if player.get_attribute("data-playing") != "true": player.query_selector(".dc-play").click()
+    count = """async ([p, s]) => { const a = +p.dataset.draws, t = performance.now(); await new Promise(r => setTimeout(r, 1000 * s));
+                                   return 1000 * (p.dataset.draws - a) / (performance.now() - t); }"""
+    return page.evaluate(count, [player, seconds])
+
+
+def measure_speed(page: Page, server: Server, notebooks: Path) -> str:
+    """A table: slider to new picture, and the player's frames per second."""
+    write_notebook(notebooks / "speed.ipynb", SPEED)
+    open_notebook(page, server, "speed.ipynb")
+    run_all(page)
+    page.wait_for_selector(".dc-panel .dc-player canvas", timeout=PATIENCE)
+    page.wait_for_selector(".dc-panel .dc-picture", timeout=PATIENCE)
+    assert not complaints(page), complaints(page)
+    rows = []
+    for name, panel in zip(("player, 500 points, 50 steps", "figure, 500 points"), page.query_selector_all(".dc-panel"), strict=True):
+        ms = sorted(latencies(page, panel))
+        rows.append(f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms   95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)")
+    player = page.query_selector_all(".dc-player")[-1]
+    rows.append(f"player, 2,000 points, 50 steps: {frames_per_second(page, player):.0f} frames a second")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    found = install_browser() if "--install" in sys.argv else find_browser()
+    if "--install" not in sys.argv: print(found or NO_BROWSER)

@@ -1,0 +1,72 @@
+"""Every lesson as a learner meets it: opened in JupyterLab, run, every slider dragged, every player played."""
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import LESSONS, NBS, ROOT, name_of
+from interface import NO_BROWSER, Server, complaints, exercise_panel, exercise_player, find_browser, measure_speed, open_browser, open_notebook, run_all, serve
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the notebooks, because JupyterLab writes to those it has open."""
+    return Path(shutil.copytree(NBS, tmp_path_factory.mktemp("lab") / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")))
+
+
+@pytest.fixture(scope="module")
+def server(notebooks: Path) -> Iterator[Server]:
+    """One JupyterLab for all tests."""
+    with serve(notebooks, notebooks.parent) as running: yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """One browser for all tests."""
+    with open_browser() as opened: yield opened
+
+
+@pytest.fixture
+def page(browser, server: Server, request: pytest.FixtureRequest) -> Iterator:
+    """A fresh profile's page. It asks only the server, and leaves a picture in out/ where a test fails."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    page, asked, failed = context.new_page(), [], request.session.testsfailed
+    page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else asked.append(r.url))
+    page.on("dialog", lambda dialog: dialog.accept())  # on leaving a notebook with changes
+    yield page
+    if request.session.testsfailed > failed:
+        picture = ROOT / "out" / (re.sub(r"\W+", "_", request.node.name).strip("_") + ".png")
+        page.screenshot(path=picture)
+        print(f"See {picture}")
+    context.close()
+    assert not asked, f"asked of the network: {asked}"
+
+
+STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'  # pictures that need no kernel
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_lesson(page, server: Server, path: Path) -> None:
+    open_notebook(page, server, path.name)
+    page.wait_for_selector(STORED, state="attached")
+    assert not page.locator(".dc-panel").count(), "a panel without a kernel behind it"
+    page.wait_for_timeout(2000)  # JupyterLab asks its questions a little later
+    assert not complaints(page), complaints(page)
+
+    run_all(page)
+    assert not complaints(page), complaints(page)
+    panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
+    assert panels, "a lesson without a panel"
+    for player in players: exercise_player(page, player)
+    for panel in panels: exercise_panel(page, panel)
+    assert not complaints(page), complaints(page)
+
+
+def test_speed(page, server: Server, notebooks: Path, capsys: pytest.CaptureFixture) -> None:
+    table = measure_speed(page, server, notebooks)
+    with capsys.disabled(): print(f"\n{table}")

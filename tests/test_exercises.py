@@ -1,0 +1,84 @@
+"""Every exercise: its stub is not attempted, its solution passes, each of its mistakes gets its own hint."""
+from __future__ import annotations
+
+import ast
+from functools import cache
+
+import pytest
+from conftest import LESSONS, NBS, SOLUTIONS, checks, code
+
+from diffusion_course.checking import LESSONS as MODULES
+from diffusion_course.checking import Exercise, check, exercises
+
+EXERCISES = dict(exercises())
+STUBS = [(path, source, name, function) for path in LESSONS for source in code(path) for name, function in checks(source)]
+
+
+@pytest.fixture(params=EXERCISES)
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of each exercise."""
+    return request.param
+
+
+@pytest.fixture
+def task(name: str) -> Exercise:
+    """The exercise itself."""
+    return EXERCISES[name]
+
+
+@cache
+def solved() -> dict[str, tuple[str, object]]:
+    """From the solution notebooks, executed: for each exercise the name of the function that is checked last, and that function."""
+    found = {}
+    for path in SOLUTIONS:
+        space = {"__name__": "__main__"}
+        for source in code(path):
+            exec(compile(source, path.name, "exec"), space)
+            for name, function in checks(source): found[name] = function, eval(function, space)
+    return found
+
+
+def test_lessons_pose_the_exercises_there_are() -> None:
+    assert sorted(name for _, _, name, _ in STUBS) == sorted(EXERCISES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_lesson_has_at_least_four(module: str) -> None:
+    assert sum(name.startswith(f"{module}.") for name in EXERCISES) >= 4
+
+
+def test_stub_is_not_attempted(name: str) -> None:
+    path, source, function = next((p, s, f) for p, s, n, f in STUBS if n == name)
+    space = {}
+    for earlier in code(path):
+        for node in ast.parse(earlier).body:
+            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or (earlier == source and isinstance(node, ast.FunctionDef))
+            if wanted: exec(compile(ast.Module([node], []), path.name, "exec"), space)
+    assert check(name, eval(function, space)).status == "not attempted"
+
+
+@pytest.mark.slow
+def test_solution_passes(name: str) -> None:
+    stub = next(f for _, _, n, f in STUBS if n == name)
+    assert name in solved(), f"no solution in {NBS / 'solutions'} calls check({name!r}, …)"
+    function, solution = solved()[name]
+    assert function == stub, f"the lesson asks for {stub}, the solution is called {function}"
+    report = check(name, solution)
+    assert report, report.message
+
+
+def test_reference_passes(name: str, task: Exercise) -> None:
+    report = check(name, task.reference)
+    assert report, report.message
+
+
+def test_there_are_three_mistakes_with_a_hint_each(task: Exercise) -> None:
+    assert len(task.mistakes) >= 3
+    assert len({m.hint for m in task.mistakes}) == len(task.mistakes)
+    assert all(len(m.hint.split()) >= 5 for m in task.mistakes), "a hint that helps takes more words"
+
+
+def test_each_mistake_is_recognised(name: str, task: Exercise) -> None:
+    for mistake in task.mistakes:
+        report = check(name, mistake.function)
+        assert (report.status, report.message) == ("not yet", mistake.hint), f"{mistake.function} was told: {report.message}"

@@ -1,0 +1,64 @@
+"""Every notebook runs from top to bottom without an error or a warning, as `make lessons` does it."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import LESSONS, NOTEBOOKS, SOLUTIONS, TOOLBOX, name_of
+from execute import NotebookError, execute, main, notebooks, store
+from interface import find_browser, write_notebook
+
+INDEX = [p for p in NOTEBOOKS if p.name == "index.ipynb"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TOOLBOX + SOLUTIONS + INDEX, ids=name_of)
+def test_notebook_runs(path: Path) -> None:
+    execute(path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is not None, reason="the browser tests run the lessons")
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_lesson_runs(path: Path) -> None:
+    execute(path)
+
+
+# ---- the tool itself -------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source, said", [
+    ("x = 1\n%%\n1 / 0\n%%\nx", r"trial.ipynb, cell 2 \(\w+\): ZeroDivisionError"),
+    ("import warnings\nwarnings.warn('careful')", "cell 1 .*stderr.*careful"),
+    ("import pathlib\npathlib.Path.home()", "cell 1 .*a path of this machine"),
+], ids=["error", "warning", "path"])
+def test_a_notebook_that_fails_is_named_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture, source: str, said: str) -> None:
+    path = tmp_path / "trial.ipynb"
+    write_notebook(path, source)
+    before = path.read_bytes()
+    with pytest.raises(NotebookError, match=said): execute(path)
+    assert main([str(path)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_outputs_are_stored_without_what_dies_with_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "trial.ipynb"
+    write_notebook(path, "from diffusion_course.plots import figure\nfrom diffusion_course.widgets import panel, slider\n%%\n"
+                   "panel(lambda k: figure()[0], k=slider(1, 3))\n%%\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)): pass")
+    before = path.read_bytes()
+    assert main(["--check", str(path)]) == 0
+    assert path.read_bytes() == before
+    store(path, execute(path))
+    cells = nbformat.read(path, as_version=4).cells
+    assert set(cells[1].outputs[0].data) == {"text/html", "text/plain"}
+    assert cells[2].outputs == []
+    assert all(c.execution_count is None and not c.metadata for c in cells)
+
+
+def test_checkpoints_are_no_notebooks(tmp_path: Path) -> None:
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in ("02_b.ipynb", "01_a.ipynb", ".ipynb_checkpoints/01_a-checkpoint.ipynb"): (tmp_path / name).touch()
+    assert [p.name for p in notebooks(tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]
