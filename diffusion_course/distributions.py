@@ -167,12 +167,16 @@ class GaussianMixture:
     def _log_joint(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
         "log(weights_k N(x; means_k, stds_k² I)), (n, K); with y only among components of that label, weighted anew."
         x = _points(x, self.means.shape[1])
-        means, stds, log_weights = self.means.to(x), self.stds.to(x), self.weights.to(x).log()
-        if y is not None:
-            matches = _matches(y, len(x), self.labels, self.weights).to(x.device)
-            log_weights = log_weights.where(matches, -math.inf).log_softmax(1)
+        means, stds = self.means.to(x), self.stds.to(x)
         square = (x[:, None] - means).square().sum(-1)  # torch.cdist has no gradient at a mean
-        return log_weights - square / (2 * stds**2) - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
+        return self.log_weights(len(x), y).to(x) - square / (2 * stds**2) - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
+
+    def log_weights(self, n: int, y: Tensor | int | None = None) -> Tensor:
+        "The logarithm of the weights for each of n points: (n, K); -inf for components of other labels than y."
+        log_weights = self.weights.log().expand(n, -1)
+        if y is None: return log_weights
+        matches = _matches(y, n, self.labels, self.weights).to(log_weights.device)
+        return log_weights.where(matches, -math.inf).log_softmax(1)
 
     def log_prob(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
         "log p(x), or log p(x | y): (n, D) -> (n,)."

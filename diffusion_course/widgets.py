@@ -46,10 +46,11 @@ def slider(
         rounded = {lo, value, hi} | {int(float(f"{lo * (hi / lo) ** (k / 60):.2g}")) for k in range(61)}
         return w.SelectionSlider(options=[(f"{v:,}", v) for v in sorted(rounded) if lo <= v <= hi], value=value, **common)
     if log:
-        return w.FloatLogSlider(value=value, min=log10(lo), max=log10(hi), step=step or log10(hi / lo) / 60, readout_format=".3g", **common)
+        return w.FloatLogSlider(value=value, min=log10(lo), max=log10(hi), step=step or log10(hi / lo) / 60, readout_format=".2g", **common)
     if whole:
         return w.IntSlider(value=value, min=lo, max=hi, step=step or 1, **common)
-    return w.FloatSlider(value=value, min=lo, max=hi, step=step or _round(hi - lo) / 100, readout_format=".4g", **common)
+    step = step or _round(hi - lo) / 100
+    return w.FloatSlider(value=value, min=lo, max=hi, step=step, readout_format=f".{max(0, -floor(log10(step)))}f", **common)
 
 
 def _round(x: float) -> float:
