@@ -20,8 +20,8 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'Report', 'check']
 
-# %% ../nbs/toolbox/checking.ipynb #9a3e5d4c
-LESSONS = ("distributions", "solvers", "schedules", "predictions")  # the modules of `diffusion_course.checks`, in the order of the lessons
+# %% ../nbs/toolbox/checking.ipynb #bb8b3936
+LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde")  # the modules of `diffusion_course.checks`, in the order of the lessons
 
 
 @dataclass(frozen=True)

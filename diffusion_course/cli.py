@@ -15,8 +15,8 @@ from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'lessons_folder', 'trust', 'lab_command', 'lab',
-           'parser', 'main']
+__all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'lessons_folder', 'trust', 'lab_command',
+           'lab_environment', 'lab', 'parser', 'main']
 
 # %% ../nbs/toolbox/cli.ipynb #254d530a
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -25,11 +25,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def keep_stills(
     nb: dict,  # a notebook of format 4 as plain dictionaries; changed in place
 ) -> dict:
-    "Drop links to live widgets from outputs that also hold a picture of them, so that the picture is what a saved notebook shows."
+    "Drop links to live widgets: where an output holds a picture too, the picture is left; where not (a progress bar), nothing."
     for cell in nb.get("cells", []):
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data and ("text/html" in data or "image/png" in data): del data[WIDGET]
+        if "outputs" in cell: cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
     return nb
 
 
@@ -83,15 +84,20 @@ def lab_command(folder: Path, lesson: str, port: int, browser: bool) -> list[str
     return command
 
 
+def lab_environment() -> dict[str, str]:
+    "The environment that JupyterLab and its kernels run in."
+    # A kernel of the same name in the user's home must not shadow the one beside this package. And where browser and
+    # kernel share a few cores, threads that wait by spinning slow each other down tenfold.
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
+
+
 def lab(args: argparse.Namespace) -> int:
     "Start JupyterLab on the lessons and stay until it ends."
     folder = lessons_folder(args.lessons)
     lesson = next((p.name for p in sorted(folder.glob("*.ipynb")) if p.name.startswith(args.lesson)), None)
     if lesson is None: raise ValueError(f"no lesson {args.lesson!r} in {folder}: expected the start of one of {', '.join(sorted(p.name for p in folder.glob('*.ipynb')))}")
     trust(folder)
-    # A kernel of the same name in the user's home must not shadow the one beside this package.
-    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
-    command = lab_command(folder, lesson, args.port, args.browser)
+    environment, command = lab_environment(), lab_command(folder, lesson, args.port, args.browser)
     # Becoming the server instead of its parent, so that Ctrl-C and termination reach it and it can close its kernels.
     if os.name == "posix": os.execve(command[0], command, environment)
     with subprocess.Popen(command, env=environment) as server:

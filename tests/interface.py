@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion_course.cli import lab_command
+from diffusion_course.cli import lab_command, lab_environment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ElementHandle, Page
@@ -86,7 +86,7 @@ def private(folder: Path) -> dict[str, str]:
     """An environment whose Jupyter keeps its settings, trust and logs in `folder` and knows nothing of the user's."""
     places = {name: str(folder / name.lower()) for name in (
         "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
-    return {**os.environ, **places, "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_TOKEN": TOKEN}
+    return {**lab_environment(), **places, "JUPYTER_TOKEN": TOKEN}
 
 
 def answers(url: str) -> bool:

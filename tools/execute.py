@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
-from diffusion_course.cli import keep_stills
+from diffusion_course.cli import keep_stills, lab_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE64 = re.compile(r"[A-Za-z0-9+/=\\]{120,}")  # pictures and paths of points: by chance anything stands in them
@@ -64,7 +64,7 @@ def problem(output: dict) -> str | None:
 def execute(path: Path, timeout: float = 600) -> nbformat.NotebookNode:
     """The notebook with fresh outputs. A `NotebookError` names the cell that failed; the file is left alone."""
     nb = nbformat.read(path, as_version=4)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # else a kernel of the same name in the user's home comes first
+    os.environ.update(lab_environment())
     client = NotebookClient(
         nb, timeout=timeout, kernel_name="python3", store_widget_state=False, record_timing=False,
         resources={"metadata": {"path": str(path.parent)}}, extra_arguments=["--log-level=ERROR"],
