@@ -328,3 +328,29 @@ WRONG = {
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_what_does_not_fit_says_what_was_expected(call) -> None:
     with pytest.raises(ValueError, match="expected"): call()
+
+
+@every_schedule
+def test_the_marginal_field_obeys_the_continuity_equation(schedule):
+    "dp/dt = -div(p u): the field of the exact model carries the marginal path."
+    mixture, h = GaussianMixture(randn(3, 2, seed=1), [0.3, 0.5, 0.4], [0.2, 0.5, 0.3]), 1e-5
+    model, p = ExactDenoiser(mixture, schedule), lambda x, t: marginal(mixture, schedule, t).log_prob(x).exp()
+    for t in (0.2037, 0.5013, 0.8041):  # off DDPM's knots
+        x = (marginal(mixture, schedule, t).sample(50, rng(2))).requires_grad_()
+        flow = p(x, t)[:, None] * model(x, t).velocity
+        inflow = -sum(torch.autograd.grad(flow[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2))
+        rate = ((p(x, t + h) - p(x, t - h)) / (2 * h)).detach()
+        torch.testing.assert_close(rate, inflow, rtol=1e-4, atol=1e-6 * rate.abs().max().item() + 1e-12)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), VariancePreserving()], ids=repr)
+def test_the_exact_flow_there_and_back(schedule):
+    from functools import partial
+
+    from diffusion_course.solvers import integrate, rk4_step
+
+    model, noise, ts = ExactDenoiser(running_mixture(), schedule), randn(50, 2), torch.linspace(0, 0.95, 201, dtype=D)
+    step = partial(rk4_step, lambda x, t: model(x, t).velocity)
+    *_, data = integrate(step, noise, ts)
+    *_, back = integrate(step, data, ts.flip(0))
+    assert (back - noise).abs().max() < 1e-4 < (data - noise).abs().max()

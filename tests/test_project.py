@@ -164,3 +164,8 @@ def test_lesson_reads_well_without_a_kernel(path: Path) -> None:
     assert pictures, "no still picture is stored"
     dead = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert not dead, "an output links to a widget that ended with its kernel: run `make lessons`"
+
+
+def test_ruff_has_nothing_to_say() -> None:
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -188,3 +188,11 @@ def test_bad_input():
     with pytest.raises(ValueError, match="noise"): sde_step(model, 1.0, x, 0.5, 0.6, noise=x[:2])
     for bad in (dict(steps=0), dict(step=0.0), dict(step=1.5)):
         with pytest.raises(ValueError, match="step"): langevin_correct(model, x, 0.5, **bad)
+
+
+@pytest.mark.parametrize("churn", [0.0, 1.0])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), VariancePreserving(), VarianceExploding(), DDPM(torch.linspace(1e-4, 0.02, 1000))], ids=repr)
+def test_sampling_over_the_whole_clock_stays_finite(schedule, churn):
+    x = schedule.sigma(0.0).float() * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    step = partial(sde_step, ExactDenoiser(running_mixture(), schedule), churn, generator=torch.Generator().manual_seed(1))
+    assert all(x.isfinite().all() for x in integrate(step, x, torch.linspace(0, 1, 21)))

@@ -137,8 +137,8 @@ def test_bad_input_is_refused_at_once():
     for x, said in [(torch.zeros(0, 2), "not empty"), (torch.tensor([math.inf]), "infinite")]:
         with pytest.raises(ValueError, match=said): integrate(step, x, [0.0, 1.0])
     for returned, said in [(None, "NoneType"), (1.0, "float")]:
-        with pytest.raises(ValueError, match=f"field returned {said}"): heun_step(lambda x, t: returned, torch.zeros(5), 0.0, 0.5)
-        with pytest.raises(ValueError, match=f"step returned {said}"): list(integrate(lambda x, t, s: returned, torch.zeros(5), [0.0, 1.0]))
+        with pytest.raises(ValueError, match=f"field returned {said}"): heun_step(lambda x, t, k=returned: k, torch.zeros(5), 0.0, 0.5)
+        with pytest.raises(ValueError, match=f"step returned {said}"): list(integrate(lambda x, t, s, k=returned: k, torch.zeros(5), [0.0, 1.0]))
     with pytest.raises(ValueError, match=r"step returned shape \(5, 5\)"): list(integrate(lambda x, t, s: x + x[:, None], torch.zeros(5), [0.0, 1.0]))
     with pytest.raises(ValueError, match=r"g has shape \(5, 1\)"): em_step(lambda x, t: x, lambda x, t: x[:, None], torch.zeros(5), 0.0, 0.5)
     with pytest.raises(ValueError, match=r"returned shape \(5, 5\)"): euler_step(lambda x, t: x + torch.zeros(5, 1), torch.zeros(5), 0.0, 0.5)
