@@ -169,3 +169,17 @@ def test_lesson_reads_well_without_a_kernel(path: Path) -> None:
 def test_ruff_has_nothing_to_say() -> None:
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example, = re.findall(r"```python\n(.*?)```", readme, re.S)
+    space: dict = {}
+    exec(example, space)
+    assert space["samples"].shape == (500, 2) and 0.7 < space["samples"].std() < 1.4
+
+
+def test_readme_and_index_show_the_same_map() -> None:
+    rows = lambda text: [line.replace("(nbs/", "(") for line in text.splitlines() if re.match(r"\| \[\d\d ", line)]
+    index = "\n".join(c["source"] for c in read(ROOT / "nbs" / "index.ipynb")["cells"])
+    assert rows((ROOT / "README.md").read_text(encoding="utf-8")) == rows(index) and len(rows(index)) == len(LESSONS)

@@ -61,9 +61,13 @@ def rooms(path: Path) -> None:
     for name, (x, y) in place.items():
         for other in uses[name]:
             a, b = place[other]
-            start, end = ((x + 0.875, y), (a + 0.875, b + 0.5)) if a >= x - 2 and y > b and x > 5 else ((x + 1.75, y + 0.25), (a, b + 0.25))
-            ax.annotate("", end, start, arrowprops=dict(arrowstyle="->", color="#9AA5B1", lw=1, shrinkA=1, shrinkB=1))
-    ax.set(xlim=(-0.1, 13), ylim=(-0.6, max(y for _, y in place.values()) + 0.7))
+            beside = x == a and x < 5  # a lesson on a lesson: an arc at their left
+            if beside: start, end = (x, y + 0.25), (a, b + 0.25)
+            elif x > 5: start, end = (x + 0.875, y), (a + 0.875, b + 0.5)
+            else: start, end = (x + 1.75, y + 0.25), (a, b + 0.25)
+            style = dict(arrowstyle="->", color="#9AA5B1", lw=1, shrinkA=1, shrinkB=1, connectionstyle=f"arc3,rad={0.5 * beside}")
+            ax.annotate("", end, start, arrowprops=style)
+    ax.set(xlim=(-1.6, 13), ylim=(-0.6, max(y for _, y in place.values()) + 0.7))
     ax.axis("off")
     path.write_bytes(png(fig))
 
