@@ -64,7 +64,7 @@ def matching_loss(
     x1: Tensor,  # (B, ...) data
     *,
     t: Tensor | None = None,  # (B,) times; default: one in each of B equal parts of schedule.t_range
-    x0: Tensor | None = None,  # (B, ...) noise; default: standard normal
+    x0: Tensor | None = None,  # (B, ...) the noise eps, which may be of another kind (lesson 11); default: standard normal
     weight: Callable[[Tensor], Tensor] | None = None,  # weight(t (B,)) -> (B,)
     generator: torch.Generator | None = None,
     **cond,  # handed on to the model

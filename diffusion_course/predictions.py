@@ -143,8 +143,17 @@ class Denoiser(nn.Module):
         self.net, self.schedule, self.kind, self.sigma_data = net, schedule, kind, sigma_data
 
     def forward(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
-        t = _time(t, _batch(x)).to(x).expand(len(x))
-        return to_prediction(self.net(x, t, **cond), self.kind, x, t, self.schedule, self.sigma_data)
+        t = _time(t, _batch(x))
+        y = self.net(x, t.to(x).expand(len(x)), **cond)
+        return to_prediction(y, self.kind, x, t, self.schedule, self.sigma_data)
+
+    def singular(self, t: float) -> bool:
+        "Whether the model can't be asked at t: beyond the schedule's t_range, or where D = 0 for its target."
+        lo, hi = self.schedule.t_range
+        if 0 < t < 1 or not lo <= t <= hi: return not lo <= t <= hi
+        a, b = target_row(self.kind, t, self.schedule, self.sigma_data)
+        D = self.schedule.alpha(t) * b - self.schedule.sigma(t) * a
+        return not (D.isfinite() and D != 0)
 
 # %% ../nbs/04_predictions.ipynb #2902dd3d
 class ExactDenoiser:
@@ -186,3 +195,8 @@ class EmpiricalDenoiser:
         closeness = -away / (2 * sigma**2).clamp_min(torch.finfo(x.dtype).tiny)
         x1 = (closeness.softmax(1) @ data).reshape(x.shape)
         return Prediction(x, t, s, x1, (x - per_sample(s.alpha(t), x) * x1) / per_sample(s.sigma(t), x))
+
+    def singular(self, t: float) -> bool:
+        "Whether the model can't be asked at t: where sigma is 0, x says nothing about the noise."
+        lo, hi = self.schedule.t_range
+        return not lo <= t <= hi or bool(self.schedule.sigma(t) == 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .distributions import GaussianMixture
 
 # %% auto #0
-__all__ = ['per_sample', 'Schedule', 'as_time', 'Linear', 'marginal', 'Cosine', 'VariancePreserving', 'VarianceExploding', 'DDPM']
+__all__ = ['per_sample', 'as_time', 'Schedule', 'Linear', 'marginal', 'Cosine', 'VariancePreserving', 'VarianceExploding', 'DDPM']
 
 # %% ../nbs/03_paths.ipynb #3ff5e204
 def per_sample(
@@ -26,6 +26,19 @@ def per_sample(
     if a.shape not in ((), x.shape[:1]):
         raise ValueError(f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
     return a.reshape(a.shape + (1,) * (x.ndim - 1)) if a.ndim else a
+
+# %% ../nbs/03_paths.ipynb #c272a5bf
+def as_time(t: Tensor | float) -> Tensor:
+    "t as a tensor of floating-point numbers; a `ValueError` if it is not in [0, 1]."
+    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) and t.is_floating_point() else torch.float64)
+    if t.device.type == "cpu" and not ((t >= 0) & (t <= 1)).all():  # elsewhere a check would stall the device
+        raise ValueError(f"t is {t.tolist()}: expected times in [0, 1], 0 for noise and 1 for data")
+    return t
+
+
+def _number(l: Tensor | float) -> Tensor:
+    "l as a tensor of floating-point numbers."
+    return torch.as_tensor(l, dtype=None if isinstance(l, Tensor) and l.is_floating_point() else torch.float64)
 
 # %% ../nbs/03_paths.ipynb #06cf6409
 class Schedule:
@@ -56,19 +69,6 @@ class Schedule:
     def __repr__(self) -> str:
         numbers = (f"{k}={v:g}" for k, v in vars(self).items() if isinstance(v, (int, float)))
         return f"{type(self).__name__}({', '.join(numbers)})"
-
-
-def as_time(t: Tensor | float) -> Tensor:
-    "t as a tensor of floating-point numbers; a `ValueError` if it is not in [0, 1]."
-    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) and t.is_floating_point() else torch.float64)
-    if t.device.type == "cpu" and not ((t >= 0) & (t <= 1)).all():  # elsewhere a check would stall the device
-        raise ValueError(f"t is {t.tolist()}: expected times in [0, 1], 0 for noise and 1 for data")
-    return t
-
-
-def _number(l: Tensor | float) -> Tensor:
-    "l as a tensor of floating-point numbers."
-    return torch.as_tensor(l, dtype=None if isinstance(l, Tensor) and l.is_floating_point() else torch.float64)
 
 # %% ../nbs/03_paths.ipynb #f794f8e6
 class Linear(Schedule):

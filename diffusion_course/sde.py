@@ -46,7 +46,7 @@ def drift(
     churn: Churn = 1.0,
     backwards: bool = False,  # for a clock that runs from data to noise: ds < dt
 ) -> Tensor:
-    "velocity + g²/2 score, never divided by sigma. Backwards: velocity - g²/2 score, for a negative step."
+    "velocity + g²/2 score, never divided by sigma. Backwards: velocity - g²/2 score, which a negative step turns into +g²/2 score."
     p = prediction
     pull = _amount(churn, p.t) * _bracket(p.schedule, p.t)
     return p.velocity - per_sample(-pull if backwards else pull, p.eps) * p.eps

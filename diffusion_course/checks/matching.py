@@ -34,8 +34,9 @@ def _two_cases() -> list[tuple]:
     return [(_normal(8, 2, seed=7), a, b, 0.4), (_normal(8, 2, seed=8), a, b, 0.0), (_normal(4, 1, seed=9), a[:1], b[:1], 0.6), (80 * _normal(4, 2, seed=9), a, b, 0.9)]
 
 
-def _cosine_field(x: Tensor, t: float) -> Tensor:
+def _cosine_field(x: Tensor, t: Tensor | float) -> Tensor:
     "The exact velocity of the cosine path for data that sit in three points."
+    t = float(torch.as_tensor(t).flatten()[0])  # one time for all points, given as a number or as a batch
     data = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
     alpha, sigma = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
     share = (-(torch.cdist(x, alpha * data) ** 2) / (2 * sigma**2)).softmax(1)
@@ -144,6 +145,9 @@ def _summed_over_d(x, a, b, t): return floor_of_two(x, a, b, t) * x.shape[1]
 def _share_unmoved(x, a, b, t):
     w = torch.stack([-(x - p).square().sum(1) / (2 * (1 - t) ** 2) for p in (a, b)], 1).softmax(1)[:, 0]
     return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
+def _sigma_not_squared(x, a, b, t):
+    w = torch.stack([-(x - t * p).square().sum(1) / (2 * (1 - t)) for p in (a, b)], 1).softmax(1)[:, 0]
+    return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
 def _weight_of_one(x, a, b, t): return _share(x, a, b, t) * (a - b).square().mean() / (1 - t) ** 2
 def _spread_of_data(x, a, b, t): return _share(x, a, b, t) * (1 - _share(x, a, b, t)) * ((a - b) / 2).square().mean() / (1 - t) ** 2
 def _by_exponentials(x, a, b, t):
@@ -156,6 +160,7 @@ FLOOR = (
     Mistake(_once_divided, "A variance scales with the square: divide by (1 - t)², not by 1 - t."),
     Mistake(_summed_over_d, "You summed over the dimensions. The loss averages over them."),
     Mistake(_share_unmoved, "The shares compare x with a and b. At time t they have been shrunk to t·a and t·b."),
+    Mistake(_sigma_not_squared, "The shares are normal densities of spread sigma = 1 - t: the exponent is divided by 2·sigma², not by 2·sigma."),
     Mistake(_weight_of_one, "A two-valued variable has variance w(1 - w) times the squared difference: where it is decided, w = 1, nothing is left."),
     Mistake(_spread_of_data, "You used half the difference. With weights w and 1 - w the variance is w(1 - w)·|a - b|²: the halves are in the weights."),
     Mistake(_by_exponentials, "Right near the path, NaN far from it: the exponentials underflow. Use softmax."),

@@ -165,6 +165,12 @@ def _off_from_mean(x, alpha, sigma, mean, std):
 def _stds_added(x, alpha, sigma, mean, std):
     return mean + std / (alpha * std + sigma) * (x - alpha * mean), std * sigma / (alpha * std + sigma)
 def _rescaled_only(x, alpha, sigma, mean, std): return x / alpha, torch.full_like(std, sigma / alpha)
+def _left_precision(x, alpha, sigma, mean, std):
+    centre, spread = posterior(x, alpha, sigma, mean, std)
+    return centre, spread**-2
+def _no_alpha_at_all(x, alpha, sigma, mean, std):
+    precision = std**-2 + sigma**-2
+    return (mean * std**-2 + x * sigma**-2) / precision, precision**-0.5
 def _before_x(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[0], std
 def _fraction_left(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[0], sigma / (alpha**2 * std**2 + sigma**2).sqrt()
 def _swapped(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[::-1]
@@ -182,6 +188,8 @@ POSTERIOR = (
     Mistake(_off_from_mean, "Compare x with where the mean is at that time, alpha · mean."),
     Mistake(_stds_added, "You added standard deviations. Variances add up: alpha² std² + sigma²."),
     Mistake(_rescaled_only, "This is what x says by itself, x / alpha ± sigma / alpha. Weigh it against what the data say, mean ± std."),
+    Mistake(_left_precision, "The mean is right; the second output is the precision, one over the variance. The standard deviation is its inverse root."),
+    Mistake(_no_alpha_at_all, "You took x for a noisy x1. It is a noisy alpha·x1: what x says is that x1 is near x / alpha, with precision alpha²/sigma²."),
     Mistake(_before_x, "The mean is right; the second output is the spread before x is seen. Seeing x narrows it: 1/std² + alpha²/sigma² is one over the variance left."),
     Mistake(_fraction_left, "The mean is right; the second output is the fraction of the spread that is left. Multiply it by std."),
     Mistake(_swapped, "Both are right, in the other order: the mean first."),

@@ -46,7 +46,10 @@ def _rooted(x1, eps, alpha): return _column(alpha).sqrt() * x1 + (1 - _column(al
 def _noise_unscaled(x1, eps, alpha): return _column(alpha) * x1 + eps
 def _one_level_for_all(x1, eps, alpha): return mix_pictures(x1, eps, alpha[:1].expand(len(x1)))
 
+def _variance_as_sigma(x1, eps, alpha): return _column(alpha) * x1 + (1 - _column(alpha) ** 2) * eps
+
 MIX = (
+    Mistake(_variance_as_sigma, "1 - alpha² is the *variance* of the noise. What multiplies the noise is its root."),
     Mistake(_linear_sigma, "1 - alpha is the noise of the linear path. Variance preserving means alpha² + sigma² = 1: sigma = √(1 - alpha²)."),
     Mistake(_variances, "These are the shares of the variance. What multiplies data and noise are their roots, alpha and √(1 - alpha²)."),
     Mistake(_swapped, "Data and noise have changed places: alpha belongs to the data."),
@@ -90,7 +93,10 @@ def _one_step_late(betas): return ddpm_levels(torch.cat([torch.zeros(1).to(betas
 def _rest_of_alpha(betas): return ddpm_levels(betas)[0], 1 - ddpm_levels(betas)[0]
 def _swapped_levels(betas): return ddpm_levels(betas)[::-1]
 
+def _alpha_not_rooted(betas): return (1 - betas).cumprod(0), (1 - (1 - betas).cumprod(0) ** 2).sqrt()
+
 LEVELS = (
+    Mistake(_alpha_not_rooted, "The shares 1 - beta are of the *variance*. Their product is alpha², so take its root for alpha."),
     Mistake(_no_roots, "These are the variances, alpha² and sigma². Take their roots."),
     Mistake(_of_one_step, "This is what a single step does. The steps before it count too: multiply the shares 1 - beta up, with cumprod."),
     Mistake(_summed, "You summed the betas. Each step takes a share of what is *left*, so the shares 1 - beta are multiplied."),
@@ -144,7 +150,15 @@ def _sigma_not_squared(x, data, t): return ((_closeness(x, data, t) * (1 - t)).s
 def _over_the_points(x, data, t): return (_closeness(x, data, t).softmax(0) @ data - x) / (1 - t)
 def _no_time_left(x, data, t): return _closeness(x, data, t).softmax(1) @ data - x
 
+def _guarded(x, data, t):
+    weights = _closeness(x, data, t).exp()
+    return (weights / (weights.sum(1, keepdim=True) + 1e-12) @ data - x) / (1 - t)
+def _distance_not_squared(x, data, t):
+    return ((-torch.cdist(x, t * data) / (2 * (1 - t) ** 2)).softmax(1) @ data - x) / (1 - t)
+
 FIELD = (
+    Mistake(_guarded, "A small number in the denominator avoids NaN and returns the origin for far points: every weight has underflowed. Use softmax."),
+    Mistake(_distance_not_squared, "The distances are not squared: the exponent of a Gaussian is -|x - t·x1|² / (2 sigma²)."),
     Mistake(_all_alike, "You averaged over all data alike. Weigh each data point by how probable it is that x is on its way to it."),
     Mistake(_nearest, "You follow the nearest data point alone. The field is the *mean* of what all of them propose, weighted."),
     Mistake(_divided_exponentials, "Right near the path, NaN far from it: every exponential underflows and 0/0 is left. Use softmax."),

@@ -68,6 +68,7 @@ def _weighted_eps_too(score, eps, sigma): return (_column(sigma) * (score + eps)
 def _sigma_squared_inside(score, eps, sigma): return (_column(sigma) ** 2 * score + eps).square().mean()
 def _summed(score, eps, sigma): return (_column(sigma) * score + eps).square().flatten(1).sum(1).mean()
 def _absolute(score, eps, sigma): return (_column(sigma) * score + eps).abs().mean()
+def _zero_where_sigma_is(score, eps, sigma): return (_column(sigma) ** 2 * (score + eps / _column(sigma).clamp(min=1e-12)).square()).mean()
 def _one_sigma_for_all(score, eps, sigma): return (sigma.mean() * score + eps).square().mean()
 
 LOSS = (
@@ -78,6 +79,7 @@ LOSS = (
     Mistake(_sigma_squared_inside, "Inside the square the weight sigma² is only sigma."),
     Mistake(_summed, "You summed over the pixels. Take the mean, so that the loss doesn't grow with the picture."),
     Mistake(_absolute, "You took the absolute value. The loss is the square: only the square has the mean as its minimum."),
+    Mistake(_zero_where_sigma_is, "Where sigma is 0 nothing is left of your loss. The limit is |eps|²: multiply the weight in before you divide."),
     Mistake(_one_sigma_for_all, "Every picture has its own sigma: shape it (B, 1, 1, 1)."),
 )
 
@@ -108,25 +110,28 @@ STEP = (
     Mistake(_g_at_t, "You used t for sigma. On the linear path sigma is 1 - t: g² = 2(1 - t)."),
 )
 
-# %% ../../nbs/solutions/06_score_matching.ipynb #af1efcf2
-def generating_drift(x, score, beta, lam):
-    return beta / 2 * (x + (1 + lam**2) * score)
+# %% ../../nbs/solutions/06_score_matching.ipynb #005d95ab
+def generating_drift(x, score, beta, kappa):
+    return beta / 2 * (x + (1 + kappa**2) * score)
 
-# %% ../../nbs/solutions/06_score_matching.ipynb #89ef6ee5
-def _only_ode(x, score, beta, lam): return beta / 2 * (x + score)
-def _always_full(x, score, beta, lam): return beta / 2 * x + beta * score
-def _lam_not_squared(x, score, beta, lam): return beta / 2 * (x + (1 + lam) * score)
-def _only_the_noise(x, score, beta, lam): return beta / 2 * (x + lam**2 * score)
-def _x_not_flipped(x, score, beta, lam): return beta / 2 * (-x + (1 + lam**2) * score)
-def _subtracted(x, score, beta, lam): return beta / 2 * (x + (1 - lam**2) * score)
-def _no_half(x, score, beta, lam): return beta / 2 * x + (1 + lam**2) * beta * score
-def _rooted(x, score, beta, lam): return beta**0.5 / 2 * (x + (1 + lam**2) * score)
+# %% ../../nbs/solutions/06_score_matching.ipynb #94ef2327
+def _only_ode(x, score, beta, kappa): return beta / 2 * (x + score)
+def _always_full(x, score, beta, kappa): return beta / 2 * x + beta * score
+def _kappa_not_squared(x, score, beta, kappa): return beta / 2 * (x + (1 + kappa) * score)
+def _only_the_noise(x, score, beta, kappa): return beta / 2 * (x + kappa**2 * score)
+def _x_not_flipped(x, score, beta, kappa): return beta / 2 * (-x + (1 + kappa**2) * score)
+def _subtracted(x, score, beta, kappa): return beta / 2 * (x + (1 - kappa**2) * score)
+def _no_half(x, score, beta, kappa): return beta / 2 * x + (1 + kappa**2) * beta * score
+def _rooted(x, score, beta, kappa): return beta**0.5 / 2 * (x + (1 + kappa**2) * score)
+
+def _kappa_on_the_whole_score(x, score, beta, kappa): return beta / 2 * x + kappa**2 * beta * score
 
 DRIFT = (
-    Mistake(_only_ode, "This is the ODE, right for lam = 0 alone. Noise of strength g needs g²/2·score more in the drift."),
-    Mistake(_always_full, "This is the reverse SDE, right for lam = 1 alone. Start from the ODE and add the part that belongs to *your* noise."),
-    Mistake(_lam_not_squared, "The score goes with g², and g is lam·√beta: square lam."),
-    Mistake(_only_the_noise, "At lam = 0 a score must remain: the ODE of this process is beta/2·(x + score)."),
+    Mistake(_kappa_on_the_whole_score, "Right at kappa = 1. But at kappa = 0 no score is left, and the ODE needs beta/2·score: scale only the part that belongs to the noise."),
+    Mistake(_only_ode, "This is the ODE, right for kappa = 0 alone. Noise of strength g needs g²/2·score more in the drift."),
+    Mistake(_always_full, "This is the reverse SDE, right for kappa = 1 alone. Start from the ODE and add the part that belongs to *your* noise."),
+    Mistake(_kappa_not_squared, "The score goes with g², and g is kappa·√beta: square kappa."),
+    Mistake(_only_the_noise, "At kappa = 0 a score must remain: the ODE of this process is beta/2·(x + score)."),
     Mistake(_x_not_flipped, "The clock is reversed, so the term that shrank x must now expand it: +beta/2·x."),
     Mistake(_subtracted, "This drift belongs to the clock that runs to noise, in its score. Here both parts of the score add up."),
     Mistake(_no_half, "Twice too much score: it comes with g²/2, for the ODE's part and for the noise."),
