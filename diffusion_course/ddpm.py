@@ -18,7 +18,7 @@ from .samplers import Stepper, ddim, sample
 from .schedules import DDPM, per_sample
 
 # %% auto #0
-__all__ = ['linear_betas', 'cosine_betas', 'finish_noising', 'q_sample', 'Posterior', 'posterior', 'ddpm_loss', 'invert']
+__all__ = ['linear_betas', 'cosine_betas', 'q_sample', 'finish_noising', 'ddpm_loss', 'Posterior', 'posterior', 'invert']
 
 # %% ../nbs/08_ddpm.ipynb #9fa02e27
 def _count(n: int) -> int:
@@ -27,38 +27,30 @@ def _count(n: int) -> int:
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    "Increments that grow linearly: (n,) (Ho et al. 2020, section 4, for n = 1000; with fewer, noise is left unfinished)."
+    "Increments that grow linearly: (n,) (Ho et al. 2020, section 4, for n = 1000; fewer leave the noising unfinished)."
     if not 0 < first <= last < 1: raise ValueError(f"first is {first}, last is {last}: expected 0 < first <= last < 1")
     return torch.linspace(first, last, _count(n), dtype=torch.float64)
 
 
 def cosine_betas(n: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
     "Increments whose alpha-bar falls as the square of a cosine: (n,) (Nichol and Dhariwal 2021, eq. 17)."
-    if offset < 0 or not 0 < largest < 1: raise ValueError(f"offset is {offset}, largest is {largest}: expected offset >= 0 and 0 < largest < 1")
+    if offset < 0 or not 0 < largest < 1:
+        raise ValueError(f"offset is {offset}, largest is {largest}: expected offset >= 0 and 0 < largest < 1")
     u = torch.linspace(0, 1, _count(n) + 1, dtype=torch.float64)
     alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
-
-
-def finish_noising(
-    betas: Tensor,  # (T,)
-    alpha: float = 1e-3,  # what is left of the data after all increments, > 0
-) -> Tensor:
-    """The increments (T,) whose sqrt(alpha-bar) is that of betas, shifted and scaled so that it ends at alpha and still begins alike.
-
-    Lin et al. (2024), algorithm 1, who take alpha = 0: then eps says nothing about the data at the noisiest step."""
-    root = DDPM(betas)._knots[1:].div(2).exp()
-    if not 0 < alpha < root[0]: raise ValueError(f"alpha is {alpha}: expected a number between 0 and {root[0]:.4g}, where the betas begin")
-    root = alpha + (root - root[-1]) * (root[0] - alpha) / (root[0] - root[-1]) if len(root) > 1 else root
-    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), root.square()])
-    return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 # %% ../nbs/08_ddpm.ipynb #6a0a47e7
 def _index(i: Tensor | int, schedule: DDPM, x: Tensor) -> Tensor:
     i, T = torch.as_tensor(i), len(schedule.betas)
     if i.is_floating_point() or i.shape not in ((), x.shape[:1]) or not ((i >= 0) & (i < T)).all():
-        raise ValueError(f"i is {i.tolist()}: expected indices from 0 to {T - 1}, one or one for each of {len(x)} samples")
+        raise ValueError(f"i is {i.tolist()}: expected one index from 0 to {T - 1}, or {len(x)} of them")
     return i
+
+
+def _alike(name: str, x: Tensor, x1: Tensor) -> None:
+    if x.shape != x1.shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected that of x1, {tuple(x1.shape)}")
 
 
 def q_sample(
@@ -69,12 +61,43 @@ def q_sample(
     eps: Tensor | None = None,  # standard normal, of the shape of x1; drawn where it is not given
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    "A draw from q(x_i | x1), after i + 1 increments at once (Ho et al. 2020, eq. 4)."
+    "A draw from q(x_i | x1), (B, ...), after i + 1 increments at once (Ho et al. 2020, eq. 4)."
     t = schedule.t_of(_index(i, schedule, x1))
     if eps is None: eps = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
+    _alike("eps", eps, x1)
     return schedule.mix(x1, eps, t)
 
+# %% ../nbs/08_ddpm.ipynb #f6c55987
+def finish_noising(
+    betas: Tensor,  # (T,), T >= 2
+    alpha: float = 1e-3,  # what is left of the data after all increments, > 0
+) -> Tensor:
+    """Increments (T,) whose sqrt(alpha-bar) is that of betas, shifted and scaled to end at alpha, and to begin as before.
 
+    Lin et al. (2024), algorithm 1, who take alpha = 0: then eps says nothing about the data at the noisiest step."""
+    root = DDPM(betas)._knots[1:].div(2).exp()
+    if len(root) < 2: raise ValueError(f"betas has shape {tuple(root.shape)}: expected (T,) with T >= 2")
+    if not 0 < alpha < root[0]:
+        raise ValueError(f"alpha is {alpha}: expected a number between 0 and {root[0]:.4g}, where the betas begin")
+    root = alpha + (root - root[-1]) * (root[0] - alpha) / (root[0] - root[-1])
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), root.square()])
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+# %% ../nbs/08_ddpm.ipynb #cbbe6c7e
+def ddpm_loss(
+    model: Callable[..., Prediction],  # on a DDPM schedule
+    x1: Tensor,  # (B, ...)
+    *,
+    generator: torch.Generator | None = None,
+    **options,  # handed on to `matching_loss`
+) -> Tensor:
+    "`matching_loss`, a scalar, at the discrete times alone. For kind 'eps' the simple loss of Ho et al. (2020, eq. 14)."
+    schedule = model.schedule
+    if not isinstance(schedule, DDPM): raise ValueError(f"the model's schedule is {schedule}: expected DDPM(betas)")
+    i = torch.randint(len(schedule.betas), x1.shape[:1], generator=generator, device=x1.device)
+    return matching_loss(model, x1, t=schedule.t_of(i).to(x1), generator=generator, **options)
+
+# %% ../nbs/08_ddpm.ipynb #c7cbcd77
 class Posterior(NamedTuple):
     "q(x_{i-1} | x_i, x1): its mean (B, ...), its variance, and the larger variance beta_i, each () or (B,)."
 
@@ -89,27 +112,14 @@ def posterior(
     i: Tensor | int,  # () or (B,), from 0
     schedule: DDPM,
 ) -> Posterior:
-    "Where x came from, one increment earlier, if x1 were the data (Ho et al. 2020, eq. 6 and 7). At i = 0: x1, variance 0."
-    i = _index(i, schedule, x1)
-    beta = schedule.betas[i]
-    bar, before = (schedule._knots[k].exp() for k in (i + 1, i))  # alpha-bar now and one increment earlier
-    to_x1 = before.sqrt() * beta / (1 - bar)
-    to_x = (1 - beta).sqrt() * (1 - before) / (1 - bar)
-    return Posterior(per_sample(to_x1, x1) * x1 + per_sample(to_x, x) * x, (1 - before) / (1 - bar) * beta, beta)
-
-# %% ../nbs/08_ddpm.ipynb #cbbe6c7e
-def ddpm_loss(
-    model: Callable[..., Prediction],  # on a DDPM schedule
-    x1: Tensor,  # (B, ...)
-    *,
-    generator: torch.Generator | None = None,
-    **options,  # handed on to `matching_loss`
-) -> Tensor:
-    "`matching_loss` at the discrete times alone; with kind = 'eps' it is the simple loss of Ho et al. (2020, eq. 14)."
-    schedule = model.schedule
-    if not isinstance(schedule, DDPM): raise ValueError(f"the model's schedule is {schedule}: expected DDPM(betas)")
-    i = torch.randint(len(schedule.betas), x1.shape[:1], generator=generator, device=x1.device)
-    return matching_loss(model, x1, t=schedule.t_of(i).to(x1), generator=generator, **options)
+    "Where x was one increment earlier, if x1 were the data (Ho et al. 2020, eq. 6 and 7). At i = 0: x1, variance 0."
+    _alike("x", x, x1)
+    i = _index(i, schedule, x1).to(x1.device)
+    knots, beta = schedule._knots.to(x1.device), schedule.betas.to(x1.device)[i]
+    noise, noise_before = -torch.expm1(knots[i + 1]), -torch.expm1(knots[i])  # 1 - alpha-bar, now and one earlier
+    to_x1 = (knots[i] / 2).exp() * beta / noise
+    to_x = (1 - beta).sqrt() * noise_before / noise
+    return Posterior(per_sample(to_x1, x1) * x1 + per_sample(to_x, x) * x, noise_before / noise * beta, beta)
 
 # %% ../nbs/08_ddpm.ipynb #7bd5c7fa
 def invert(
@@ -119,5 +129,10 @@ def invert(
     stepper: Stepper | None = None,  # deterministic; default ddim()
     **cond,
 ) -> Tensor:
-    "The noise, at ts[0], from which a deterministic sampler finds these data: the same ODE, run from data to noise."
-    return sample(model, x1, torch.as_tensor(ts).flip(0), stepper or ddim(), **cond)
+    """The noise (B, ...) at ts[0] from which a deterministic sampler finds these data: the same ODE, run towards noise.
+
+    Song, Meng and Ermon (2021), section 4.3. Coming back is as exact as the steps are small."""
+    ts = torch.as_tensor(ts, dtype=torch.float64)
+    if ts.ndim != 1 or len(ts) < 2 or not (ts.diff() > 0).all():
+        raise ValueError(f"ts is {ts.tolist()}: expected (T + 1,) rising times, as for the way back")
+    return sample(model, x1, ts.flip(0), stepper or ddim(), **cond)

@@ -37,7 +37,8 @@ def preconditioning(
     """The scalings under which a network's input and target have variance 1 at every t.
 
     Karras et al. (2022), table 1, for any schedule."""
-    if not sigma_data > 0: raise ValueError(f"sigma_data is {sigma_data}: expected a positive spread of the data")
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data is {sigma_data}: expected a positive spread of the data")
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     spread = (alpha**2 * sigma_data**2 + sigma**2).sqrt()
     return Preconditioning(alpha * sigma_data**2 / spread**2, sigma * sigma_data / spread, 1 / spread)
@@ -72,10 +73,10 @@ def log_normal_times(
 ) -> Tensor:
     """(n,) training times whose log noise ratio is normal, one from each of n equal parts of it.
 
-    Karras et al. (2022), table 1. On the linear path it is the logit-normal of Stable Diffusion 3 (Esser et al. 2024),
+    Karras et al. (2022), table 1. On the linear path it is the logit-normal of Esser et al. (2024, Stable Diffusion 3),
     whose clock has noise at 1: their m is this mean."""
     if n < 1 or not math.isfinite(mean) or not 0 < std < math.inf:
-        raise ValueError(f"n is {n}, mean is {mean}, std is {std}: expected n >= 1, a finite mean, a positive std")
+        raise ValueError(f"n is {n}, mean {mean}, std {std}: expected n >= 1, a finite mean, a positive std")
     device = generator.device if generator else None
     cell = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
     share = (torch.arange(n, device=cell.device) + cell) / n

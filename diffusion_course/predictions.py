@@ -144,6 +144,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
         t = _time(t, _batch(x))
+        t = t.to(torch.promote_types(t.dtype, x.dtype))
         y = self.net(x, t.to(x).expand(len(x)), **cond)
         return to_prediction(y, self.kind, x, t, self.schedule, self.sigma_data)
 

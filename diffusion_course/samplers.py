@@ -23,27 +23,27 @@ Stepper = Callable[["Recorder", Tensor, float, float], Tensor]  # stepper(model,
 
 # %% auto #0
 __all__ = ['Model', 'Noise', 'Stepper', 'Recorder', 'sample', 'Trajectory', 'trajectory', 'euler', 'midpoint', 'heun', 'rk4',
-           'euler_maruyama', 'ddim', 'ancestral', 'dpmpp_2m', 'adaptive', 'with_langevin', 'BrownianPath',
-           'uniform_grid', 'karras_grid', 'log_snr_grid', 'trailing_grid']
+           'euler_maruyama', 'ddim', 'dpmpp_2m', 'uniform_grid', 'karras_grid', 'log_snr_grid', 'trailing_grid',
+           'adaptive', 'ancestral', 'BrownianPath', 'with_langevin']
 
-# %% ../nbs/07_samplers.ipynb #a40646bf
-def _middle(p: Prediction, x: Tensor, t: float) -> Prediction:
-    "What p, asked elsewhere with the same x, says about x at a singular end t: half of it is known there without asking."
-    alpha, sigma = p.schedule.alpha(t), p.schedule.sigma(t)
-    if alpha < sigma: x1, eps = p.x1, (x - per_sample(alpha, x) * p.x1) / per_sample(sigma, x)
-    else: x1, eps = (x - per_sample(sigma, x) * p.eps) / per_sample(alpha, x), p.eps
-    return Prediction(x, torch.tensor(t, dtype=torch.float64), p.schedule, x1, eps)
-
-
+# %% ../nbs/07_samplers.ipynb #c6c82fa0
 class Recorder:
-    """A model as a stepper sees it: conditions bound, noise at hand, calls counted, never asked at a singular end.
+    """A model as a stepper sees it: conditions bound, noise at hand, calls counted, not asked at a singular end.
 
     nfe counts evaluations of the network: `model.cost(t)` for each call where the model has it, else 1.
     first and previous are the first prediction of this step and of the step before."""
 
-    def __init__(self, model: Model, *, generator: torch.Generator | None = None, noise: Noise | None = None, **cond):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Noise | None = None,  # in place of the generator
+        **cond,
+    ):
         if not isinstance(getattr(model, "schedule", None), Schedule):
-            raise ValueError(f"the model is a {type(model).__name__} without a schedule: expected (x, t) -> Prediction, as Denoiser")
+            given = f"a {type(model).__name__} without a schedule"
+            raise ValueError(f"the model is {given}: expected (x, t) -> Prediction, as Denoiser")
         self.model, self.schedule, self.cond = model, model.schedule, cond
         self.generator, self._noise, self._cost = generator, noise, getattr(model, "cost", None)
         self.nfe, self.first, self.previous, self._span = 0, None, None, (0.0, 1.0)
@@ -66,19 +66,28 @@ class Recorder:
 
     def noise(self, x: Tensor, t: float, s: float) -> Tensor:
         "Standard normal numbers of the shape of x, for the step from t to s."
-        if self._noise: return self._noise(x, t, s)
-        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
+        if not self._noise: return torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
+        z = self._noise(x, t, s)
+        if z.shape != x.shape: raise ValueError(f"the noise has shape {tuple(z.shape)}: expected {tuple(x.shape)}")
+        return z
 
     def step(self, stepper: Stepper, x: Tensor, t: float, s: float) -> Tensor:
         "One step of the loop, with the rules of the ends."
         self.previous, self.first, self._span = self.first, None, (t, s)
         touches = self.singular(t) or self.singular(s)
-        y = (_ddim_step if touches and not getattr(stepper, "meets_ends", False) else stepper)(self, x, t, s)
+        if touches and not getattr(stepper, "meets_ends", False): stepper = _ddim_step
+        y = stepper(self, x, t, s)
         return self(y, s).x1 if t < s == 1 and self.schedule.sigma(s) > 0 else y
 
-# %% ../nbs/07_samplers.ipynb #1be4d275
+# %% ../nbs/07_samplers.ipynb #e38b4eaf
+def _times(ts: Tensor | Sequence[float]) -> Tensor | Sequence[float]:
+    "ts, in double precision where they are not a tensor; what is none of that is left for `integrate` to refuse."
+    try: return ts if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError): return ts
+
+
 def _run(recorder: Recorder, x: Tensor, ts: Tensor | Sequence[float], stepper: Stepper) -> Iterator[Tensor]:
-    return integrate(lambda x, t, s: recorder.step(stepper, x, t, s), x, ts)
+    return integrate(lambda x, t, s: recorder.step(stepper, x, t, s), x, _times(ts))
 
 
 @torch.no_grad()
@@ -94,7 +103,7 @@ def sample(
 ) -> Tensor:
     """x at ts[-1], of the shape of x.
 
-    Where the path ends with noise, sigma(1) > 0, the last step is followed by one more call, and x is the predicted x1."""
+    Where the path ends with noise, sigma(1) > 0, one more call follows the last step, and x is the predicted x1."""
     *_, x = _run(Recorder(model, generator=generator, noise=noise, **cond), x, ts, stepper)
     return x
 
@@ -122,10 +131,10 @@ def trajectory(
 ) -> Trajectory:
     "Like `sample`, which says more about the arguments, and keeps every step."
     recorder, xs, x1s = Recorder(model, generator=generator, noise=noise, **cond), [], []
-    for x in _run(recorder, x, ts, stepper):
-        xs.append(x)
+    for y in _run(recorder, x, ts, stepper):
+        xs.append(y)
         if len(xs) > 1: x1s.append(recorder.first.x1)
-    return Trajectory(torch.as_tensor(ts), torch.stack(xs), torch.stack(x1s), recorder.nfe)
+    return Trajectory(torch.as_tensor(_times(ts)), torch.stack(xs), torch.stack(x1s), recorder.nfe)
 
 # %% ../nbs/07_samplers.ipynb #e21a6477
 def _ode(step: Callable) -> Stepper:
@@ -160,14 +169,15 @@ def euler_maruyama(churn: Churn = 1.0) -> Stepper:
 def ddim(eta: float = 0.0) -> Stepper:
     """Name the data and the noise, then mix them anew for time s (Song et al. 2021, eq. 12 and 16). One call a step.
 
-    eta = 0 adds no noise: it is Euler in (x / alpha, sigma / alpha). eta = 1 draws from the posterior of DDPM. Between, some of each."""
+    eta = 0 adds no noise: it is Euler in (x / alpha, sigma / alpha). eta = 1 draws from the posterior of DDPM."""
     if not 0 <= eta <= 1: raise ValueError(f"eta is {eta}: expected a number in [0, 1], 0 for none of the noise")
 
     def step(model, x, t, s):
-        if eta and s < t: raise ValueError(f"a step from t = {t} to s = {s} with eta = {eta}: expected eta = 0 towards noise")
+        if eta and s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, as eta is {eta}")
         p, schedule = model(x, t), model.schedule
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
-        fresh = eta * sigma * (-torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))).sqrt() if eta else 0 * sigma
+        share = -torch.expm1(schedule.log_snr(t) - schedule.log_snr(s)) if eta else 0 * sigma  # 1 - SNR_t / SNR_s
+        fresh = eta * sigma * share.sqrt()
         x = per_sample(alpha, x) * p.x1 + per_sample((sigma**2 - fresh**2).sqrt(), x) * p.eps
         return x + per_sample(fresh, x) * model.noise(x, t, s) if eta else x
     return step
@@ -175,28 +185,19 @@ def ddim(eta: float = 0.0) -> Stepper:
 
 _ddim_step = ddim()
 
-# %% ../nbs/07_samplers.ipynb #979197e8
-def ancestral(variance: str = "posterior") -> Stepper:
-    """DDPM's sampler (Ho et al. 2020, algorithm 2) between any two times. One call a step, no noise in the step into sigma = 0.
-
-    variance: "posterior" of q(x_s | x_t, x1), which is right for a single data point, or "beta", right for data that are N(0, I)."""
-    if variance not in ("posterior", "beta"): raise ValueError(f"variance is {variance!r}: expected 'posterior' or 'beta'")
-    if variance == "posterior": return ddim(eta=1.0)
-
-    def step(model, x, t, s):
-        if s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, as ancestral sampling runs to data")
-        p, schedule = model(x, t), model.schedule
-        if schedule.sigma(s) == 0: return p.x1
-        alpha, sigma, gone = schedule.alpha(s), schedule.sigma(s), (schedule.log_snr(t) - schedule.log_snr(s)).exp()
-        x = per_sample(alpha, x) * p.x1 + per_sample(sigma * gone.sqrt(), x) * p.eps  # the posterior's mean
-        return x + per_sample(schedule.sigma(t) * (1 - gone).sqrt(), x) * model.noise(x, t, s)
-    return step
+# %% ../nbs/07_samplers.ipynb #a40646bf
+def _middle(p: Prediction, x: Tensor, t: float) -> Prediction:
+    "What p, asked elsewhere with the same x, says at a singular end t, where half of it is known without asking."
+    alpha, sigma = p.schedule.alpha(t), p.schedule.sigma(t)
+    if alpha < sigma: x1, eps = p.x1, (x - per_sample(alpha, x) * p.x1) / per_sample(sigma, x)
+    else: x1, eps = (x - per_sample(sigma, x) * p.eps) / per_sample(alpha, x), p.eps
+    return Prediction(x, torch.tensor(t, dtype=torch.float64), p.schedule, x1, eps)
 
 # %% ../nbs/07_samplers.ipynb #83413acc
 def dpmpp_2m() -> Stepper:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): the predicted x1 is carried on along a line in half the log-SNR.
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): the predicted x1, carried on along a line in half the log-SNR.
 
-    Order 2 with one call a step, as it remembers the step before; its first step is DDIM's, and so is one into sigma = 0."""
+    Order 2, one call a step: it remembers the step before. Its first step, and one into sigma = 0, is DDIM's."""
     def step(model, x, t, s):
         before, p, schedule = model.previous, model(x, t), model.schedule
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
@@ -204,65 +205,9 @@ def dpmpp_2m() -> Stepper:
         if before is None or sigma == 0: return y
         now = schedule.log_snr(t)
         ahead = (schedule.log_snr(s) - now) / (now - schedule.log_snr(before.t)) / 2
-        return y + per_sample((alpha - schedule.alpha(t) * sigma / schedule.sigma(t)) * ahead, x) * (p.x1 - before.x1)
+        gain = alpha - schedule.alpha(t) * sigma / schedule.sigma(t)
+        return y + per_sample(gain * ahead, x) * (p.x1 - before.x1)
     return step
-
-# %% ../nbs/07_samplers.ipynb #94a93267
-def adaptive(
-    rtol: float = 1e-6,  # the error allowed in each step of its own, relative to x
-    atol: float = 1e-6,  # and absolute
-) -> Stepper:
-    """The ODE solved by SciPy's DOP853, order 8, which chooses its own steps: for reference solutions, not for speed.
-
-    In double precision on the CPU, all samples in one step size. ts = [0, 1] is enough; grid times in between are kept."""
-    if not (rtol > 0 and atol > 0): raise ValueError(f"rtol is {rtol}, atol is {atol}: expected positive numbers")
-
-    def step(model, x, t, s):
-        from scipy.integrate import solve_ivp
-
-        lo, hi = model.schedule.t_range
-        begin, end = (min(max(a, lo, 1e-5), hi, 1 - 1e-5) if model.singular(a) else a for a in (t, s))
-        if (end - begin) * (s - t) <= 0: return _ddim_step(model, x, t, s)
-        y = _ddim_step(model, x, t, begin) if begin != t else x
-
-        def velocity(t: float, flat):
-            at = torch.from_numpy(flat).reshape(x.shape).to(x)
-            return model(at, t).velocity.flatten().double().cpu().numpy()
-        found = solve_ivp(velocity, (begin, end), y.flatten().double().cpu().numpy(), method="DOP853", rtol=rtol, atol=atol)
-        if not found.success: raise RuntimeError(f"the adaptive solver stopped at t = {found.t[-1]:.4g}: {found.message}")
-        y = torch.from_numpy(found.y[:, -1]).reshape(x.shape).to(x)
-        return _ddim_step(model, y, end, s) if end != s else y
-    step.meets_ends = True
-    return step
-
-# %% ../nbs/07_samplers.ipynb #7a23eaa4
-def with_langevin(
-    stepper: Stepper,
-    steps: int = 1,
-    step: float = 0.05,  # in units of sigma(t)², at most 1
-) -> Stepper:
-    "Each step followed by Langevin steps at its end: predictor and corrector (Song et al. 2021, algorithm 1). `steps` more calls a step."
-    def corrected(model, x, t, s):
-        y = stepper(model, x, t, s)
-        if model.singular(s) or model.schedule.sigma(s) == 0: return y
-        return langevin_correct(model, y, s, steps, step, generator=model.generator)
-    return corrected
-
-# %% ../nbs/07_samplers.ipynb #37e2f803
-class BrownianPath:
-    """The noise of one fixed Brownian motion on [0, 1], for the argument `noise`: finer steps refine the same path.
-
-    Times are rounded to multiples of 1 / n."""
-
-    def __init__(self, x: Tensor, n: int = 1024, seed: int = 0):
-        g = torch.Generator(x.device).manual_seed(seed)
-        steps = torch.randn(n, *x.shape, generator=g, dtype=x.dtype, device=x.device)
-        self.n, self.w = n, torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])  # in units of the root of 1 / n
-
-    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
-        i, j = round(t * self.n), round(s * self.n)
-        if i == j: raise ValueError(f"a step from t = {t} to s = {s}: expected steps of 1/{self.n} or more")
-        return (self.w[j] - self.w[i]) / abs(j - i) ** 0.5
 
 # %% ../nbs/07_samplers.ipynb #6a7300a0
 def _steps(n: int) -> int:
@@ -274,28 +219,38 @@ def uniform_grid(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
     "n steps of equal length in t: (n + 1,) times."
     return torch.linspace(start, stop, _steps(n) + 1, dtype=torch.float64)
 
-
+# %% ../nbs/07_samplers.ipynb #ddb69b15
 def _ratio_grid(n: int, schedule: Schedule, ratio_min: float, ratio_max: float, power: float) -> Tensor:
     "Times whose ratios sigma / alpha, raised to this power (0: their logarithms), are equally spaced."
     n = _steps(n)
-    if not 0 < ratio_min < ratio_max: raise ValueError(f"ratio_min is {ratio_min}, ratio_max is {ratio_max}: expected 0 < ratio_min < ratio_max")
-    most, least = ((-schedule.log_snr(t) / 2).exp().item() for t in (0.0, 1.0))
-    high, low = min(ratio_max, most), least or ratio_min
-    if low >= high: raise ValueError(f"the ratios of {schedule} run from {most:g} to {least:g}, beyond [{ratio_min}, {ratio_max}]")
+    if not 0 < ratio_min < ratio_max:
+        raise ValueError(f"ratio_min is {ratio_min}, ratio_max is {ratio_max}: expected 0 < ratio_min < ratio_max")
+    ratio = lambda t: (-schedule.log_snr(t) / 2).exp().item()
+    most, least = ratio(0.0), ratio(1.0)
+    high, low = min(ratio_max, most), least or max(ratio_min, ratio(schedule.t_range[1]))
+    if low >= high:
+        raise ValueError(f"ratios {ratio_max} to {ratio_min}: expected some of {schedule}'s, {most:g} to {least:g}")
     w = torch.linspace(0, 1, n + (least > 0), dtype=torch.float64)
     log_high, log_low = math.log(high), math.log(low)
     if power: log_ratio = ((1 - w) * high**power + w * low**power).log() / power
     else: log_ratio = (1 - w) * log_high + w * log_low
-    ts = schedule.t_from_log_snr(-2 * log_ratio)
+    ts = schedule.t_from_log_snr(-2 * log_ratio).clamp(*schedule.t_range)
     if high == most: ts[0] = 0.0
     if least > 0: ts[-1] = 1.0
     return ts if least > 0 else torch.cat([ts, torch.ones(1, dtype=torch.float64)])
 
 
-def karras_grid(n: int, schedule: Schedule, rho: float = 7.0, ratio_min: float = 0.002, ratio_max: float = 80.0) -> Tensor:
+def karras_grid(
+    n: int,
+    schedule: Schedule,
+    rho: float = 7.0,
+    ratio_min: float = 0.002,
+    ratio_max: float = 80.0,
+) -> Tensor:
     """(n + 1,) times whose noise ratios, to the power 1 / rho, are equally spaced (Karras et al. 2022, eq. 5), then 1.
 
-    Where the schedule begins at a smaller ratio than ratio_max, or ends with noise, its own ends are taken."""
+    Where the schedule begins below ratio_max, ends with noise, or can't be asked as far as ratio_min, its own
+    ends are taken."""
     if not rho > 0: raise ValueError(f"rho is {rho}: expected a positive number")
     return _ratio_grid(n, schedule, ratio_min, ratio_max, 1 / rho)
 
@@ -306,8 +261,91 @@ def log_snr_grid(n: int, schedule: Schedule, ratio_min: float = 0.002, ratio_max
 
 # %% ../nbs/07_samplers.ipynb #1c78319f
 def trailing_grid(n: int, schedule: DDPM) -> Tensor:
-    "n of the discrete times of a DDPM schedule, evenly spaced and counted back from the noisiest, then 1: (n + 1,) times."
+    "(n + 1,) times: n of the discrete times of a DDPM schedule, evenly spaced from the noisiest on, then 1."
+    if not isinstance(schedule, DDPM): raise ValueError(f"the schedule is {schedule!r}: expected a DDPM schedule")
     n, T = _steps(n), len(schedule.betas)
     if n > T: raise ValueError(f"n is {n}: expected at most {T}, the number of betas")
     i = (T - torch.arange(n, dtype=torch.float64) * T / n).round().long() - 1
     return torch.cat([schedule.t_of(i), torch.ones(1, dtype=torch.float64)])
+
+# %% ../nbs/07_samplers.ipynb #94a93267
+def adaptive(
+    rtol: float = 1e-6,  # the error allowed in each step of its own, relative to x
+    atol: float = 1e-6,  # and absolute
+) -> Stepper:
+    """The ODE solved by SciPy's DOP853, order 8, which chooses its own steps: for reference solutions, not for speed.
+
+    In double precision on the CPU, one step size for all samples. ts = [0, 1] is enough; times in between are kept."""
+    if not (rtol > 0 and atol > 0): raise ValueError(f"rtol is {rtol}, atol is {atol}: expected positive numbers")
+
+    def step(model, x, t, s):
+        from scipy.integrate import solve_ivp
+
+        lo, hi = model.schedule.t_range
+        inside = lambda a: min(max(a, lo, 1e-5), hi, 1 - 1e-5) if model.singular(a) else a
+        begin, end = inside(t), inside(s)
+        if (end - begin) * (s - t) <= 0: return _ddim_step(model, x, t, s)
+        y = _ddim_step(model, x, t, begin) if begin != t else x
+
+        def velocity(t: float, flat):
+            at = torch.from_numpy(flat).reshape(x.shape).to(x)
+            return model(at, t).velocity.flatten().double().cpu().numpy()
+
+        flat = y.flatten().double().cpu().numpy()
+        found = solve_ivp(velocity, (begin, end), flat, method="DOP853", rtol=rtol, atol=atol)
+        if not found.success: raise RuntimeError(f"the solver stopped at t = {found.t[-1]:.4g}: {found.message}")
+        y = torch.from_numpy(found.y[:, -1]).reshape(x.shape).to(x)
+        return _ddim_step(model, y, end, s) if end != s else y
+    step.meets_ends = True
+    return step
+
+# %% ../nbs/07_samplers.ipynb #979197e8
+def ancestral(variance: str = "posterior") -> Stepper:
+    """DDPM's sampler (Ho et al. 2020, algorithm 2) between any two times. One call a step, no noise into sigma = 0.
+
+    variance: "posterior" of q(x_s | x_t, x1), right for one data point, or "beta", right for data that are N(0, I)."""
+    if variance not in ("posterior", "beta"):
+        raise ValueError(f"variance is {variance!r}: expected 'posterior' or 'beta'")
+    if variance == "posterior": return ddim(eta=1.0)
+
+    def step(model, x, t, s):
+        if s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, from noise to data")
+        p, schedule = model(x, t), model.schedule
+        if schedule.sigma(s) == 0: return p.x1
+        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
+        kept = (schedule.log_snr(t) - schedule.log_snr(s)).exp()  # SNR_t / SNR_s
+        x = per_sample(alpha, x) * p.x1 + per_sample(sigma * kept.sqrt(), x) * p.eps  # the posterior's mean
+        return x + per_sample(schedule.sigma(t) * (1 - kept).sqrt(), x) * model.noise(x, t, s)
+    return step
+
+# %% ../nbs/07_samplers.ipynb #37e2f803
+class BrownianPath:
+    """The noise of one fixed Brownian motion on [0, 1], for the argument `noise`: finer steps refine the same path.
+
+    Times are rounded to multiples of 1 / n. Keeps n + 1 tensors of the shape of x."""
+
+    def __init__(self, x: Tensor, n: int = 1024, seed: int = 0):
+        g = torch.Generator(x.device).manual_seed(seed)
+        steps = torch.randn(n, *x.shape, generator=g, dtype=x.dtype, device=x.device)
+        self.n, self.w = n, torch.cat([torch.zeros_like(steps[:1]), steps.cumsum(0)])  # in units of the root of 1 / n
+
+    def __call__(self, x: Tensor, t: float, s: float) -> Tensor:
+        i, j = round(t * self.n), round(s * self.n)
+        if i == j: raise ValueError(f"a step from t = {t} to s = {s}: expected steps of 1/{self.n} or more")
+        return (self.w[j] - self.w[i]) / abs(j - i) ** 0.5
+
+# %% ../nbs/07_samplers.ipynb #7a23eaa4
+def with_langevin(
+    stepper: Stepper,
+    steps: int = 1,
+    step: float = 0.05,  # in units of sigma(t)², at most 1
+) -> Stepper:
+    """Each step followed by Langevin steps at its end: predictor and corrector (Song et al. 2021, algorithm 1).
+
+    `steps` more calls a step, save for a step that touches an end where the model can't be asked, or sigma = 0."""
+    def corrected(model, x, t, s):
+        y = stepper(model, x, t, s)
+        if model.singular(s) or model.schedule.sigma(s) == 0: return y
+        return langevin_correct(model, y, s, steps, step, generator=model.generator)
+    corrected.meets_ends = getattr(stepper, "meets_ends", False)
+    return corrected

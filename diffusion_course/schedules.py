@@ -31,7 +31,8 @@ def per_sample(
 def as_time(t: Tensor | float) -> Tensor:
     "t as a tensor of floating-point numbers; a `ValueError` if it is not in [0, 1]."
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) and t.is_floating_point() else torch.float64)
-    if t.device.type == "cpu" and not ((t >= 0) & (t <= 1)).all():  # elsewhere a check would stall the device
+    if t.device.type != "cpu": return t  # a check would stall the device
+    if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"t is {t.tolist()}: expected times in [0, 1], 0 for noise and 1 for data")
     return t
 
@@ -157,6 +158,7 @@ class DDPM(Schedule):
         # log alpha² at t = 1, then after each step
         self._knots = torch.cat([torch.zeros(1, dtype=torch.float64), (-betas).log1p().cumsum(0)])
         self.t_range = (0.0, self.t_of(0).item())
+        self._last = None, 0, None  # the last times asked for, and what was found: alpha and sigma are asked for together
 
     def t_of(self, i: Tensor | int) -> Tensor:
         "The time after the increment with index i = 0, …, T - 1."
@@ -170,11 +172,15 @@ class DDPM(Schedule):
 
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor]:
         "log alpha² at t, and its slope against t."
+        last, version, found = self._last
+        if last is t and version == t._version and not t.requires_grad: return found
         done = (1 - t.double()) * len(self.betas)
         k = done.ceil().long().clamp(1, len(self.betas)) - 1
         knots = self._knots.to(t.device)
         step = knots[k + 1] - knots[k]
-        return knots[k] + (done - k) * step, -step * len(self.betas)
+        found = knots[k] + (done - k) * step, -step * len(self.betas)
+        self._last = t, t._version, found
+        return found
 
     def alpha(self, t): return (self._piece(as_time(t))[0] / 2).exp().to(as_time(t))
     def sigma(self, t): return (-torch.expm1(self._piece(as_time(t))[0])).abs().sqrt().to(as_time(t))

@@ -176,7 +176,9 @@ def test_the_example_of_the_readme_runs() -> None:
     example, = re.findall(r"```python\n(.*?)```", readme, re.S)
     space: dict = {}
     exec(example, space)
-    assert space["samples"].shape == (500, 2) and 0.7 < space["samples"].std() < 1.4
+    samples = space["samples"]
+    assert samples.shape == (500, 2) and 0.2 < samples.std() < 1.4
+    assert (space["running_mixture"]().label_probs(samples).argmax(1) == 1).float().mean() > 0.95, "guided towards label 1"
 
 
 def test_readme_and_index_show_the_same_map() -> None:

@@ -133,3 +133,13 @@ def test_times_outside_are_refused(schedule):
 ])
 def test_bad_schedules(call):
     with pytest.raises(ValueError, match="expected"): call()
+
+
+def test_ddpm_remembers_times_by_what_they_hold_now():
+    """alpha and sigma of the same times share their work; times that were changed in place must not be mistaken for them."""
+    s, t = DDPM(torch.linspace(1e-4, 0.02, 20)), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    before = s.alpha(t).clone()
+    t += 0.1
+    assert torch.equal(s.alpha(t), s.alpha(torch.tensor(t.tolist(), dtype=torch.float64))) and not torch.equal(s.alpha(t), before)
+    t = t.requires_grad_()
+    for _ in range(2): torch.autograd.grad(s.alpha(t).sum(), t)  # a graph that was kept would be gone the second time

@@ -11,7 +11,208 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['EXERCISES']
+__all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'NEEDED', 'EXERCISES', 'respaced_betas', 'clipped_eps', 'mean_from_v',
+           'right_variance', 'increments_needed']
 
-# %% ../../nbs/solutions/08_ddpm.ipynb #d77f719e
-EXERCISES = {}
+# %% ../../nbs/solutions/08_ddpm.ipynb #1bf85f4d
+def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _uniform(n: int, seed: int) -> Tensor: return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _number(a: float) -> Tensor: return torch.tensor(a, dtype=torch.float64)
+
+
+def _respace_cases() -> list[tuple]:
+    chains = ((0.02 + 0.3 * _uniform(12, 0), [2, 5, 6, 11]), (0.01 + 0.2 * _uniform(9, 1), [0, 3, 8]))
+    return [(betas, torch.tensor(keep)) for betas, keep in chains]
+
+
+def _clip_cases() -> list[tuple]:
+    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
+    return [(_normal(*s, seed=2), _normal(*s, seed=3), 0.1 + 0.8 * _uniform(s[0], 4)) for s in shapes]
+
+
+def _v_cases() -> list[tuple]: return [(_normal(5, d, seed=5), _normal(5, d, seed=6), _number(b), _number(a)) for d, b, a in ((2, 0.1, 0.7), (3, 0.3, 0.2))]
+def _variance_cases() -> list[tuple]: return [(0.05 + 0.5 * _uniform(6, 7), 0.05 + 0.9 * _uniform(6, 8), 0.2 + 1.5 * _uniform(6, 9))]
+def _needed_cases() -> list[tuple]: return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #745756eb
+def respaced_betas(betas, keep):
+    bar = (1 - betas).cumprod(0)[keep]
+    before = torch.cat([torch.ones_like(bar[:1]), bar[:-1]])
+    return 1 - bar / before
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #600a8295
+def _picked(betas, keep): return betas[keep]
+def _bar(betas, keep): return (1 - betas).cumprod(0)[keep]
+def _lost_so_far(betas, keep): return 1 - (1 - betas).cumprod(0)[keep]
+def _difference(betas, keep): return -torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)[keep]]).diff()
+def _kept(betas, keep): return 1 - respaced_betas(betas, keep)
+def _rooted(betas, keep): return 1 - (1 - respaced_betas(betas, keep)).sqrt()
+def _first_forgotten(betas, keep): return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
+def _from_neighbour(betas, keep): return 1 - (1 - betas).cumprod(0)[keep] / torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
+def _summed(betas, keep): return torch.cat([betas.new_zeros(1), betas.cumsum(0)[keep]]).diff()
+def _off_by_one(betas, keep):
+    bar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
+    return 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
+
+RESPACED = (
+    Mistake(_picked, "You picked betas. A jump over several increments loses what all of them lose: go through alpha-bar."),
+    Mistake(_bar, "This is alpha-bar at the stops. A beta is what one stop loses against the one before."),
+    Mistake(_lost_so_far, "This is what is lost since the beginning. Divide by alpha-bar of the stop before, then subtract from 1."),
+    Mistake(_difference, "You subtracted alpha-bars. Increments multiply, so divide: 1 - bar / bar of the stop before."),
+    Mistake(_kept, "This is what a jump keeps. Beta is what it loses: subtract it from 1."),
+    Mistake(_rooted, "No root here: 1 - beta is the ratio of two alpha-bars. The root belongs to the factor of x."),
+    Mistake(_first_forgotten, "Right but for the first stop. It too may jump over increments: put a 1 in front of the alpha-bars."),
+    Mistake(_summed, "You added up betas. That is close while they are small; exactly, the factors 1 - beta multiply."),
+    Mistake(_off_by_one, "Off by one: at index i alpha-bar includes increment i. Take the stops first, then put the 1 in front."),
+)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #a4eea4b4
+def clipped_eps(x, eps, alpha_bar):
+    bar = alpha_bar[:, None, None, None]
+    x1 = ((x - (1 - bar).sqrt() * eps) / bar.sqrt()).clamp(-1, 1)
+    return (x - bar.sqrt() * x1) / (1 - bar).sqrt()
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #7f68c48c
+def _column(alpha_bar): return alpha_bar[:, None, None, None]
+def _picture(x, eps, bar): return (x - (1 - bar).sqrt() * eps) / bar.sqrt()
+def _returned_picture(x, eps, alpha_bar): return _picture(x, eps, _column(alpha_bar)).clamp(-1, 1)
+def _not_clipped(x, eps, alpha_bar): return eps.clone()
+def _clipped_the_noise(x, eps, alpha_bar): return eps.clamp(-1, 1)
+def _no_roots(x, eps, alpha_bar):
+    bar = _column(alpha_bar)
+    return (x - bar * ((x - (1 - bar) * eps) / bar).clamp(-1, 1)) / (1 - bar)
+def _to_unit(x, eps, alpha_bar):
+    bar = _column(alpha_bar)
+    return (x - bar.sqrt() * _picture(x, eps, bar).clamp(0, 1)) / (1 - bar).sqrt()
+def _clipped_x(x, eps, alpha_bar):
+    bar = _column(alpha_bar)
+    return (x.clamp(-1, 1) - bar.sqrt() * _picture(x, eps, bar).clamp(-1, 1)) / (1 - bar).sqrt()
+def _scaled_before_clip(x, eps, alpha_bar):
+    bar = _column(alpha_bar)
+    return (x - (x - (1 - bar).sqrt() * eps).clamp(-1, 1)) / (1 - bar).sqrt()
+def _not_divided(x, eps, alpha_bar):
+    bar = _column(alpha_bar)
+    return x - bar.sqrt() * _picture(x, eps, bar).clamp(-1, 1)
+def _one_level(x, eps, alpha_bar): return clipped_eps(x, eps, alpha_bar.mean().expand(len(x)))
+
+CLIP = (
+    Mistake(_returned_picture, "This is the clipped picture. Solve x = √bar·x1 + √(1-bar)·eps once more, for eps."),
+    Mistake(_not_clipped, "You gave back the predicted noise. It belongs to the picture before it was clipped."),
+    Mistake(_clipped_the_noise, "You clipped the noise. It is the picture that has to lie in [-1, 1]; noise may be any number."),
+    Mistake(_no_roots, "The roots are missing: x is scaled by √bar and √(1-bar), whose squares add up to 1."),
+    Mistake(_to_unit, "You clipped to [0, 1]. Pictures here lie in [-1, 1]."),
+    Mistake(_clipped_x, "You clipped x too. x is noisy, and may lie anywhere; only the predicted picture is clipped."),
+    Mistake(_scaled_before_clip, "You clipped √bar·x1. Divide by √bar first: it is x1 that lies in [-1, 1]."),
+    Mistake(_not_divided, "This is √(1-bar)·eps. Divide by √(1-bar)."),
+    Mistake(_one_level, "Every picture has its own alpha-bar: shape it (B, 1, 1, 1)."),
+)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #13bb0ac1
+def mean_from_v(x, v, beta, alpha_bar):
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return (x - beta / sigma * (sigma * x + alpha * v)) / (1 - beta).sqrt()
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #ffa9a73b
+def _mean(x, eps, beta, alpha_bar): return (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
+def _v_is_eps(x, v, beta, alpha_bar): return _mean(x, v, beta, alpha_bar)
+def _v_sign(x, v, beta, alpha_bar): return _mean(x, (1 - alpha_bar).sqrt() * x - alpha_bar.sqrt() * v, beta, alpha_bar)
+def _swapped(x, v, beta, alpha_bar): return _mean(x, alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
+def _x1_as_eps(x, v, beta, alpha_bar): return _mean(x, alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
+def _just_x1(x, v, beta, alpha_bar): return alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v
+def _squares(x, v, beta, alpha_bar): return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
+def _root_beta(x, v, beta, alpha_bar): return (x - beta.sqrt() / (1 - alpha_bar).sqrt() * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (1 - beta).sqrt()
+def _not_grown(x, v, beta, alpha_bar): return x - beta * x - beta / (1 - alpha_bar).sqrt() * alpha_bar.sqrt() * v
+def _by_bar(x, v, beta, alpha_bar): return (x - beta / (1 - alpha_bar) * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (1 - beta).sqrt()
+def _by_alpha_bar(x, v, beta, alpha_bar): return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt() / alpha_bar.sqrt()
+
+MEAN = (
+    Mistake(_v_is_eps, "You used v as if it were the noise. First get the noise out: eps = sigma·x + alpha·v."),
+    Mistake(_v_sign, "A sign: alpha·v + sigma·x is eps, because the x1 in them cancels. Put in both definitions and see."),
+    Mistake(_swapped, "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."),
+    Mistake(_x1_as_eps, "alpha·x - sigma·v is the predicted data, not the noise."),
+    Mistake(_just_x1, "This is the predicted data. One step back goes only a little of the way there."),
+    Mistake(_squares, "The roots are missing: alpha is √alpha_bar, sigma is √(1 - alpha_bar)."),
+    Mistake(_root_beta, "In the mean the noise is scaled with beta. Its root belongs to fresh noise."),
+    Mistake(_not_grown, "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it."),
+    Mistake(_by_bar, "beta is divided by sigma here, the root of 1 - alpha_bar."),
+    Mistake(_by_alpha_bar, "You undid all increments' shrinking. Undo one: divide by √(1-beta), not by √alpha_bar."),
+)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #77e50ac2
+def right_variance(beta, bar_before, s):
+    before = bar_before * s**2 + 1 - bar_before
+    return beta * before / ((1 - beta) * before + beta)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #5cd17565
+def _tilde(beta, bar_before, s): return beta * (1 - bar_before) / (1 - (1 - beta) * bar_before)
+def _only_beta(beta, bar_before, s): return beta + 0 * s
+def _between(beta, bar_before, s): return (1 - s**2) * _tilde(beta, bar_before, s) + s**2 * beta
+def _not_squared(beta, bar_before, s): return _given(beta, bar_before * s + 1 - bar_before)
+def _given(beta, before): return beta * before / ((1 - beta) * before + beta)
+def _upside_down(beta, bar_before, s):
+    before = bar_before * s**2 + 1 - bar_before
+    return beta * ((1 - beta) * before + beta) / before
+def _data_alone(beta, bar_before, s): return _given(beta, s**2)
+def _shrunk_data(beta, bar_before, s): return _given(beta, bar_before * s**2)
+def _the_cloud(beta, bar_before, s): return bar_before * s**2 + 1 - bar_before
+def _increment_not_scaled(beta, bar_before, s):
+    before = bar_before * s**2 + 1 - bar_before
+    return beta * before / (before + beta)
+def _spread(beta, bar_before, s): return right_variance(beta, bar_before, s).sqrt()
+
+VARIANCE = (
+    Mistake(_tilde, "This is beta-tilde, right for s = 0 alone. The cloud one increment earlier is wider: its data have a spread."),
+    Mistake(_only_beta, "This is right for s = 1 alone. Ask which variance the cloud has one increment earlier."),
+    Mistake(_between, "A line between the two extremes meets both, and misses what lies between. Multiply the two Gaussians."),
+    Mistake(_not_squared, "s is a spread: variances add, so square it."),
+    Mistake(_upside_down, "Upside down: it is beta times the variance before, over the variance now."),
+    Mistake(_data_alone, "You took the variance of the data for that of the noised cloud: shrink it by alpha-bar and add the noise."),
+    Mistake(_shrunk_data, "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."),
+    Mistake(_the_cloud, "This is the variance of the cloud. You also know x_i, the second clue, which narrows it."),
+    Mistake(_increment_not_scaled, "x_i was shrunk by √(1-beta). As a clue about x_{i-1} its precision is (1-beta)/beta, not 1/beta."),
+    Mistake(_spread, "This is the standard deviation. The variance was asked for."),
+)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #14c05e21
+def increments_needed(target, first=1e-4, last=0.02):
+    n = 2
+    while True:
+        bar = (1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item()
+        if bar <= target * (1 - bar): return n
+        n += 1
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #5b859bb5
+def _count_until(small_enough, first, last):
+    return next(n for n in range(2, 100_000) if small_enough((1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item()))
+def _bar_below(target, first=1e-4, last=0.02): return _count_until(lambda bar: bar <= target, first, last)
+def _root_below(target, first=1e-4, last=0.02): return _count_until(lambda bar: bar**0.5 <= target, first, last)
+def _ratio_of_scales(target, first=1e-4, last=0.02): return _count_until(lambda bar: (bar / (1 - bar)) ** 0.5 <= target, first, last)
+def _one_short(target, first=1e-4, last=0.02): return increments_needed(target, first, last) - 1
+def _one_more(target, first=1e-4, last=0.02): return increments_needed(target, first, last) + 1
+def _guess(target, first=1e-4, last=0.02):
+    return int(torch.ceil(2 * torch.log1p(1 / _float(target)) / (first + last)).item())
+def _float(a): return torch.tensor(a, dtype=torch.float64)
+def _by_last(target, first=1e-4, last=0.02): return int(torch.ceil(-torch.log1p(1 / _float(target)) / torch.log1p(-_float(last))).item())
+def _prefix(target, first=1e-4, last=0.02):
+    bar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).cumprod(0)
+    return int((bar > target * (1 - bar)).sum().item()) + 1
+
+NEEDED = (
+    Mistake(_bar_below, "You asked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar)."),
+    Mistake(_root_below, "You compared √alpha-bar, the factor of the data. The signal-to-noise ratio is alpha-bar / (1 - alpha-bar)."),
+    Mistake(_ratio_of_scales, "You compared alpha / sigma. The signal-to-noise ratio is its square, as variances count."),
+    Mistake(_one_short, "One too few: with this number the ratio is still above the target."),
+    Mistake(_one_more, "One too many: one increment less also reaches the target. (Is it <= and not <?)"),
+    Mistake(_guess, "A good first guess, -ln(alpha-bar) ≈ sum of betas, but each factor is 1 - beta, not exp(-beta)."),
+    Mistake(_by_last, "You treated all betas as if they were the last one. They grow: build the chain for each n."),
+    Mistake(_prefix, "You cut a chain of 1,000 short. Then it no longer ends at `last`: build a new chain for each n."),
+)
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
+EXERCISES = {
+    "respaced_betas": Exercise(respaced_betas, _respace_cases, RESPACED, "This is how a chain of 1,000 is sampled in 50 steps by code that knows only betas."),
+    "clipped_eps": Exercise(clipped_eps, _clip_cases, CLIP, "Image tools do this in every step. Change one half of a prediction, and make the other fit."),
+    "mean_from_v": Exercise(mean_from_v, _v_cases, MEAN, "DDPM's sampler now works for a network that has never been trained on noise."),
+    "right_variance": Exercise(right_variance, _variance_cases, VARIANCE, "You found what lies between beta-tilde and beta."),
+    "increments_needed": Exercise(increments_needed, _needed_cases, NEEDED, "You can now tell whether somebody's schedule ends in noise."),
+}
