@@ -75,7 +75,7 @@ def models(seed: int, steps: int, width: int) -> dict[str, tuple[Denoiser, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--width", type=int, default=128)
     args = parser.parse_args()

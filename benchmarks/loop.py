@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ def main() -> None:
     print(f"{args.batch} pictures 3 x 32 x 32, {n} steps, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats} turns\n")
     print("| loop | calls | ms a call, bare | ms a call, in the loop | longer by | loop alone, µs a call |\n|---|---|---|---|---|---|")
     for name, (calls, run) in loops.items():
-        pairs = [(seconds(lambda: bare(net, x, calls)), seconds(run)) for _ in range(args.repeats)]
+        pairs = [(seconds(partial(bare, net, x, calls)), seconds(run)) for _ in range(args.repeats)]
         alone, inside = (statistics.median(p[k] for p in pairs) / calls for k in (0, 1))
         ratio = statistics.median(b / a for a, b in pairs) - 1
         print(f"| {name} | {calls} | {1e3 * alone:.2f} | {1e3 * inside:.2f} | {ratio:.1%} | {1e6 * ratio * alone:.0f} |")

@@ -30,16 +30,19 @@ def pair(
     x1: Tensor,  # (B, ...) data
     labels: Tensor | None = None,  # (B,), of the data: with them, noise is exchanged within a label only
 ) -> Tensor:
-    """x0 in the order that pairs it with x1 at the least mean square distance: exact minibatch optimal transport.
+    """x0 in the order that pairs it with x1 at the least mean square distance: minibatch optimal transport.
 
-    Pooladian et al. (2023); Tong et al. (2024). The assignment takes up to B³ operations: about 30 ms for 512 points."""
+    Pooladian et al. (2023); Tong et al. (2024). The exact assignment takes up to B³ operations:
+    about 30 ms for 512 points."""
     if x0.shape != x1.shape or x0.ndim < 2:
-        raise ValueError(f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}: expected the same, (B, ...)")
+        shapes = f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}"
+        raise ValueError(f"{shapes}: expected the same, (B, ...)")
     for name, x in (("x0", x0), ("x1", x1)):
-        if not x.isfinite().all(): raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
     if labels is None: return x0[_assign(x0, x1)]
     if labels.shape != x1.shape[:1]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(x1)},), one for each sample")
+        raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(x1)},), one a sample")
     paired = x0.clone()
     for label in labels.unique():
         i = (labels == label).nonzero()[:, 0]
@@ -56,7 +59,7 @@ def ot_matching_loss(
     **options,  # handed on to `matching_loss`
 ) -> Tensor:
     "`matching_loss` on pairs from minibatch optimal transport: for `fit(..., loss=ot_matching_loss)`."
-    if "x0" in options: raise ValueError("x0 is given: expected data alone, for the noise is drawn and paired here")
+    if "x0" in options: raise ValueError("x0 is given: expected data alone, noise is drawn and paired here")
     x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
     cond = {} if y is None else dict(y=y)
     return matching_loss(model, x1, x0=pair(x0, x1, y), generator=generator, **cond, **options)
@@ -73,11 +76,12 @@ def reflow_pairs(
     """(x0, x1), both (n, ...): noise and where the model's ODE takes it, for `fit` to train on.
 
     Rectified flow (Liu et al. 2023, algorithm 1)."""
-    if x0.ndim < 2 or not len(x0): raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected (n, ...) with n >= 1")
+    if x0.ndim < 2 or not len(x0):
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected (n, ...) with n >= 1")
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
     for name, v in cond.items():
         if isinstance(v, Tensor) and v.ndim and len(v) != len(x0):
-            raise ValueError(f"{name} has shape {tuple(v.shape)}: expected ({len(x0)}, ...), one for each sample")
+            raise ValueError(f"{name} has shape {tuple(v.shape)}: expected ({len(x0)}, ...), one a sample")
     ts, stepper = uniform_grid(steps), stepper or heun()
     part = lambda v, i: v[i : i + batch_size] if isinstance(v, Tensor) and v.ndim else v
     x1 = [sample(model, part(x0, i), ts, stepper, **{name: part(v, i) for name, v in cond.items()})
@@ -94,8 +98,8 @@ def path_energy(
 ) -> float:
     """The mean over samples of the integral of |velocity|² along their paths, in squared units of x.
 
-    Taken over steps as |Δx|² / Δt. Never less than the squared 2-Wasserstein distance of the path's two ends
-    (Benamou and Brenier 2000), and equal to it only if the paths are straight and their ends optimally paired."""
+    Taken over steps as |Δx|² / Δt. Never less than the squared 2-Wasserstein distance of the two ends
+    (Benamou and Brenier 2000); equal to it only if paths are straight and their ends optimally paired."""
     ts = uniform_grid(steps)
     xs = trajectory(model, x0, ts, stepper or heun(), **cond).xs
     return (xs.diff(dim=0).square().flatten(2).sum(2).mean(1) / ts.diff().to(xs)).sum().item()

@@ -73,8 +73,8 @@ def log_normal_times(
 ) -> Tensor:
     """(n,) training times whose log noise ratio is normal, one from each of n equal parts of it.
 
-    Karras et al. (2022), table 1. On the linear path it is the logit-normal of Esser et al. (2024, Stable Diffusion 3),
-    whose clock has noise at 1: their m is this mean."""
+    Karras et al. (2022), table 1. On the linear path it is the logit-normal of Stable Diffusion 3
+    (Esser et al. 2024), whose clock has noise at 1: their m is this mean."""
     if n < 1 or not math.isfinite(mean) or not 0 < std < math.inf:
         raise ValueError(f"n is {n}, mean {mean}, std {std}: expected n >= 1, a finite mean, a positive std")
     device = generator.device if generator else None
@@ -99,21 +99,21 @@ def edm_loss(
 
 # %% ../nbs/10_design_space.ipynb #c93224fe
 def edm_heun(
-    gamma: float = 0.0,  # by which share the noise is raised before a step: Karras' min(S_churn / N, sqrt(2) - 1)
+    gamma: float = 0.0,  # share by which a step first raises the noise: Karras' min(S_churn / N, sqrt(2) - 1)
     ratios: tuple[float, float] = (0.0, math.inf),  # where it is raised: Karras' (S_tmin, S_tmax)
     noise: float = 1.0,  # spread of the added noise: Karras' S_noise
 ) -> Stepper:
-    """Karras' stochastic sampler (2022, algorithm 2): raise the noise, then Heun in (x / alpha, sigma / alpha).
+    """Karras' sampler (2022, algorithm 2): raise the noise, then Heun in (x / alpha, sigma / alpha).
 
-    Two calls a step, one in a step into sigma = 0. With gamma = 0 it is deterministic, of order 2. Noise is not raised
-    beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
+    Two calls a step, one in a step into sigma = 0. With gamma = 0 it is deterministic, of order 2. Noise is not
+    raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
     if not (0 <= gamma < math.inf and 0 <= noise < math.inf):
         raise ValueError(f"gamma is {gamma}, noise is {noise}: expected numbers >= 0")
     if not 0 <= ratios[0] <= ratios[1]: raise ValueError(f"ratios is {ratios}: expected 0 <= lowest <= highest")
 
     def step(model, x, t, s):
         if s < t and gamma:
-            raise ValueError(f"a step from t = {t} to s = {s} with gamma = {gamma}: expected gamma = 0 towards noise")
+            raise ValueError(f"a step from t = {t} to s = {s}, gamma = {gamma}: expected gamma = 0 towards noise")
         schedule = model.schedule
         a, b, end = schedule.alpha(t), schedule.alpha(s), schedule.sigma(s) / schedule.alpha(s)
         if a == 0 or b == 0: return _ddim_step(model, x, t, s)  # sigma / alpha is infinite there

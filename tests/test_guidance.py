@@ -112,7 +112,7 @@ def test_the_target_does_not_matter(schedule):
     exact, x, t = ExactDenoiser(MIXTURE, schedule), normal(40, 2), 0.37
     expected = classifier_free(exact, 3.5)(x, t, y=1)
     for kind in ("x1", "eps", "velocity", "v"):
-        net = lambda x, t, y=None: getattr(exact(x, t, y), kind)
+        net = lambda x, t, y=None, kind=kind: getattr(exact(x, t, y), kind)
         p = classifier_free(Denoiser(net, schedule, kind), 3.5)(x, t, y=1)
         torch.testing.assert_close(p.x1, expected.x1)
         torch.testing.assert_close(p.eps, expected.eps)

@@ -133,6 +133,6 @@ def test_flow_match_euler_is_our_euler(steps):
     s = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=T)
     s.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist())
     x, ts = start(), uniform_grid(steps)
-    for i, t in zip(s.timesteps, ts):
+    for i, t in zip(s.timesteps, ts, strict=False):
         x = s.step(-net(x, t.expand(len(x))), i, x).prev_sample  # their velocity points to the noise
     close(sample(Denoiser(net, Linear(), "velocity"), start(), ts, euler()), x, 1e-4)
