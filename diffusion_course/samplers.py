@@ -79,15 +79,9 @@ class Recorder:
         y = stepper(self, x, t, s)
         return self(y, s).x1 if t < s == 1 and self.schedule.sigma(s) > 0 else y
 
-# %% ../nbs/07_samplers.ipynb #e38b4eaf
-def _times(ts: Tensor | Sequence[float]) -> Tensor | Sequence[float]:
-    "ts, in double precision where they are not a tensor; what is none of that is left for `integrate` to refuse."
-    try: return ts if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError): return ts
-
-
+# %% ../nbs/07_samplers.ipynb #1be4d275
 def _run(recorder: Recorder, x: Tensor, ts: Tensor | Sequence[float], stepper: Stepper) -> Iterator[Tensor]:
-    return integrate(lambda x, t, s: recorder.step(stepper, x, t, s), x, _times(ts))
+    return integrate(lambda x, t, s: recorder.step(stepper, x, t, s), x, ts)
 
 
 @torch.no_grad()
@@ -134,7 +128,7 @@ def trajectory(
     for y in _run(recorder, x, ts, stepper):
         xs.append(y)
         if len(xs) > 1: x1s.append(recorder.first.x1)
-    return Trajectory(torch.as_tensor(_times(ts)), torch.stack(xs), torch.stack(x1s), recorder.nfe)
+    return Trajectory(torch.as_tensor(ts, dtype=torch.float64), torch.stack(xs), torch.stack(x1s), recorder.nfe)
 
 # %% ../nbs/07_samplers.ipynb #e21a6477
 def _ode(step: Callable) -> Stepper:

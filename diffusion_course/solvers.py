@@ -44,7 +44,7 @@ def _start(x: Tensor) -> Tensor:
 
 
 def _times(ts: Tensor | Sequence[float]) -> list[float]:
-    try: ts = torch.as_tensor(ts).detach().cpu().double()
+    try: ts = torch.as_tensor(ts, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError): raise ValueError(f"ts is {_given(ts)}: expected times") from None
     if ts.ndim != 1 or len(ts) < 2: raise ValueError(f"ts has shape {tuple(ts.shape)}: expected (T + 1,), two or more")
     if not ((ts >= -1e-6) & (ts <= 1 + 1e-6)).all():

@@ -143,3 +143,9 @@ def test_bad_input_is_refused_at_once():
     with pytest.raises(ValueError, match=r"g has shape \(5, 1\)"): em_step(lambda x, t: x, lambda x, t: x[:, None], torch.zeros(5), 0.0, 0.5)
     with pytest.raises(ValueError, match=r"returned shape \(5, 5\)"): euler_step(lambda x, t: x + torch.zeros(5, 1), torch.zeros(5), 0.0, 0.5)
     with pytest.raises(ValueError, match="noise has shape"): em_step(lambda x, t: x, 1.0, torch.zeros(3, 2), 0.0, 0.5, noise=torch.zeros(3))
+
+
+def test_times_given_as_a_list_keep_their_precision() -> None:
+    seen: list[float] = []
+    list(integrate(lambda x, t, s: seen.append(s) or x, torch.zeros(1, 1), [0.0, 0.1, 0.7]))
+    assert seen == [0.1, 0.7]
