@@ -99,7 +99,7 @@ def path_energy(
     """The mean over samples of the integral of |velocity|² along their paths, in squared units of x.
 
     Taken over steps as |Δx|² / Δt. Never less than the squared 2-Wasserstein distance of the two ends
-    (Benamou and Brenier 2000); equal to it only if paths are straight and their ends optimally paired."""
+    (Benamou and Brenier 2000); equal to it only if paths are straight, at an even pace, and their ends optimally paired."""
     ts = uniform_grid(steps)
     xs = trajectory(model, x0, ts, stepper or heun(), **cond).xs
     return (xs.diff(dim=0).square().flatten(2).sum(2).mean(1) / ts.diff().to(xs)).sum().item()

@@ -42,6 +42,7 @@ def cosine_betas(n: int = 1000, offset: float = 0.008, largest: float = 0.999) -
 
 # %% ../nbs/08_ddpm.ipynb #6a0a47e7
 def _index(i: Tensor | int, schedule: DDPM, x: Tensor) -> Tensor:
+    if not isinstance(schedule, DDPM): raise ValueError(f"the schedule is {schedule}: expected DDPM(betas)")
     i, T = torch.as_tensor(i), len(schedule.betas)
     if i.is_floating_point() or i.shape not in ((), x.shape[:1]) or not ((i >= 0) & (i < T)).all():
         raise ValueError(f"i is {i.tolist()}: expected one index from 0 to {T - 1}, or {len(x)} of them")
@@ -62,10 +63,10 @@ def q_sample(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     "A draw from q(x_i | x1), (B, ...), after i + 1 increments at once (Ho et al. 2020, eq. 4)."
-    t = schedule.t_of(_index(i, schedule, x1))
+    i = _index(i, schedule, x1)
     if eps is None: eps = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
     _alike("eps", eps, x1)
-    return schedule.mix(x1, eps, t)
+    return schedule.mix(x1, eps, schedule.t_of(i))
 
 # %% ../nbs/08_ddpm.ipynb #f6c55987
 def finish_noising(
@@ -132,7 +133,9 @@ def invert(
     """The noise (B, ...) at ts[0] from which a deterministic sampler finds these data: the same ODE, run towards noise.
 
     Song, Meng and Ermon (2021), section 4.3. Coming back is as exact as the steps are small."""
+    def no_noise(*_): raise ValueError("the stepper draws noise: expected a deterministic one, as ddim() or heun()")
+
     ts = torch.as_tensor(ts, dtype=torch.float64)
     if ts.ndim != 1 or len(ts) < 2 or not (ts.diff() > 0).all():
         raise ValueError(f"ts is {ts.tolist()}: expected (T + 1,) rising times, as for the way back")
-    return sample(model, x1, ts.flip(0), stepper or ddim(), **cond)
+    return sample(model, x1, ts.flip(0), stepper or ddim(), noise=no_noise, **cond)

@@ -60,7 +60,8 @@ class ScaledInput(nn.Module):
 def preconditioned(net: nn.Module, schedule: Schedule, sigma_data: float = 0.5) -> Denoiser:
     """A model whose network is given c_in x and asked for F: EDM's, on any schedule.
 
-    Its plain `matching_loss` is EDM's weighted one (Karras et al. 2022, eq. 8)."""
+    Its plain `matching_loss` is EDM's weighted one (Karras et al. 2022, eq. 8). EDM shows the network log(sigma) / 4,
+    ours sees t: on VE the one is a straight line in the other."""
     return Denoiser(ScaledInput(net, schedule, sigma_data), schedule, "F", sigma_data)
 
 # %% ../nbs/10_design_space.ipynb #1bb80255
@@ -105,7 +106,7 @@ def edm_heun(
 ) -> Stepper:
     """Karras' sampler (2022, algorithm 2): raise the noise, then Heun in (x / alpha, sigma / alpha).
 
-    Two calls a step, one in a step into sigma = 0. With gamma = 0 it is deterministic, of order 2. Noise is not
+    Two calls a step, one in a step into sigma = 0 or out of alpha = 0. With gamma = 0 it is deterministic, of order 2. Noise is not
     raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
     if not (0 <= gamma < math.inf and 0 <= noise < math.inf):
         raise ValueError(f"gamma is {gamma}, noise is {noise}: expected numbers >= 0")
@@ -118,17 +119,17 @@ def edm_heun(
         a, b, end = schedule.alpha(t), schedule.alpha(s), schedule.sigma(s) / schedule.alpha(s)
         if a == 0 or b == 0: return _ddim_step(model, x, t, s)  # sigma / alpha is infinite there
         ratio, hat = schedule.sigma(t) / a, torch.as_tensor(t, dtype=torch.float64)
-        z = x / per_sample(a, x)
+        y = x / per_sample(a, x)
         if gamma and ratios[0] <= ratio <= ratios[1]:
             hat = schedule.t_from_log_snr(-2 * (ratio * (1 + gamma)).log())
             raised = schedule.sigma(hat) / schedule.alpha(hat)
-            z = z + per_sample(noise * (raised**2 - ratio**2).clamp(min=0).sqrt(), x) * model.noise(x, t, s)
+            y = y + per_sample(noise * (raised**2 - ratio**2).clamp(min=0).sqrt(), x) * model.noise(x, t, s)
             ratio = raised
-        first = model(per_sample(schedule.alpha(hat), x) * z, hat.item()).eps
-        there = per_sample(b, x) * (z + per_sample(end - ratio, x) * first)
+        first = model(per_sample(schedule.alpha(hat), x) * y, hat.item()).eps
+        there = per_sample(b, x) * (y + per_sample(end - ratio, x) * first)
         if end == 0: return there
         second = model(there, s).eps
-        return per_sample(b, x) * (z + per_sample((end - ratio) / 2, x) * (first + second))
+        return per_sample(b, x) * (y + per_sample((end - ratio) / 2, x) * (first + second))
     return step
 
 

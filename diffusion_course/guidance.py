@@ -106,7 +106,7 @@ class ClassifierFree(_Wrapped):
         (lo, hi), t = self.interval, torch.as_tensor(t, dtype=torch.float64)
         if (lo, hi) == (0, 1): return self.w
         if t.ndim: raise ValueError(f"t has shape {tuple(t.shape)} with an interval: expected one time for all samples")
-        return self.w if lo <= t <= hi else 1.0
+        return self.w if lo - 1e-6 <= t <= hi + 1e-6 else 1.0  # a time in single precision may miss its end by a hair
 
     def cost(self, t: float) -> int:
         "Evaluations of the network in one call at t."

@@ -377,7 +377,7 @@ function mount(host, meta, buffer) {
   function step(now) {
     state.frame = 0;
     if (!state.playing || !state.visible || !root.isConnected) return;
-    const past = Math.min(now - state.last, 100) * ui.speed.value;
+    const past = Math.max(0, Math.min(now - state.last, 100)) * ui.speed.value;  // a frame may be stamped earlier than the start
     state.last = now;
     if (state.u < 1) {
       state.u = Math.min(1, state.u + past / (1000 * scene.seconds)); state.held = 0;

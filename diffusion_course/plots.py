@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, legend, plane
@@ -173,7 +174,7 @@ def show_paths(
     if xs.ndim == 2: xs = xs[..., None]
     if xs.ndim != 3 or xs.shape[-1] not in (1, 2) or 0 in xs.shape:
         raise ValueError(f"xs has shape {tuple(xs.shape)}: expected (T + 1, n, 2), (T + 1, n, 1) or (T + 1, n)")
-    style = dict(color=color_of(color), alpha=min(0.9, max(0.15, 12 / xs.shape[1])), lw=1.0, marker="o" if dots else None, ms=3, mec="none")
+    style = dict(color=color_of(color), alpha=min(0.9, max(0.3, 18 / xs.shape[1])), lw=1.0, marker="o" if dots else None, ms=3, mec="none")
     if xs.shape[-1] == 1:
         ax = axes_or_new(ax, size=(4.4, 2.8))
         ts = torch.linspace(0, 1, len(xs)) if ts is None else torch.as_tensor(ts)
@@ -183,6 +184,7 @@ def show_paths(
         ax = axes_or_new(ax)
         lines = ax.plot(xs[..., 0].numpy(), xs[..., 1].numpy(), **style)
         ax.scatter(*xs[0].numpy().T, s=9, color=color_of("noise"), zorder=3, linewidths=0)
+        ax.scatter(*xs[-1].numpy().T, s=9, color=color_of(color), zorder=3, linewidths=0)
         plane(ax, extent, title)
     if name: lines[0].set_label(name)
     return ax.figure
@@ -196,6 +198,15 @@ def slope(x: Sequence[float] | Tensor, y: Sequence[float] | Tensor) -> float:
     if x.max() == x.min(): raise ValueError(f"x is {x[0].exp():g} throughout: expected at least two different numbers")
     x = x - x.mean()
     return (x @ y / (x @ x)).item()
+
+
+def _log_x(ax: Axes) -> None:
+    "A logarithmic axis: powers of two written out where it is short, powers of ten where it is long."
+    xs = np.concatenate([line.get_xdata() for line in ax.lines])
+    xs = xs[xs > 0]
+    if len(xs) and xs.max() > 100 * xs.min(): return ax.set_xscale("log")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def show_curves(
@@ -217,7 +228,7 @@ def show_curves(
         label = f"{name}: slope {slope(x, y):.2f}" if slopes else name
         ax.plot(x, y, color=shade, lw=1.6, ls=("-", "--")[k % 2], marker="osD^"[k % 4] if len(x) <= 12 else None, ms=4, mec="none", label=label)
     log = "xy" if slopes else log
-    if "x" in log: ax.set_xscale("log", base=2)
+    if "x" in log: _log_x(ax)
     if "y" in log: ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
     ax.grid(color=FAINT, lw=0.5, alpha=0.7)

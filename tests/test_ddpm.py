@@ -7,7 +7,7 @@ from diffusion_course.ddpm import Posterior, cosine_betas, ddpm_loss, finish_noi
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.predictions import Denoiser, ExactDenoiser, to_prediction
-from diffusion_course.samplers import ancestral, ddim, heun, sample, trailing_grid, trajectory
+from diffusion_course.samplers import ancestral, ddim, euler_maruyama, heun, sample, trailing_grid, trajectory
 from diffusion_course.schedules import DDPM, Linear, marginal
 
 CHAINS = {"linear, 1000": linear_betas(1000), "linear, 50": linear_betas(50), "cosine": cosine_betas(1000), "cosine, 10": cosine_betas(10),
@@ -291,3 +291,6 @@ def test_bad_inversion():
     for bad in (ts.flip(0), ts[:1], torch.tensor([0.0, 0.5, 0.5, 1.0]), ts[None]):
         with pytest.raises(ValueError, match="rising times"): invert(model, x, bad)
     with pytest.raises(ValueError, match="expected"): invert(model, x, ts, ancestral())
+    with pytest.raises(ValueError, match="draws noise"): invert(model, x, ts, euler_maruyama(1.0))
+    for f in (lambda: q_sample(x, 0, Linear()), lambda: posterior(x, x, 0, Linear())):
+        with pytest.raises(ValueError, match="expected DDPM"): f()

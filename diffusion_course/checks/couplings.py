@@ -49,7 +49,10 @@ def _places(xs, ts):
     return ((xs - line)[:-1].square() * ts.diff()[:, None, None]).sum((0, 2)).mean()
 def _rooted(xs, ts): return straightness(xs, ts).sqrt()
 
+def _plain_mean(xs, ts): return _off(xs, ts).square().mean()
+
 STRAIGHT = (
+    Mistake(_plain_mean, "You averaged over everything. Sum over dimensions, and give each step the weight of its length."),
     Mistake(_even_steps, "You gave every step the same weight. The times are uneven: multiply each square by its step's length and add."),
     Mistake(_mean_over_dimensions, "You averaged over the dimensions. The square of a vector's length is the sum over them."),
     Mistake(_not_squared, "You averaged lengths. The measure is the mean of the squared lengths."),
@@ -73,7 +76,10 @@ def _the_other(x0, x1): return x1.sort().values[x0.argsort().argsort()]
 def _untouched(x0, x1): return x0 + 0
 def _nearest(x0, x1): return x0[(x0[None] - x1[:, None]).abs().argmin(1)]
 
+def _by_order_of_x1(x0, x1): return x0[x1.argsort()]
+
 SORTED = (
+    Mistake(_by_order_of_x1, "You arranged x0 by the order of x1 without sorting it. Sort x0, then give each x1 the one of its own rank."),
     Mistake(_only_sorted, "Sorted, but x1 isn't: x1[0] need not be the smallest. Hand the sorted noise out by the rank of each x1."),
     Mistake(_by_order_not_rank, "`argsort` says where the smallest is, not which rank an entry has. You need the inverse permutation: argsort once more."),
     Mistake(_not_sorted, "The ranks of x1 are right, but x0 has to be sorted before they pick from it."),
@@ -145,7 +151,10 @@ def _difference_of_variances(m0, s0, m1, s1): return (m1 - m0).square().sum() + 
 def _opposite(m0, s0, m1, s1): return ((m1 - m0).square() + (s1 + s0).square()).sum()
 def _ratio(m0, s0, m1, s1): return ((m1 - m0).square() + (s1 / s0 - 1).square()).sum()
 
+def _not_summed(m0, s0, m1, s1): return (m1 - m0).square() + (s1 - s0).square()
+
 GAUSSIANS = (
+    Mistake(_not_summed, "Right for each coordinate. Add them up: the squared distance is a sum over dimensions."),
     Mistake(_with_variances, "You compared variances. The map scales by s1/s0, so deviations are what is compared."),
     Mistake(_distance, "This is W2. Its square was asked for."),
     Mistake(_averaged, "You averaged over coordinates. Squared distances add up."),
@@ -197,7 +206,10 @@ def _deviation(s, t): return meeting_loss(s, t).sqrt()
 def _std_not_variance(s, t): return 1 + s - (t * s - (1 - t)) ** 2 / ((1 - t) ** 2 + t**2 * s)
 def _not_divided(s, t): return 1 + s**2 - (t * s**2 - (1 - t)) ** 2
 
+def _of_the_data(s, t): return s**2 * (1 - t) ** 2 / _v(s, t)
+
 MEETING = (
+    Mistake(_of_the_data, "This is the variance of x1 given x_t. And x1 - x0 = (x1 - x_t)/(1 - t): divide by (1 - t)²."),
     Mistake(_not_conditioned, "This is the variance of x1 - x0 when nothing is known. x_t tells something: subtract what it explains."),
     Mistake(_explained, "This is the part that x_t explains, the mean square of the field. What is left over was asked for."),
     Mistake(_of_the_point, "This is the variance of x_t itself."),

@@ -48,13 +48,15 @@ def _difference(betas, keep): return -torch.cat([betas.new_ones(1), (1 - betas).
 def _kept(betas, keep): return 1 - respaced_betas(betas, keep)
 def _rooted(betas, keep): return 1 - (1 - respaced_betas(betas, keep)).sqrt()
 def _first_forgotten(betas, keep): return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
-def _from_neighbour(betas, keep): return 1 - (1 - betas).cumprod(0)[keep] / torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
 def _summed(betas, keep): return torch.cat([betas.new_zeros(1), betas.cumsum(0)[keep]]).diff()
 def _off_by_one(betas, keep):
     bar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
     return 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
 
+def _first_dropped(betas, keep): return respaced_betas(betas, keep)[1:]
+
 RESPACED = (
+    Mistake(_first_dropped, "One beta is missing: the first stop loses something too, against the clean data, whose alpha-bar is 1."),
     Mistake(_picked, "You picked betas. A jump over several increments loses what all of them lose: go through alpha-bar."),
     Mistake(_bar, "This is alpha-bar at the stops. A beta is what one stop loses against the one before."),
     Mistake(_lost_so_far, "This is what is lost since the beginning. Divide by alpha-bar of the stop before, then subtract from 1."),
@@ -95,7 +97,13 @@ def _not_divided(x, eps, alpha_bar):
     return x - bar.sqrt() * _picture(x, eps, bar).clamp(-1, 1)
 def _one_level(x, eps, alpha_bar): return clipped_eps(x, eps, alpha_bar.mean().expand(len(x)))
 
+def _bar_as_alpha(x, eps, alpha_bar):
+    alpha = _column(alpha_bar)
+    sigma = (1 - alpha**2).sqrt()
+    return (x - alpha * ((x - sigma * eps) / alpha).clamp(-1, 1)) / sigma
+
 CLIP = (
+    Mistake(_bar_as_alpha, "You took alpha-bar for alpha. alpha-bar is a share of the variance: what multiplies the picture is its root."),
     Mistake(_returned_picture, "This is the clipped picture. Solve x = √bar·x1 + √(1-bar)·eps once more, for eps."),
     Mistake(_not_clipped, "You gave back the predicted noise. It belongs to the picture before it was clipped."),
     Mistake(_clipped_the_noise, "You clipped the noise. It is the picture that has to lie in [-1, 1]; noise may be any number."),
@@ -125,7 +133,12 @@ def _not_grown(x, v, beta, alpha_bar): return x - beta * x - beta / (1 - alpha_b
 def _by_bar(x, v, beta, alpha_bar): return (x - beta / (1 - alpha_bar) * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (1 - beta).sqrt()
 def _by_alpha_bar(x, v, beta, alpha_bar): return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt() / alpha_bar.sqrt()
 
+def _ddim_mean(x, v, beta, alpha_bar):
+    alpha, sigma, before = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), alpha_bar / (1 - beta)
+    return before.sqrt() * (alpha * x - sigma * v) + (1 - before).sqrt() * (sigma * x + alpha * v)
+
 MEAN = (
+    Mistake(_ddim_mean, "This is DDIM's step, which keeps all of the old noise. DDPM's mean keeps less of it, because fresh noise is added."),
     Mistake(_v_is_eps, "You used v as if it were the noise. First get the noise out: eps = sigma·x + alpha·v."),
     Mistake(_v_sign, "A sign: alpha·v + sigma·x is eps, because the x1 in them cancels. Put in both definitions and see."),
     Mistake(_swapped, "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."),
@@ -160,7 +173,10 @@ def _increment_not_scaled(beta, bar_before, s):
     return beta * before / (before + beta)
 def _spread(beta, bar_before, s): return right_variance(beta, bar_before, s).sqrt()
 
+def _three_clues(beta, bar_before, s): return 1 / ((1 - beta) / beta + 1 / (1 - bar_before) + 1 / s**2)
+
 VARIANCE = (
+    Mistake(_three_clues, "The data's spread is not a third clue: it is inside the second, the cloud one increment earlier."),
     Mistake(_tilde, "This is beta-tilde, right for s = 0 alone. The cloud one increment earlier is wider: its data have a spread."),
     Mistake(_only_beta, "This is right for s = 1 alone. Ask which variance the cloud has one increment earlier."),
     Mistake(_between, "A line between the two extremes meets both, and misses what lies between. Multiply the two Gaussians."),
@@ -197,7 +213,10 @@ def _prefix(target, first=1e-4, last=0.02):
     bar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).cumprod(0)
     return int((bar > target * (1 - bar)).sum().item()) + 1
 
+def _quick_guess(target, first=1e-4, last=0.02): return int(torch.ceil(-2 * torch.log(_float(target)) / (first + last)).item())
+
 NEEDED = (
+    Mistake(_quick_guess, "A good first guess: alpha-bar ≈ exp(-sum of betas). But the ratio is alpha-bar / (1 - alpha-bar), and each factor is 1 - beta. Count."),
     Mistake(_bar_below, "You asked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar)."),
     Mistake(_root_below, "You compared √alpha-bar, the factor of the data. The signal-to-noise ratio is alpha-bar / (1 - alpha-bar)."),
     Mistake(_ratio_of_scales, "You compared alpha / sigma. The signal-to-noise ratio is its square, as variances count."),

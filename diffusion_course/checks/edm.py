@@ -69,7 +69,14 @@ def _answer_not_scaled(F, x, alpha, sigma, m, s):
     left, spread = x - alpha * m, _size(alpha, sigma, s)
     return m + alpha * s**2 / spread**2 * left + F(left / spread)
 
+def _no_skip(F, x, alpha, sigma, m, s): return m + sigma * s / _size(alpha, sigma, s) * F((x - alpha * m) / _size(alpha, sigma, s))
+def _skip_of_edm(F, x, alpha, sigma, m, s):
+    left, spread = x - alpha * m, _size(alpha, sigma, s)
+    return m + s**2 / spread**2 * left + sigma * s / spread * F(left / spread)
+
 CENTRED = (
+    Mistake(_no_skip, "The skip is missing: c_skip times what is left of x, the best linear guess, to which the network's answer is added."),
+    Mistake(_skip_of_edm, "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² + sigma²), which is EDM's for alpha = 1."),
     Mistake(_no_mean, "The mean m doesn't appear: take the mean of x out first, and put the mean of the data back at the end."),
     Mistake(_not_put_back, "This is x1 less its mean. Put the mean back."),
     Mistake(_mean_not_scaled, "You took m out of x. But x = alpha·x1 + sigma·eps: what is *its* mean?"),
@@ -97,7 +104,12 @@ def _unit_data(alpha, sigma, s): return 1 + (sigma / alpha) ** 2
 def _only_the_ratio(alpha, sigma, s): return (sigma / alpha) ** 2
 def _c_out_squared(alpha, sigma, s): return (sigma * s) ** 2 / (alpha**2 * s**2 + sigma**2)
 
+def _one(alpha, sigma, s): return torch.ones_like(alpha)
+def _of_ve(alpha, sigma, s): return (sigma**2 + s**2) / (sigma * s) ** 2
+
 WEIGHT = (
+    Mistake(_one, "Weight one is DDPM's loss. EDM's is the plain loss of F: go from the error of eps to that of x1, and from there to F's."),
+    Mistake(_of_ve, "This is 1/c_out² of VE, for the error of x1. Turn the error of eps into that of x1 first, on any schedule."),
     Mistake(_for_x1, "This is the weight of the error of x1. How large is that error for an eps that is off by e?"),
     Mistake(_other_way, "You turned the ratio round: the error of x1 is sigma/alpha times that of eps, not alpha/sigma."),
     Mistake(_ratio_not_squared, "Errors are squared in the loss, so the factor between them is squared too."),
@@ -150,7 +162,26 @@ def _euler(D, x, sigma, after, gamma, z):
 
 def _uphill(D, x, sigma, after, gamma, z): return churned_midpoint(lambda x, s: 2 * x - D(x, s), x, sigma, after, gamma, z)
 
+def _heun(D, x, sigma, after, gamma, z):
+    hat = sigma * (1 + gamma)
+    x = x + (hat**2 - sigma**2) ** 0.5 * z
+    y = x + (after - hat) * _slope(D, x, hat)
+    return y if after == 0 else x + (after - hat) / 2 * (_slope(D, x, hat) + _slope(D, y, after))
+def _slope_over_hat(D, x, sigma, after, gamma, z):
+    hat = sigma * (1 + gamma)
+    x, middle = x + (hat**2 - sigma**2) ** 0.5 * z, (hat + after) / 2
+    y = x + (middle - hat) * _slope(D, x, hat)
+    return x + (after - hat) * (y - D(y, middle)) / hat
+def _from_unraised(D, x, sigma, after, gamma, z):
+    hat = sigma * (1 + gamma)
+    raised, middle = x + (hat**2 - sigma**2) ** 0.5 * z, (hat + after) / 2
+    y = raised + (middle - hat) * _slope(D, raised, hat)
+    return x + (after - hat) * _slope(D, y, middle)
+
 MIDPOINT = (
+    Mistake(_heun, "This is Heun, which looks at the end of the step. Midpoint looks half-way, and goes the whole way with the slope found there."),
+    Mistake(_slope_over_hat, "The slope in the middle is (y - D)/sigma with the sigma of the *middle*, where D was asked."),
+    Mistake(_from_unraised, "You added the step to x as it was before the noise was raised. It starts from the raised x."),
     Mistake(_no_noise, "The raised level needs its noise: x must become a sample at (1 + gamma)·sigma before you ask."),
     Mistake(_noise_by_growth, "Variances add, not spreads: noise of which spread takes sigma² to the raised level squared?"),
     Mistake(_noise_by_hat, "You added noise of the whole raised level. Part of it is in x already."),
@@ -213,7 +244,10 @@ def _twice(s_churn, n, high, low): return 2 * _gamma(s_churn, n) * n / math.log(
 def _upside_down(s_churn, n, high, low): return math.log(high / low) / (_gamma(s_churn, n) * n)
 def _wide_cap(s_churn, n, high, low): return min(s_churn / n, 2**0.5) * n / math.log(high / low)
 
+def _exact_raise(s_churn, n, high, low): return ((1 + _gamma(s_churn, n)) ** 2 - 1) / 2 * n / math.log(high / low)
+
 CHURN = (
+    Mistake(_exact_raise, "Exact for the raise, and of first order for the churn. Keep the first order on both sides: 2·gamma·sigma²."),
     Mistake(_no_cap, "Right where no cap applies. gamma is never more than √2 - 1, even if the budget allows it."),
     Mistake(_cap_on_budget, "The cap belongs to gamma, the share of a single step, not to the budget."),
     Mistake(_gamma_alone, "This is gamma. A step of which length, in the logarithm of sigma, is it spent on?"),

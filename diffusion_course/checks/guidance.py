@@ -5,8 +5,6 @@
 # %% ../../nbs/solutions/09_guidance.ipynb #28cb3cfe
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -31,13 +29,8 @@ def _scale_cases() -> list[tuple]:  # in the second a batch of 4 also fits the l
             for s in ((3, 1, 4, 5), (4, 3, 4, 4))]
 
 
-def _linear_classifier(seed: int, labels: int) -> Callable[[Tensor], Tensor]:
-    weights, shift = 2 * _normal(3, labels, seed=seed), _normal(labels, seed=seed + 1)
-    return lambda x: torch.tanh(x) @ weights + shift
-
-
 def _push_cases() -> list[tuple]:
-    return [(_linear_classifier(seed, labels), _normal(6, 3, seed=seed + 2), torch.arange(6) % labels)
+    return [(_normal(6, 3, seed=seed + 2), torch.arange(6) % labels, 2 * _normal(labels, 3, seed=seed), _normal(labels, seed=seed + 1))
             for seed, labels in ((6, 3), (10, 5))]
 
 
@@ -113,38 +106,35 @@ SCALES = (
     Mistake(_skipped, "Where the scale is 0 you returned the prediction without a label. Off means the one with it."),
 )
 
-# %% ../../nbs/solutions/09_guidance.ipynb #300cc501
-def classifier_push(logits, x, y):
-    x = x.detach().requires_grad_()
-    log_p = logits(x).log_softmax(1)
-    return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x)[0]
+# %% ../../nbs/solutions/09_guidance.ipynb #2edccc84
+def classifier_push(x, y, W, b):
+    return W[y] - (x @ W.mT + b).softmax(1) @ W
 
-# %% ../../nbs/solutions/09_guidance.ipynb #3d08744d
-def _gradient(value, x, y):
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(value(x).gather(1, y[:, None]).sum(), x)[0]
-
-
-def _of_logits(logits, x, y): return _gradient(logits, x, y)
-def _of_probability(logits, x, y): return _gradient(lambda x: logits(x).softmax(1), x, y)
-def _downhill(logits, x, y): return -classifier_push(logits, x, y)
-def _of_the_mean(logits, x, y): return classifier_push(logits, x, y) / len(x)
-def _loss_gradient(logits, x, y): return -classifier_push(logits, x, y) / len(x)
-def _likeliest(logits, x, y): return classifier_push(logits, x, logits(x).argmax(1))
-def _all_labels(logits, x, y): return sum(classifier_push(logits, x, torch.full_like(y, k)) for k in range(logits(x).shape[1]))
-def _softmax_over_batch(logits, x, y): return _gradient(lambda x: logits(x).log_softmax(0), x, y)
-def _first_label(logits, x, y): return classifier_push(logits, x, y[:1].expand(len(y)))
+# %% ../../nbs/solutions/09_guidance.ipynb #a0ba5f4a
+def _of_logits(x, y, W, b): return W[y]
+def _of_probability(x, y, W, b):
+    p = (x @ W.mT + b).softmax(1)
+    return p.gather(1, y[:, None]) * (W[y] - p @ W)
+def _downhill(x, y, W, b): return -classifier_push(x, y, W, b)
+def _of_the_mean(x, y, W, b): return classifier_push(x, y, W, b) / len(x)
+def _likeliest(x, y, W, b): return classifier_push(x, (x @ W.mT + b).argmax(1), W, b)
+def _plain_mean(x, y, W, b): return W[y] - W.mean(0)
+def _softmax_over_batch(x, y, W, b): return W[y] - (x @ W.mT + b).softmax(0) @ W
+def _bias_forgotten(x, y, W, b): return W[y] - (x @ W.mT).softmax(1) @ W
+def _first_label(x, y, W, b): return classifier_push(x, y[:1].expand(len(y)), W, b)
+def _one_hot_only(x, y, W, b): return (1 - (x @ W.mT + b).softmax(1).gather(1, y[:, None])) * W[y]
 
 PUSH = (
-    Mistake(_of_logits, "You differentiated the logit. log p is the logit minus the log of a sum, and that sum depends on x too: log_softmax(1)."),
+    Mistake(_of_logits, "This is the gradient of the logit. log p is the logit minus the logarithm of a sum, and that depends on x too."),
     Mistake(_of_probability, "You differentiated p. The score needs the gradient of its logarithm."),
     Mistake(_downhill, "A sign: a loss goes down, but the push goes up, towards the label."),
-    Mistake(_of_the_mean, "You took the mean over the batch, so the push shrinks as the batch grows. Sum instead."),
-    Mistake(_loss_gradient, "This is the gradient of cross_entropy: it points away from the label and is divided by the batch. Use the sum of log p."),
+    Mistake(_of_the_mean, "You divided by the batch. Each sample has a push of its own."),
     Mistake(_likeliest, "You pushed towards the label that the classifier believes in. Push towards y."),
-    Mistake(_all_labels, "You summed log p over all labels. Pick each sample's own with gather."),
+    Mistake(_plain_mean, "You subtracted the plain mean of the rows. They are weighted with the probabilities of the labels."),
     Mistake(_softmax_over_batch, "The softmax ran over the batch. Labels are dimension 1."),
+    Mistake(_bias_forgotten, "The bias has no gradient in x, but it counts in the probabilities."),
     Mistake(_first_label, "Every sample has its own label; you used the first for all."),
+    Mistake(_one_hot_only, "The other labels' rows are missing: each pushes away with its own probability."),
 )
 
 # %% ../../nbs/solutions/09_guidance.ipynb #e0299696
@@ -182,7 +172,17 @@ def _variances(u_null, u_label, w, phi):
     return phi * guided * (u_label.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)) ** 2 + (1 - phi) * guided
 
 
+def _around_the_mean(u_null, u_label, w, phi):
+    guided = _guide(u_null, u_label, w)
+    centre, spread = guided.mean((1, 2, 3), keepdim=True), lambda u: u.std((1, 2, 3), keepdim=True)
+    return phi * (centre + (guided - centre) * spread(u_label) / spread(guided)) + (1 - phi) * guided
+def _power_of_phi(u_null, u_label, w, phi):
+    guided, spread = _guide(u_null, u_label, w), lambda u: u.std((1, 2, 3), keepdim=True)
+    return guided * (spread(u_label) / spread(guided)) ** phi
+
 RESCALED = (
+    Mistake(_around_the_mean, "You shrank around the picture's mean. Multiply the whole prediction by the number, its mean included."),
+    Mistake(_power_of_phi, "You took the factor to the power phi. Mix two predictions: phi times the rescaled one, 1 - phi times the plain one."),
     Mistake(_whole_batch, "You took one standard deviation over the batch. Each picture has its own: dimensions 1, 2 and 3, with keepdim."),
     Mistake(_each_channel, "You took a standard deviation for each channel, which changes the colours. Include dimension 1."),
     Mistake(_towards_null, "The model to match is the prediction with the label, not the one without."),
@@ -212,7 +212,7 @@ def _score_scaled(score, score_a, score_b, w): return (1 - w) * score + w * (sco
 
 THIS = (
     Mistake(_nothing_to_start_from, "p(x) has gone. The unconditional score drops out of the two pushes, but stays once on its own."),
-    Mistake(_negative_prompt, "This is a negative prompt: b in the place of \"no label\". It samples another density; start from the unconditional score."),
+    Mistake(_negative_prompt, "This is a negative prompt: b in the place of \"no label\". It is the score of another density; start from the unconditional score."),
     Mistake(_from_a, "You start from p(x | a), so a is counted once more than w. Start from p(x)."),
     Mistake(_both_wanted, "This asks for a *and* b. Dividing by p(b | x) subtracts its push."),
     Mistake(_reversed, "You exchanged a and b: this avoids a."),
@@ -241,7 +241,10 @@ def _each_picture(u_null, u_label, u_used):
     return torch.stack([hidden_scale(*u) for u in zip(u_null, u_label, u_used, strict=True)]).mean()
 
 
+def _one_each(u_null, u_label, u_used): return torch.stack([hidden_scale(*u) for u in zip(u_null, u_label, u_used, strict=True)])
+
 HIDDEN = (
+    Mistake(_one_each, "You fitted a scale for each picture. The program has one: fit all numbers at once."),
     Mistake(_their_w, "This is the scale of Ho and Salimans. Ours is 1 where the label alone is used, so it is one more."),
     Mistake(_mean_of_ratios, "A mean of ratios: where the two predictions nearly agree, rounding is divided by next to nothing. Sum first, then divide."),
     Mistake(_median_of_ratios, "The median of the ratios is robust, but not the best fit. Least squares weights each number by how far the predictions are apart."),
@@ -258,7 +261,7 @@ HIDDEN = (
 EXERCISES = {
     "guided_velocity": Exercise(guided_velocity, _velocity_cases, VELOCITY, "Guidance doesn't care what the network predicts."),
     "their_scales": Exercise(their_scales, _scale_cases, SCALES, "You can now read a guidance scale wherever you meet one."),
-    "classifier_push": Exercise(classifier_push, _push_cases, PUSH, "With this, any classifier of noisy data steers any model."),
+    "classifier_push": Exercise(classifier_push, _push_cases, PUSH, "With a deep classifier autograd does this sum for you, and it steers any model."),
     "rescaled": Exercise(rescaled, _rescale_cases, RESCALED, "This is `guidance_rescale` in image tools."),
     "this_not_that": Exercise(this_not_that, _this_cases, THIS, "Scores compose because logarithms add."),
     "hidden_scale": Exercise(hidden_scale, _hidden_cases, HIDDEN, "Two predictions span a line, and w is the place on it."),

@@ -26,7 +26,7 @@ def _ddim_cases() -> list[tuple]:
 
 def _calls_cases() -> list[tuple]:
     return [(1, 10, False, False, False, False), (2, 10, False, False, False, True), (4, 5, True, True, False, False),
-            (2, 8, True, False, True, True), (2, 20, False, True, True, False), (4, 1, False, True, True, False), (4, 3, True, False, False, True)]
+            (2, 8, True, False, False, True), (2, 20, False, True, True, False), (4, 1, False, True, True, False), (4, 3, True, False, False, True)]
 
 
 def _half_way_cases() -> list[tuple]: return [(t := 0.05 + 0.6 * _uniform(6, seed=3), t + 0.05 + 0.25 * _uniform(6, seed=4))]
@@ -57,7 +57,12 @@ def _variance_as_spread(x, eps, a, b, c, d, eta, z): return c * _x1(x, eps, a, b
 def _what_is_kept(x, eps, a, b, c, d, eta, z): return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * _kept(a, b, c, d))
 def _noise_plus(x, eps, a, b, c, d, eta, z): return _mix((x + b * eps) / a, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
 
+def _fresh_by_variance(x, eps, a, b, c, d, eta, z):
+    fresh2 = eta**2 * d**2 * (1 - _kept(a, b, c, d))
+    return c * _x1(x, eps, a, b) + (d**2 - fresh2) ** 0.5 * eps + fresh2 * z
+
 DDIM = (
+    Mistake(_fresh_by_variance, "You scaled the fresh noise by its variance f². Noise is scaled by the root, f."),
     Mistake(_no_noise, "Right for eta = 0 alone: the fresh noise is missing."),
     Mistake(_added_on_top, "You added fresh noise without taking old noise away: the variances must still sum to sigma_s²."),
     Mistake(_eta_not_squared, "The fresh variance goes with eta², not eta."),
@@ -138,7 +143,10 @@ def _mean(x, u, u_before, r, t, s): return x + (s - t) * (u + u_before) / 2
 def _from_the_older(x, u, u_before, r, t, s): return x + (s - t) * (u_before + (s - t) / 2 * (u - u_before) / (t - r))
 def _over_both(x, u, u_before, r, t, s): return x + (s - t) * (u + (s - t) / 2 * (u - u_before) / (s - r))
 
+def _sum_for_difference(x, u, u_before, r, t, s): return x + (s - t) * (u + (t + s) / 2 * (u - u_before) / (t - r))
+
 TWO = (
+    Mistake(_sum_for_difference, "The middle of the step lies (s - t)/2 after t, where you know u. You went (t + s)/2."),
     Mistake(_euler, "This is Euler. Use the older velocity too: it tells how the velocity changes."),
     Mistake(_equal_steps, "Right where both steps are equally long. The slope is (u - u_before)/(t - r)."),
     Mistake(_other_way, "A sign: if the velocity has grown, expect it to grow on."),
@@ -189,7 +197,10 @@ def _fresh_instead(l, eta): return (eta**2 * (1 - (-l.diff()).exp())).sqrt().pro
 def _half_log(l, eta): return (1 - eta**2 * (1 - (-l.diff() / 2).exp())).sqrt().prod()
 def _the_rest(l, eta): return (1 - (1 - eta**2 * (1 - (-l.diff()).exp())).prod()).sqrt()
 
+def _first_skipped(l, eta): return noise_kept(l[1:], eta)
+
 KEPT = (
+    Mistake(_first_skipped, "You left the first step out: it exchanges noise as well, from l_0 to l_1."),
     Mistake(_one_big_step, "You went from the first to the last time in one step. Each step exchanges noise: multiply over the steps."),
     Mistake(_variance_kept, "This is the share of the *variance*. The factor of the noise itself is its root."),
     Mistake(_plain_eta, "The fresh variance goes with eta²."),
