@@ -1,8 +1,9 @@
 """What the sampling loop costs beside the network: `python benchmarks/loop.py`.
 
-The same network is called as often by itself, by `sample`, and by the loop that the documentation of diffusers shows. The network is a
-stack of convolutions, wide enough that one call takes 5 ms or more here. The three are timed in turn, `--repeats` times; the table has the
-median of the times of one call, and the median of the ratios to the bare calls of the same turn.
+The network is a stack of convolutions, wide enough that one call takes 5 ms or more. It keeps the time that is spent inside it; the rest
+of a run's time is the loop's own. `sample` and the loops that the documentation of diffusers shows are run in turn, `--repeats` times;
+the table has the medians. (To time the bare calls in another run and subtract is hopeless: two runs of the same calls differ by more than
+the loop costs.)
 """
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ import argparse
 import statistics
 import time
 import warnings
-from functools import partial
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from diffusion_course.ddpm import linear_betas
 from diffusion_course.predictions import Denoiser
@@ -22,27 +23,22 @@ from diffusion_course.schedules import DDPM, Linear
 
 
 class Network(nn.Module):
-    """Convolutions on pictures (B, 3, 32, 32), blind to t: what is timed is the loop around them."""
+    """Convolutions on pictures (B, 3, 32, 32), blind to t: what is timed is the loop around them.
+
+    With ReLU, because an activation with an exponential makes denormal numbers, slow ones, of inputs that one loop meets and another not."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
                                     nn.Conv2d(width, 3, 3, padding=1))
 
-    def forward(self, x, t): return 0.1 * self.layers(x)
+        self.spent = 0.0
 
-
-def seconds(run) -> float:
-    """The time that a call takes."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-def bare(net: nn.Module, x: torch.Tensor, calls: int) -> None:
-    """The network alone, fed with what it gave, so that no call can be skipped."""
-    t = torch.full((len(x),), 0.5)
-    for _ in range(calls): x = net(x, t)
+    def forward(self, x, t):
+        begin = time.perf_counter()
+        y = 0.1 * self.layers(x)
+        self.spent += time.perf_counter() - begin
+        return y
 
 
 def with_diffusers(name: str, net: nn.Module, x: torch.Tensor, steps: int, **options) -> None:
@@ -60,11 +56,13 @@ def main() -> None:
     """Time the loops and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1, help="with more than one, what is measured is mostly how fast sleeping threads wake")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
     net, x = Network(args.width).eval(), torch.randn(args.batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     n, ddpm = args.steps, DDPM(linear_betas())
     flow, noise = Denoiser(net, Linear()), Denoiser(net, ddpm, "eps")
@@ -78,14 +76,18 @@ def main() -> None:
         "diffusers, DDIM": (n, lambda: with_diffusers("DDIMScheduler", net, x, n, **spaced)),
         "diffusers, DPM-Solver++(2M)": (n, lambda: with_diffusers("DPMSolverMultistepScheduler", net, x, n, timestep_spacing="trailing")),
     }
-    for calls, run in loops.values(): run(), bare(net, x, calls)
-    print(f"{args.batch} pictures 3 x 32 x 32, {n} steps, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats} turns\n")
-    print("| loop | calls | ms a call, bare | ms a call, in the loop | longer by | loop alone, µs a call |\n|---|---|---|---|---|---|")
-    for name, (calls, run) in loops.items():
-        pairs = [(seconds(partial(bare, net, x, calls)), seconds(run)) for _ in range(args.repeats)]
-        alone, inside = (statistics.median(p[k] for p in pairs) / calls for k in (0, 1))
-        ratio = statistics.median(b / a for a, b in pairs) - 1
-        print(f"| {name} | {calls} | {1e3 * alone:.2f} | {1e3 * inside:.2f} | {ratio:.1%} | {1e6 * ratio * alone:.0f} |")
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
+    for turn in tqdm(range(args.repeats + 1), leave=False):
+        for name, (calls, run) in loops.items():
+            net.spent, begin = 0.0, time.perf_counter()
+            run()
+            total = time.perf_counter() - begin
+            if turn: times[name].append((net.spent / calls, (total - net.spent) / calls))  # the first warms up
+    print(f"{args.batch} pictures 3 x 32 x 32, {n} steps, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of {args.repeats} turns\n")
+    print("| loop | calls | ms a call, network | µs a call, loop | longer by |\n|---|---|---|---|---|")
+    for name, (calls, _) in loops.items():
+        inside, outside = (statistics.median(t[k] for t in times[name]) for k in (0, 1))
+        print(f"| {name} | {calls} | {1e3 * inside:.2f} | {1e6 * outside:.0f} | {statistics.median(b / a for a, b in times[name]):.1%} |")
 
 
 if __name__ == "__main__": main()

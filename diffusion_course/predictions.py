@@ -5,14 +5,16 @@
 # %% ../nbs/04_predictions.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from .distributions import GaussianMixture
-from .schedules import Schedule, as_time, per_sample
+from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Denoiser', 'ExactDenoiser', 'EmpiricalDenoiser']
@@ -44,7 +46,7 @@ class Prediction:
         return -self.eps / per_sample(self.schedule.sigma(self.t), self.eps)
 
     def _mean(self, a: Tensor, b: Tensor) -> Tensor:
-        return per_sample(a, self.x1) * self.x1 + per_sample(b, self.eps) * self.eps
+        return combine(a, self.x1, b, self.eps)
 
 # %% ../nbs/04_predictions.ipynb #87d6851f
 def _known(kind: str, sigma_data: float) -> None:
@@ -61,8 +63,10 @@ def _batch(x: Tensor, shape: torch.Size | None = None) -> Tensor:
 
 
 def _time(t: Tensor | float, x: Tensor) -> Tensor:
-    "t on the device of x, if it is one time or one for each sample."
-    t = as_time(t).to(x.device)
+    "t, if it is one time or one for each sample: then on the device of x. (One number stays on the CPU, in double precision.)"
+    t = as_time(t)
+    if t.ndim: t = t.to(x.device)
+    elif t.dtype != torch.float64: t = t.double()
     if t.shape not in ((), x.shape[:1]): raise ValueError(f"t has shape {tuple(t.shape)} beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
     return t
 
@@ -105,7 +109,41 @@ def target_row(
     spread = (alpha**2 * sigma_data**2 + sigma**2).sqrt()
     return sigma / (sigma_data * spread), -alpha * sigma_data / spread
 
+# %% ../nbs/04_predictions.ipynb #a0108d70
+class _Solved(Prediction):
+    "A prediction that knows one target; x1 and eps are solved for when somebody asks for them."
 
+    def __init__(self, y: Tensor, kind: str, x: Tensor, t: Tensor, schedule: Schedule, sigma_data: float):
+        vars(self).update(y=y, kind=kind, x=x, t=t, schedule=schedule, sigma_data=sigma_data)
+
+    @cached_property
+    def _equations(self) -> tuple:
+        "a and b, alpha and sigma, and the determinant D: numbers where there is one time (and NaN for a D of 0)."
+        row = lambda: target_row(self.kind, self.t, self.schedule, self.sigma_data)
+        alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
+        if self.t.ndim or self.t.requires_grad:
+            a, b = row()
+            return a, b, alpha, sigma, alpha * b - sigma * a
+        a, b = {"x1": (1.0, 0.0), "eps": (0.0, 1.0)}.get(self.kind) or (c.item() for c in row())
+        alpha, sigma = alpha.item(), sigma.item()
+        return a, b, alpha, sigma, alpha * b - sigma * a or math.nan
+
+    @cached_property
+    def x1(self) -> Tensor:
+        if self.kind == "x1": return self.y
+        _, b, _, sigma, D = self._equations
+        return combine(b / D, self.x, -sigma / D, self.y)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        if self.kind == "eps": return self.y
+        a, _, alpha, _, D = self._equations
+        return combine(-a / D, self.x, alpha / D, self.y)
+
+    @property
+    def velocity(self) -> Tensor: return self.y if self.kind == "velocity" else super().velocity
+
+# %% ../nbs/04_predictions.ipynb #b30f82a5
 def to_prediction(
     y: Tensor,  # (B, ...), a value of the target `kind` at x
     kind: str,
@@ -116,16 +154,10 @@ def to_prediction(
 ) -> Prediction:
     """Everything that y says about x, by solving y = a x1 + b eps and x = alpha x1 + sigma eps.
 
-    Singular where D = alpha b - sigma a vanishes: for x1 where sigma = 0, for eps and score where alpha = 0."""
+    Singular where D = alpha b - sigma a is 0 or infinite: for x1 and score where sigma = 0, for eps and score where alpha = 0."""
     if y.shape != x.shape: raise ValueError(f"y has shape {tuple(y.shape)} and x {tuple(x.shape)}: expected the same")
-    t = _time(t, _batch(x))
-    a, b = target_row(kind, t, schedule, sigma_data)
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    D = alpha * b - sigma * a
-    combine = lambda p, q: per_sample(p / D, x) * x + per_sample(q / D, y) * y
-    if kind == "x1": return Prediction(x, t, schedule, y, combine(-a, alpha))
-    if kind == "eps": return Prediction(x, t, schedule, combine(b, -sigma), y)
-    return Prediction(x, t, schedule, combine(b, -sigma), combine(-a, alpha))
+    _known(kind, sigma_data)
+    return _Solved(y, kind, x, _time(t, _batch(x)), schedule, sigma_data)
 
 # %% ../nbs/04_predictions.ipynb #19a28463
 class Denoiser(nn.Module):
@@ -144,9 +176,9 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
         t = _time(t, _batch(x))
-        t = t.to(torch.promote_types(t.dtype, x.dtype))
         y = self.net(x, t.to(x).expand(len(x)), **cond)
-        return to_prediction(y, self.kind, x, t, self.schedule, self.sigma_data)
+        if y.shape != x.shape: raise ValueError(f"the network returned shape {tuple(y.shape)}: expected that of x, {tuple(x.shape)}")
+        return _Solved(y, self.kind, x, t, self.schedule, self.sigma_data)
 
     def singular(self, t: float) -> bool:
         "Whether the model can't be asked at t: beyond the schedule's t_range, or where D = 0 for its target."

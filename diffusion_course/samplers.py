@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .predictions import Prediction
-from .schedules import DDPM, Schedule, per_sample
+from .schedules import DDPM, Schedule, combine, per_sample
 from .sde import Churn, langevin_correct, sde_step
 from .solvers import euler_step, heun_step, integrate, midpoint_step, rk4_step
 
@@ -46,18 +46,20 @@ class Recorder:
             raise ValueError(f"the model is {given}: expected (x, t) -> Prediction, as Denoiser")
         self.model, self.schedule, self.cond = model, model.schedule, cond
         self.generator, self._noise, self._cost = generator, noise, getattr(model, "cost", None)
-        self.nfe, self.first, self.previous, self._span = 0, None, None, (0.0, 1.0)
+        self._singular = getattr(model, "singular", None)
+        self.nfe, self.first, self.previous, self._span, self._touches = 0, None, None, (0.0, 1.0), True
 
     def singular(self, t: float) -> bool:
         "Whether the model can't be asked at t."
-        if hasattr(self.model, "singular"): return self.model.singular(t)
+        if self._singular: return self._singular(t)
         lo, hi = self.schedule.t_range
         return not lo <= t <= hi
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
-        away = self.singular(t)
-        lo, hi = self.schedule.t_range
-        at = min(max(sum(self._span) / 2, lo), hi) if away else t
+        at, away = t, self._touches and self.singular(t)
+        if away:
+            lo, hi = self.schedule.t_range
+            at = min(max(sum(self._span) / 2, lo), hi)
         p = self.model(x, at, **self.cond)
         self.nfe += self._cost(at) if self._cost else 1
         if away: p = _middle(p, x, t)
@@ -74,8 +76,8 @@ class Recorder:
     def step(self, stepper: Stepper, x: Tensor, t: float, s: float) -> Tensor:
         "One step of the loop, with the rules of the ends."
         self.previous, self.first, self._span = self.first, None, (t, s)
-        touches = self.singular(t) or self.singular(s)
-        if touches and not getattr(stepper, "meets_ends", False): stepper = _ddim_step
+        self._touches = self.singular(t) or self.singular(s)
+        if self._touches and not getattr(stepper, "meets_ends", False): stepper = _ddim_step
         y = stepper(self, x, t, s)
         return self(y, s).x1 if t < s == 1 and self.schedule.sigma(s) > 0 else y
 
@@ -98,8 +100,9 @@ def sample(
     """x at ts[-1], of the shape of x.
 
     Where the path ends with noise, sigma(1) > 0, one more call follows the last step, and x is the predicted x1."""
-    *_, x = _run(Recorder(model, generator=generator, noise=noise, **cond), x, ts, stepper)
-    return x
+    end = x
+    for end in _run(Recorder(model, generator=generator, noise=noise, **cond), x, ts, stepper): pass  # noqa: B007
+    return end
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def euler_maruyama(churn: Churn = 1.0) -> Stepper:
 
 # %% ../nbs/07_samplers.ipynb #cb126e09
 def ddim(eta: float = 0.0) -> Stepper:
-    """Name the data and the noise, then mix them anew for time s (Song et al. 2021, eq. 12 and 16). One call a step.
+    """Name the data and the noise, then mix them anew for time s (Song, Meng and Ermon 2021, eq. 12 and 16). One call a step.
 
     eta = 0 adds no noise: it is Euler in (x / alpha, sigma / alpha). eta = 1 draws from the posterior of DDPM."""
     if not 0 <= eta <= 1: raise ValueError(f"eta is {eta}: expected a number in [0, 1], 0 for none of the noise")
@@ -170,10 +173,9 @@ def ddim(eta: float = 0.0) -> Stepper:
         if eta and s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, as eta is {eta}")
         p, schedule = model(x, t), model.schedule
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
-        share = -torch.expm1(schedule.log_snr(t) - schedule.log_snr(s)) if eta else 0 * sigma  # 1 - SNR_t / SNR_s
-        fresh = eta * sigma * share.sqrt()
-        x = per_sample(alpha, x) * p.x1 + per_sample((sigma**2 - fresh**2).sqrt(), x) * p.eps
-        return x + per_sample(fresh, x) * model.noise(x, t, s) if eta else x
+        if eta: fresh = eta * sigma * (-torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))).sqrt()  # 1 - SNR_t / SNR_s
+        y = combine(alpha, p.x1, (sigma**2 - fresh**2).sqrt() if eta else sigma, p.eps)
+        return y + per_sample(fresh, x) * model.noise(x, t, s) if eta else y
     return step
 
 
@@ -189,18 +191,18 @@ def _middle(p: Prediction, x: Tensor, t: float) -> Prediction:
 
 # %% ../nbs/07_samplers.ipynb #83413acc
 def dpmpp_2m() -> Stepper:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): the predicted x1, carried on along a line in half the log-SNR.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): the predicted x1, carried on along a line in half the log-SNR.
 
     Order 2, one call a step: it remembers the step before. Its first step, and one into sigma = 0, is DDIM's."""
     def step(model, x, t, s):
         before, p, schedule = model.previous, model(x, t), model.schedule
-        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
-        y = per_sample(alpha, x) * p.x1 + per_sample(sigma, x) * p.eps
+        alpha, sigma = schedule.alpha(s).item(), schedule.sigma(s).item()
+        y = combine(alpha, p.x1, sigma, p.eps)
         if before is None or sigma == 0: return y
-        now = schedule.log_snr(t)
-        ahead = (schedule.log_snr(s) - now) / (now - schedule.log_snr(before.t)) / 2
-        gain = alpha - schedule.alpha(t) * sigma / schedule.sigma(t)
-        return y + per_sample(gain * ahead, x) * (p.x1 - before.x1)
+        now, then, last = (schedule.log_snr(at).item() for at in (t, s, before.t))
+        ahead = (then - now) / (now - last) / 2
+        gain = alpha - schedule.alpha(t).item() * sigma / schedule.sigma(t).item()
+        return torch.add(y, p.x1 - before.x1, alpha=gain * ahead)
     return step
 
 # %% ../nbs/07_samplers.ipynb #6a7300a0
@@ -309,8 +311,8 @@ def ancestral(variance: str = "posterior") -> Stepper:
         if schedule.sigma(s) == 0: return p.x1
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
         kept = (schedule.log_snr(t) - schedule.log_snr(s)).exp()  # SNR_t / SNR_s
-        x = per_sample(alpha, x) * p.x1 + per_sample(sigma * kept.sqrt(), x) * p.eps  # the posterior's mean
-        return x + per_sample(schedule.sigma(t) * (1 - kept).sqrt(), x) * model.noise(x, t, s)
+        y = combine(alpha, p.x1, sigma * kept.sqrt(), p.eps)  # the posterior's mean
+        return y + per_sample(schedule.sigma(t) * (1 - kept).sqrt(), x) * model.noise(x, t, s)
     return step
 
 # %% ../nbs/07_samplers.ipynb #37e2f803

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,8 @@ from torch import Tensor
 from .distributions import GaussianMixture
 
 # %% auto #0
-__all__ = ['per_sample', 'as_time', 'Schedule', 'Linear', 'marginal', 'Cosine', 'VariancePreserving', 'VarianceExploding', 'DDPM']
+__all__ = ['per_sample', 'combine', 'as_time', 'Schedule', 'Linear', 'marginal', 'Cosine', 'VariancePreserving',
+           'VarianceExploding', 'DDPM']
 
 # %% ../nbs/03_paths.ipynb #3ff5e204
 def per_sample(
@@ -27,6 +30,14 @@ def per_sample(
         raise ValueError(f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
     return a.reshape(a.shape + (1,) * (x.ndim - 1)) if a.ndim else a
 
+
+def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
+    "a x + b y, sample by sample: a and b () or (B,), x and y (B, ...)."
+    if isinstance(a, Tensor) and not (a.ndim or a.requires_grad or a.is_cuda): a = a.item()
+    if isinstance(b, Tensor) and not (b.ndim or b.requires_grad or b.is_cuda): b = b.item()
+    if isinstance(a, float) and isinstance(b, float): return torch.add(x * a, y, alpha=b)  # numbers are quicker than tensors
+    return per_sample(a, x) * x + per_sample(b, y) * y
+
 # %% ../nbs/03_paths.ipynb #c272a5bf
 def as_time(t: Tensor | float) -> Tensor:
     "t as a tensor of floating-point numbers; a `ValueError` if it is not in [0, 1]."
@@ -35,6 +46,23 @@ def as_time(t: Tensor | float) -> Tensor:
     if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"t is {t.tolist()}: expected times in [0, 1], 0 for noise and 1 for data")
     return t
+
+
+def _remembered(method: Callable) -> Callable:
+    "The method, with its values at single times kept: a sampler asks for the same few again and again."
+    name = method.__name__
+
+    @wraps(method)
+    def asked(self, t):
+        if isinstance(t, Tensor):
+            if t.ndim or t.requires_grad or t.dtype != torch.float64 or t.device.type != "cpu": return method(self, t)
+            t = t.item()
+        found = self.__dict__.setdefault("_found", {})
+        if (name, t) not in found:
+            if len(found) > 10_000: found.clear()
+            found[name, t] = method(self, torch.tensor(t, dtype=torch.float64))
+        return found[name, t]
+    return asked
 
 
 def _number(l: Tensor | float) -> Tensor:
@@ -50,6 +78,10 @@ class Schedule:
 
     t_range = (0.0, 1.0)  # where training times may be drawn: beyond it a derivative is infinite
 
+    def __init_subclass__(cls):
+        for name in ("alpha", "sigma", "d_alpha", "d_sigma"):
+            if name in vars(cls): setattr(cls, name, _remembered(vars(cls)[name]))
+
     def alpha(self, t: Tensor | float) -> Tensor: raise NotImplementedError
     def sigma(self, t: Tensor | float) -> Tensor: raise NotImplementedError
     def d_alpha(self, t: Tensor | float) -> Tensor: raise NotImplementedError
@@ -59,13 +91,14 @@ class Schedule:
         "The time at which log_snr is l; clamped to [0, 1] where it is never reached."
         raise NotImplementedError
 
+    @_remembered
     def log_snr(self, t: Tensor | float) -> Tensor:
         "log(alpha² / sigma²), the logarithm of the signal-to-noise ratio; it rises with t."
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def mix(self, x1: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         "The point of the path at time t, () or (B,), between data x1 and noise eps, both (B, ...)."
-        return per_sample(self.alpha(t), x1) * x1 + per_sample(self.sigma(t), eps) * eps
+        return combine(self.alpha(t), x1, self.sigma(t), eps)
 
     def __repr__(self) -> str:
         numbers = (f"{k}={v:g}" for k, v in vars(self).items() if isinstance(v, (int, float)))
@@ -158,7 +191,6 @@ class DDPM(Schedule):
         # log alpha² at t = 1, then after each step
         self._knots = torch.cat([torch.zeros(1, dtype=torch.float64), (-betas).log1p().cumsum(0)])
         self.t_range = (0.0, self.t_of(0).item())
-        self._last = None, 0, None  # the last times asked for, and what was found: alpha and sigma are asked for together
 
     def t_of(self, i: Tensor | int) -> Tensor:
         "The time after the increment with index i = 0, …, T - 1."
@@ -172,15 +204,11 @@ class DDPM(Schedule):
 
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor]:
         "log alpha² at t, and its slope against t."
-        last, version, found = self._last
-        if last is t and version == t._version and not t.requires_grad: return found
         done = (1 - t.double()) * len(self.betas)
         k = done.ceil().long().clamp(1, len(self.betas)) - 1
         knots = self._knots.to(t.device)
         step = knots[k + 1] - knots[k]
-        found = knots[k] + (done - k) * step, -step * len(self.betas)
-        self._last = t, t._version, found
-        return found
+        return knots[k] + (done - k) * step, -step * len(self.betas)
 
     def alpha(self, t): return (self._piece(as_time(t))[0] / 2).exp().to(as_time(t))
     def sigma(self, t): return (-torch.expm1(self._piece(as_time(t))[0])).abs().sqrt().to(as_time(t))

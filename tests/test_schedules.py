@@ -108,7 +108,7 @@ def test_mix_is_sample_by_sample():
         x1, eps, t = torch.randn(shape, generator=g), torch.randn(shape, generator=g), torch.rand(shape[0], generator=g)
         whole = Linear().mix(x1, eps, t)
         for k in range(shape[0]): assert torch.equal(whole[k], t[k] * x1[k] + (1 - t[k]) * eps[k])
-        assert torch.equal(Linear().mix(x1, eps, 0.25), 0.25 * x1 + 0.75 * eps)
+        torch.testing.assert_close(Linear().mix(x1, eps, 0.25), 0.25 * x1 + 0.75 * eps)
 
 
 def test_per_sample():
@@ -135,11 +135,16 @@ def test_bad_schedules(call):
     with pytest.raises(ValueError, match="expected"): call()
 
 
-def test_ddpm_remembers_times_by_what_they_hold_now():
-    """alpha and sigma of the same times share their work; times that were changed in place must not be mistaken for them."""
+def test_schedules_remember_single_times_by_their_value():
+    """What was found for a single time is kept; times that were changed in place, or need a gradient, must not be mistaken for it."""
     s, t = DDPM(torch.linspace(1e-4, 0.02, 20)), torch.tensor([0.2, 0.7], dtype=torch.float64)
     before = s.alpha(t).clone()
     t += 0.1
     assert torch.equal(s.alpha(t), s.alpha(torch.tensor(t.tolist(), dtype=torch.float64))) and not torch.equal(s.alpha(t), before)
-    t = t.requires_grad_()
+    one = torch.tensor(0.3, dtype=torch.float64)
+    before = s.alpha(one).clone()
+    one += 0.1
+    assert torch.equal(s.alpha(one), s.alpha(0.4)) and not torch.equal(s.alpha(one), before)
+    assert s.alpha(torch.tensor(0.3)).dtype == torch.float32
+    t = one.requires_grad_()
     for _ in range(2): torch.autograd.grad(s.alpha(t).sum(), t)  # a graph that was kept would be gone the second time
