@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, legend, plane
@@ -206,7 +206,7 @@ def _log_x(ax: Axes) -> None:
     xs = xs[xs > 0]
     if len(xs) and xs.max() > 100 * xs.min(): return ax.set_xscale("log")
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def show_curves(
