@@ -15,7 +15,7 @@ from torch import Tensor
 from .matching import matching_loss
 from .predictions import Prediction
 from .samplers import Stepper, ddim, sample
-from .schedules import DDPM, per_sample
+from .schedules import DDPM, combine
 
 # %% auto #0
 __all__ = ['linear_betas', 'cosine_betas', 'q_sample', 'finish_noising', 'ddpm_loss', 'Posterior', 'posterior', 'invert']
@@ -120,7 +120,7 @@ def posterior(
     noise, noise_before = -torch.expm1(knots[i + 1]), -torch.expm1(knots[i])  # 1 - alpha-bar, now and one earlier
     to_x1 = (knots[i] / 2).exp() * beta / noise
     to_x = (1 - beta).sqrt() * noise_before / noise
-    return Posterior(per_sample(to_x1, x1) * x1 + per_sample(to_x, x) * x, noise_before / noise * beta, beta)
+    return Posterior(combine(to_x1, x1, to_x, x), noise_before / noise * beta, beta)
 
 # %% ../nbs/08_ddpm.ipynb #7bd5c7fa
 def invert(

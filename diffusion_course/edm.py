@@ -106,8 +106,8 @@ def edm_heun(
 ) -> Stepper:
     """Karras' sampler (2022, algorithm 2): raise the noise, then Heun in (x / alpha, sigma / alpha).
 
-    Two calls a step, one in a step into sigma = 0 or out of alpha = 0. With gamma = 0 it is deterministic, of order 2. Noise is not
-    raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
+    Two calls a step, one in a step into sigma = 0 or out of alpha = 0. With gamma = 0 it is deterministic, of order
+    2. Noise is not raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
     if not (0 <= gamma < math.inf and 0 <= noise < math.inf):
         raise ValueError(f"gamma is {gamma}, noise is {noise}: expected numbers >= 0")
     if not 0 <= ratios[0] <= ratios[1]: raise ValueError(f"ratios is {ratios}: expected 0 <= lowest <= highest")
@@ -117,7 +117,7 @@ def edm_heun(
             raise ValueError(f"a step from t = {t} to s = {s}, gamma = {gamma}: expected gamma = 0 towards noise")
         schedule = model.schedule
         a, b, end = schedule.alpha(t), schedule.alpha(s), schedule.sigma(s) / schedule.alpha(s)
-        if a == 0 or b == 0: return _ddim_step(model, x, t, s)  # sigma / alpha is infinite there
+        if a == 0 or b == 0: return ddim()(model, x, t, s)  # sigma / alpha is infinite there
         ratio, hat = schedule.sigma(t) / a, torch.as_tensor(t, dtype=torch.float64)
         y = x / per_sample(a, x)
         if gamma and ratios[0] <= ratio <= ratios[1]:
@@ -131,6 +131,3 @@ def edm_heun(
         second = model(there, s).eps
         return per_sample(b, x) * (y + per_sample((end - ratio) / 2, x) * (first + second))
     return step
-
-
-_ddim_step = ddim()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .distributions import GaussianMixture
-from .predictions import Prediction
+from .predictions import Prediction, singular
 from .schedules import per_sample
 
 # %% auto #0
@@ -28,9 +28,7 @@ class _Wrapped:
 
     def singular(self, t: float) -> bool:
         "Whether the model can't be asked at t."
-        if hasattr(self.model, "singular"): return self.model.singular(t)
-        lo, hi = self.schedule.t_range
-        return not lo <= t <= hi
+        return singular(self.model, t)
 
     def _each(self, t: float) -> int: return self.model.cost(t) if hasattr(self.model, "cost") else 1
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .predictions import Denoiser, Prediction, target_row
-from .schedules import per_sample
+from .schedules import combine
 
 # %% auto #0
 __all__ = ['MLP', 'matching_loss', 'one_thread_if_small', 'History', 'fit']
@@ -85,8 +85,8 @@ def matching_loss(
     if isinstance(model, Denoiser): y = model.net(x, t, **cond)
     else:
         p = model(x, t, **cond)
-        y = per_sample(a, x) * p.x1 + per_sample(b, x) * p.eps
-    error = (y - per_sample(a, x) * x1 - per_sample(b, x) * x0).square().flatten(1).mean(1)
+        y = combine(a, p.x1, b, p.eps)
+    error = (y - combine(a, x1, b, x0)).square().flatten(1).mean(1)
     return (error if weight is None else error * weight(t)).mean()
 
 # %% ../nbs/05_flow_matching.ipynb #9d9609d0

@@ -17,7 +17,7 @@ from .distributions import GaussianMixture
 from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
-__all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Denoiser', 'ExactDenoiser', 'EmpiricalDenoiser']
+__all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'singular', 'Denoiser', 'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -159,7 +159,14 @@ def to_prediction(
     _known(kind, sigma_data)
     return _Solved(y, kind, x, _time(t, _batch(x)), schedule, sigma_data)
 
-# %% ../nbs/04_predictions.ipynb #19a28463
+# %% ../nbs/04_predictions.ipynb #e7ea7077
+def singular(model: Callable[..., Prediction], t: float) -> bool:
+    "Whether a model can't be asked at t: what its own `singular(t)` says, else beyond its schedule's t_range."
+    if hasattr(model, "singular"): return model.singular(t)
+    lo, hi = model.schedule.t_range
+    return not lo <= t <= hi
+
+
 class Denoiser(nn.Module):
     "A network that was trained for a target, as a model: (x, t, **cond) -> Prediction."
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .predictions import Prediction
+from .predictions import Prediction, singular
 from .schedules import DDPM, Schedule, combine, per_sample
 from .sde import Churn, langevin_correct, sde_step
 from .solvers import euler_step, heun_step, integrate, midpoint_step, rk4_step
@@ -46,14 +46,11 @@ class Recorder:
             raise ValueError(f"the model is {given}: expected (x, t) -> Prediction, as Denoiser")
         self.model, self.schedule, self.cond = model, model.schedule, cond
         self.generator, self._noise, self._cost = generator, noise, getattr(model, "cost", None)
-        self._singular = getattr(model, "singular", None)
         self.nfe, self.first, self.previous, self._span, self._touches = 0, None, None, (0.0, 1.0), True
 
     def singular(self, t: float) -> bool:
         "Whether the model can't be asked at t."
-        if self._singular: return self._singular(t)
-        lo, hi = self.schedule.t_range
-        return not lo <= t <= hi
+        return singular(self.model, t)
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
         at, away = t, self._touches and self.singular(t)

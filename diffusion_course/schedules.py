@@ -33,8 +33,8 @@ def per_sample(
 
 def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
     "a x + b y, sample by sample: a and b () or (B,), x and y (B, ...)."
-    if isinstance(a, Tensor) and not (a.ndim or a.requires_grad or a.is_cuda): a = a.item()
-    if isinstance(b, Tensor) and not (b.ndim or b.requires_grad or b.is_cuda): b = b.item()
+    if isinstance(a, Tensor) and a.is_cpu and not (a.ndim or a.requires_grad): a = a.item()
+    if isinstance(b, Tensor) and b.is_cpu and not (b.ndim or b.requires_grad): b = b.item()
     if isinstance(a, float) and isinstance(b, float): return torch.add(x * a, y, alpha=b)  # numbers are quicker than tensors
     return per_sample(a, x) * x + per_sample(b, y) * y
 
@@ -58,10 +58,11 @@ def _remembered(method: Callable) -> Callable:
             if t.ndim or t.requires_grad or t.dtype != torch.float64 or t.device.type != "cpu": return method(self, t)
             t = t.item()
         found = self.__dict__.setdefault("_found", {})
-        if (name, t) not in found:
+        value = found.get((name, t))
+        if value is None:
             if len(found) > 10_000: found.clear()
-            found[name, t] = method(self, torch.tensor(t, dtype=torch.float64))
-        return found[name, t]
+            found[name, t] = value = method(self, torch.tensor(t, dtype=torch.float64)).item()
+        return torch.tensor(value, dtype=torch.float64)
     return asked
 
 

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import LESSONS, NBS, ROOT, name_of
 from interface import NO_BROWSER, Server, complaints, exercise_panel, exercise_player, find_browser, measure_speed, open_browser, open_notebook, run_all, serve
+
+from diffusion_course.player import play
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
 
@@ -65,6 +68,24 @@ def test_lesson(page, server: Server, path: Path) -> None:
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)
+
+
+def test_a_player_never_runs_backwards(browser, tmp_path: Path) -> None:
+    """A browser may stamp a frame earlier than the click that started it; the clock must not go below its beginning."""
+    scene = play(torch.linspace(-1, 1, 12).reshape(3, 2, 2))
+    (tmp_path / "player.html").write_text(f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}", encoding="utf-8")
+    page = browser.new_page()
+    page.add_init_script("""
+        window.seen = [];
+        window.requestAnimationFrame = draw => setTimeout(() => {
+            draw(performance.now() - 500);
+            window.seen.push(document.querySelector('.dc-clock')?.textContent ?? '');
+        }, 10);""")
+    page.goto((tmp_path / "player.html").as_uri())
+    page.wait_for_function("() => new Set(window.seen).size > 5")  # it plays
+    clocks = page.evaluate("window.seen")
+    page.close()
+    assert not [c for c in clocks if "-" in c or "−" in c], clocks
 
 
 def test_speed(page, server: Server, notebooks: Path, capsys: pytest.CaptureFixture) -> None:

@@ -148,3 +148,13 @@ def test_schedules_remember_single_times_by_their_value():
     assert s.alpha(torch.tensor(0.3)).dtype == torch.float32
     t = one.requires_grad_()
     for _ in range(2): torch.autograd.grad(s.alpha(t).sum(), t)  # a graph that was kept would be gone the second time
+
+
+def test_remembered_values_are_safe_to_change_and_to_train_with():
+    s = Linear()
+    s.sigma(0.25).mul_(7)
+    assert s.sigma(0.25) == 0.75, "a value changed in place must not come back"
+    with torch.inference_mode(): s.alpha(0.5)
+    x = torch.ones(2, 1, requires_grad=True)
+    (per_sample(s.alpha(0.5), x) * x).sum().backward()  # an inference tensor that was kept would refuse
+    assert torch.equal(x.grad, torch.full((2, 1), 0.5))
