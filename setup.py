@@ -30,7 +30,7 @@ setup(
         "Programming Language :: Python :: 3.13",
     ],
     packages=find_packages(include=["diffusion_course", "diffusion_course.*"]),
-    package_data={"diffusion_course": ["*.js", "weights/*"]},
+    package_data={"diffusion_course": ["*.js", "weights/*", "weights/*/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     python_requires=">=" + cfg["min_python"],

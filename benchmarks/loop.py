@@ -1,8 +1,10 @@
 """What the sampling loop costs beside the network: `python benchmarks/loop.py`.
 
-The network is a stack of convolutions, wide enough that one call takes 5 ms or more. It keeps the time that is spent inside it; the rest
-of a run's time is the loop's own. `sample` and the loops that the documentation of diffusers shows are run in turn, `--repeats` times;
-the table has the medians. (To time the bare calls in another run and subtract is hopeless: two runs of the same calls differ by more than
+The network is a small U-Net of lesson 13, whose call takes 5 ms or more (`--pictures`, `--widths`), or, with `--convolutions WIDTH`, three wide
+convolutions: the worst case, because each long call leaves nothing of the loop in the processor's caches. The network keeps the time that
+is spent inside it; the rest of a run's time is the loop's own. `sample` and the loops that the documentation of diffusers shows are run in turn, `--repeats` times;
+the table has the medians. "Longer by" compares with bare calls, `for _ in range(n): net(x, t)`, which spend some time outside the network
+too. (To time the bare calls in another run and subtract is hopeless: two runs of the same calls differ by more than
 the loop costs.)
 """
 from __future__ import annotations
@@ -20,10 +22,14 @@ from diffusion_course.ddpm import linear_betas
 from diffusion_course.predictions import Denoiser
 from diffusion_course.samplers import ddim, dpmpp_2m, euler, heun, sample, trailing_grid, uniform_grid
 from diffusion_course.schedules import DDPM, Linear
+from diffusion_course.unet import UNet, UNetConfig
 
 
-class Network(nn.Module):
-    """Convolutions on pictures (B, 3, 32, 32), blind to t: what is timed is the loop around them.
+BARE = "bare calls of the network"
+
+
+class Convolutions(nn.Module):
+    """Three convolutions on pictures (B, 3, 32, 32), blind to t.
 
     With ReLU, because an activation with an exponential makes denormal numbers, slow ones, of inputs that one loop meets and another not."""
 
@@ -32,11 +38,19 @@ class Network(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
                                     nn.Conv2d(width, 3, 3, padding=1))
 
-        self.spent = 0.0
+    def forward(self, x, t): return 0.1 * self.layers(x)
+
+
+class Timed(nn.Module):
+    """A network that keeps how long it was busy."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.spent = net, 0.0
 
     def forward(self, x, t):
         begin = time.perf_counter()
-        y = 0.1 * self.layers(x)
+        y = self.net(x, t)
         self.spent += time.perf_counter() - begin
         return y
 
@@ -57,17 +71,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--pictures", type=int, default=1)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128], help="of the U-Net")
+    parser.add_argument("--convolutions", type=int, metavar="WIDTH", help="three convolutions of this width in place of the U-Net")
     parser.add_argument("--threads", type=int, default=1, help="with more than one, what is measured is mostly how fast sleeping threads wake")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    net, x = Network(args.width).eval(), torch.randn(args.batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    inner = Convolutions(args.convolutions) if args.convolutions else UNet(UNetConfig(widths=tuple(args.widths), n_labels=0))
+    net, x = Timed(inner).eval(), torch.randn(args.pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     n, ddpm = args.steps, DDPM(linear_betas())
     flow, noise = Denoiser(net, Linear()), Denoiser(net, ddpm, "eps")
     spaced = dict(timestep_spacing="trailing", clip_sample=False)
+    t = torch.rand(len(x), generator=torch.Generator().manual_seed(1))
+
+    def bare() -> None:
+        for _ in range(n): net(x, t)
+
     loops = {
+        BARE: (n, bare),
         "sample, euler, linear path": (n, lambda: sample(flow, x, uniform_grid(n), euler())),
         "sample, heun, linear path": (2 * n, lambda: sample(flow, x, uniform_grid(n), heun())),
         "sample, ddim, DDPM": (n, lambda: sample(noise, x, trailing_grid(n, ddpm), ddim())),
@@ -83,11 +105,12 @@ def main() -> None:
             run()
             total = time.perf_counter() - begin
             if turn: times[name].append((net.spent / calls, (total - net.spent) / calls))  # the first warms up
-    print(f"{args.batch} pictures 3 x 32 x 32, {n} steps, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of {args.repeats} turns\n")
+    print(f"{args.pictures} pictures 3 x 32 x 32, {n} steps, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of {args.repeats} turns\n")
     print("| loop | calls | ms a call, network | µs a call, loop | longer by |\n|---|---|---|---|---|")
     for name, (calls, _) in loops.items():
         inside, outside = (statistics.median(t[k] for t in times[name]) for k in (0, 1))
-        print(f"| {name} | {calls} | {1e3 * inside:.2f} | {1e6 * outside:.0f} | {statistics.median(b / a for a, b in times[name]):.1%} |")
+        longer = statistics.median((b - least) / (a + least) for (a, b), (_, least) in zip(times[name], times[BARE], strict=True))
+        print(f"| {name} | {calls} | {1e3 * inside:.2f} | {1e6 * outside:.0f} | {longer:.1%} |")
 
 
 if __name__ == "__main__": main()

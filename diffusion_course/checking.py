@@ -20,8 +20,8 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'Report', 'check']
 
-# %% ../nbs/toolbox/checking.ipynb #df275a21
-LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings")  # the modules of `diffusion_course.checks`, in the order of the lessons
+# %% ../nbs/toolbox/checking.ipynb #b7730807
+LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation")  # the modules of `diffusion_course.checks`, in the order of the lessons
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from . import __version__
 
 # %% auto #0
 __all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'lessons_folder', 'trust', 'lab_command',
-           'lab_environment', 'lab', 'parser', 'main']
+           'lab_environment', 'lab', 'presets', 'train', 'sample', 'parser', 'main']
 
 # %% ../nbs/toolbox/cli.ipynb #254d530a
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -111,7 +112,69 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 1 to 65535")
 
 
-def parser() -> argparse.ArgumentParser:
+_PRESETS = ("training",)  # modules of this package that define PRESETS, named configurations
+
+
+def presets() -> dict[str, object]:
+    "Every named training of the course and its configuration."
+    return {name: config for module in _PRESETS for name, config in import_module(f"diffusion_course.{module}").PRESETS.items()}
+
+
+def train(args: argparse.Namespace) -> int:
+    "Run or resume a training."
+    from diffusion_course import training
+    from diffusion_course.options import with_options
+
+    folder, given = args.folder or Path("runs") / args.preset, {k: v for k, v in vars(args).items() if k.startswith("option ")}
+    config = presets()[args.preset]
+    config = with_options(args.resume and training.saved_config(config, folder) or config, given)
+    training.train(config, folder, resume=args.resume, command=" ".join(["diffusion-course", *args.argv]))
+    print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
+    return 0
+
+
+def _train_arguments(p: argparse.ArgumentParser) -> None:
+    from diffusion_course.options import add_options
+
+    each = p.add_subparsers(dest="preset", required=True, metavar="PRESET")
+    for name, config in presets().items():
+        q = each.add_parser(name, help=config.about, description=config.about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        q.add_argument("--folder", type=Path, default=argparse.SUPPRESS, help=f"where the run is kept (default: runs/{name})")
+        q.add_argument("--resume", action="store_true", default=argparse.SUPPRESS, help="go on with what the folder holds; settings not given are those it began with")
+        add_options(q, config)
+        q.set_defaults(run=train, folder=None, resume=False)
+
+
+def sample(args: argparse.Namespace) -> int:
+    "Draw pictures with a model."
+    from diffusion_course.checkpoints import load
+    from diffusion_course.generation import SampleConfig, sample_to_files
+    from diffusion_course.options import with_options
+
+    config = with_options(SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
+    sample_to_files(load(args.model), config)
+    print(" and ".join(filter(None, (config.out, config.gif))))
+    return 0
+
+
+def _sample_arguments(p: argparse.ArgumentParser) -> None:
+    from diffusion_course.generation import SampleConfig
+    from diffusion_course.options import add_options
+
+    _add_model(p)
+    add_options(p, SampleConfig())
+    p.set_defaults(run=sample)
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    from diffusion_course.checkpoints import shipped
+
+    p.add_argument("model", metavar="MODEL", help=f"one of {', '.join(shipped())}, or a .safetensors file that a training wrote")
+
+
+def parser(
+    command: str | None = None,  # whose own arguments are wanted too: some are slow to find
+) -> argparse.ArgumentParser:
     "The command line's arguments."
     top = argparse.ArgumentParser("diffusion-course", description="Diffusion and flow models from the ground up.")
     top.add_argument("--version", action="version", version=__version__)
@@ -122,13 +185,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address instead of opening a browser")
     p.add_argument("--lessons", metavar="DIR", help="folder of the lessons (default: nbs of this checkout)")
     p.set_defaults(run=lab)
+    p = commands.add_parser("train", help="train a model by one of the course's presets, or go on with it")
+    if command == "train": _train_arguments(p)
+    p = commands.add_parser("sample", help="draw pictures with a model: a grid, and a film of how they came about")
+    if command == "sample": _sample_arguments(p)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     "The console script `diffusion-course`. Bad input ends with one clear line and status 2."
-    args = parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser(argv[0] if argv else None).parse_args(argv)
+    args.argv = argv
     try: return args.run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"diffusion-course: {error}", file=sys.stderr)
         return 2

@@ -21,17 +21,31 @@ from .predictions import Denoiser, Prediction, target_row
 from .schedules import combine
 
 # %% auto #0
-__all__ = ['MLP', 'matching_loss', 'one_thread_if_small', 'History', 'fit']
+__all__ = ['as_labels', 'MLP', 'matching_loss', 'one_thread_if_small', 'History', 'fit']
 
-# %% ../nbs/05_flow_matching.ipynb #7d87bb24
+# %% ../nbs/05_flow_matching.ipynb #a0d24061
+def as_labels(
+    y: Tensor | int | None,  # a label, (B,) labels, or None for the null label
+    n_labels: int,  # labels are 0 to n_labels - 1; the null label, none given, is n_labels
+    x: Tensor,  # (B, ...)
+) -> Tensor:  # (B,)
+    "One label for each sample of x."
+    y = torch.as_tensor(n_labels if y is None else y)
+    if y.shape not in ((), x.shape[:1]):
+        raise ValueError(f"y has shape {tuple(y.shape)} beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
+    if y.device.type == "cpu" and not ((y >= 0) & (y <= n_labels)).all():  # elsewhere a check would stall the device
+        raise ValueError(f"y holds labels {y.unique().tolist()}: expected 0 to {n_labels}, the last for none")
+    return y.to(x.device).expand(len(x))
+
+
 class MLP(nn.Module):
     "A small residual network for points: net(x (B, dim), t (B,), y (B,) or None) -> (B, dim). It begins as zero."
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, n_labels: int = 0, seed: int = 0):
         super().__init__()
-        self.dim, self.n_labels = dim, n_labels
+        self.config, self.n_labels = dict(dim=dim, width=width, depth=depth, n_labels=n_labels), n_labels
         with torch.random.fork_rng(devices=[]):  # the same seed gives the same weights, and nothing else is seeded
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.embed_y = nn.Embedding(n_labels + 1, width)  # the last label is the null label: none given
             self.first = nn.Linear(dim * 9 + 17, width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
@@ -43,15 +57,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
         h = self.first(torch.cat([x, t[:, None], *_waves(x, self.x_waves), *_waves(t[:, None], self.t_waves)], 1))
-        if self.n_labels or y is not None: h = h + self.embed_y(self._labels(y, x))
+        if self.n_labels or y is not None: h = h + self.embed_y(as_labels(y, self.n_labels, x))
         for layer in self.hidden: h = h + layer(F.silu(h))
         return self.last(F.silu(h))
-
-    def _labels(self, y: Tensor | int | None, x: Tensor) -> Tensor:
-        y = torch.as_tensor(self.n_labels if y is None else y, device=x.device).expand(len(x))
-        if not ((y >= 0) & (y <= self.n_labels)).all():
-            raise ValueError(f"y holds labels {y.unique().tolist()}: expected 0 to {self.n_labels}, the last for none")
-        return y
 
 
 def _waves(a: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,21 +5,27 @@
 # %% ../nbs/toolbox/plots.ipynb #28cb3cfe
 from __future__ import annotations
 
+import base64
+import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
+from PIL import Image
 from torch import Tensor
 
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, legend, plane
 
 # %% auto #0
 __all__ = ['SHARES', 'as_points', 'show_samples', 'grid', 'scalars', 'vectors', 'mass_levels', 'show_density', 'speed',
-           'show_field', 'compare', 'show_paths', 'slope', 'show_curves', 'show_histogram', 'show_images']
+           'show_field', 'compare', 'show_paths', 'slope', 'show_curves', 'show_histogram', 'tile', 'Film', 'save_grid',
+           'show_images']
 
 # %% ../nbs/toolbox/plots.ipynb #531f9f0d
 def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> np.ndarray:
@@ -264,6 +270,70 @@ def show_histogram(
     if name or density is not None: legend(ax)
     return ax.figure
 
+# %% ../nbs/toolbox/plots.ipynb #5236b165
+def _pictures(x: Tensor) -> Tensor:
+    x = torch.as_tensor(x).detach().cpu().float()
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected (n, 1, H, W) or (n, 3, H, W) with n >= 1")
+    return x
+
+
+def tile(
+    x: Tensor,  # (n, C, H, W) in [-1, 1], C = 1 or 3
+    ncols: int | None = None,  # default: as square as it gets
+    *,
+    scale: int = 1,  # pixels on the screen for each of the pictures', along a side
+    gap: int = 1,  # white pixels between pictures
+) -> Image.Image:
+    "Pictures side by side as one image, pixel by pixel, nothing smoothed. Values beyond [-1, 1] are clipped."
+    x = _pictures(x)
+    ncols = min(ncols or math.ceil(math.sqrt(len(x))), len(x))
+    n, c, h, w = x.shape
+    bytes_ = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    h, w, nrows = h * scale, w * scale, math.ceil(n / ncols)
+    sheet = torch.full((c, nrows * (h + gap) - gap, ncols * (w + gap) - gap), 255, dtype=torch.uint8)
+    for k, picture in enumerate(bytes_):
+        top, left = k // ncols * (h + gap), k % ncols * (w + gap)
+        sheet[:, top: top + h, left: left + w] = picture
+    return Image.fromarray(sheet.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+class Film:
+    "Images one after the other, over and over: a GIF, for notebooks and files. It has 256 colours."
+
+    def __init__(
+        self,
+        frames: Sequence[Image.Image],  # of one size
+        seconds: float = 3.0,  # from the first to the last
+        pause: float = 1.0,  # on the last one, in seconds
+    ):
+        if not len(frames): raise ValueError("no frames: expected one image or more")
+        frames = [f.convert("RGB") for f in frames]
+        some = frames[:: max(1, len(frames) // 8)] + frames[-1:]  # of these the colours are chosen
+        colours = Image.fromarray(np.concatenate([np.asarray(f) for f in some])).quantize(256)
+        small = [f.quantize(palette=colours, dither=Image.Dither.NONE) for f in frames]
+        each = max(20, round(1000 * seconds / len(frames)))
+        buffer = io.BytesIO()
+        durations = [each] * (len(small) - 1) + [each + round(1000 * pause)]
+        small[0].save(buffer, "gif", save_all=True, append_images=small[1:], duration=durations, loop=0)
+        self.gif, self.size = buffer.getvalue(), frames[0].size
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": f"a film of {self.size[0]} x {self.size[1]} pixels"}
+
+    def save(self, path: str | os.PathLike) -> None: Path(path).write_bytes(self.gif)
+
+
+def save_grid(x: Tensor, path: str | os.PathLike, ncols: int | None = None, **options) -> None:
+    "`tile` as a PNG file, which appears whole or not at all."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.part")
+    try:
+        tile(x, ncols, **options).save(fresh, "png")
+        os.replace(fresh, path)
+    finally: fresh.unlink(missing_ok=True)
+
 # %% ../nbs/toolbox/plots.ipynb #d6b7c3f6
 def show_images(
     x: Tensor,  # (n, C, H, W) in [-1, 1], C = 1 or 3
@@ -274,9 +344,7 @@ def show_images(
     width: float = 5.0,  # of the whole grid, in inches
 ) -> Figure:
     "Pictures on a grid. Values beyond [-1, 1] are clipped."
-    x = torch.as_tensor(x).detach().cpu().float()
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}: expected (n, 1, H, W) or (n, 3, H, W) with n >= 1")
+    x = _pictures(x)
     if titles is not None and len(titles) != len(x): raise ValueError(f"{len(titles)} titles for {len(x)} pictures: expected one each")
     ncols = min(ncols or math.ceil(math.sqrt(len(x))), len(x))
     nrows = math.ceil(len(x) / ncols)

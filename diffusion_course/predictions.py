@@ -33,20 +33,21 @@ class Prediction:
     @property
     def velocity(self) -> Tensor:
         "alpha' x1 + sigma' eps: the field of the probability-flow ODE."
-        return self._mean(self.schedule.d_alpha(self.t), self.schedule.d_sigma(self.t))
+        return self.mix(self.schedule.d_alpha(self.t), self.schedule.d_sigma(self.t))
 
     @property
     def v(self) -> Tensor:
         "alpha eps - sigma x1 (Salimans and Ho 2022, appendix D)."
-        return self._mean(-self.schedule.sigma(self.t), self.schedule.alpha(self.t))
+        return self.mix(-self.schedule.sigma(self.t), self.schedule.alpha(self.t))
 
     @property
     def score(self) -> Tensor:
         "-eps / sigma, the gradient of log p_t(x); not defined where sigma is 0."
         return -self.eps / per_sample(self.schedule.sigma(self.t), self.eps)
 
-    def _mean(self, a: Tensor, b: Tensor) -> Tensor:
-        return combine(a, self.x1, b, self.eps)
+    def mix(self, p: Tensor | float, q: Tensor | float) -> Tensor:
+        "p x1 + q eps, for p and q () or (B,): with another time's alpha and sigma, the point of the path there."
+        return combine(p, self.x1, q, self.eps)
 
 # %% ../nbs/04_predictions.ipynb #87d6851f
 def _known(kind: str, sigma_data: float) -> None:
@@ -120,25 +121,22 @@ class _Solved(Prediction):
     def _equations(self) -> tuple:
         "a and b, alpha and sigma, and the determinant D: numbers where there is one time (and NaN for a D of 0)."
         row = lambda: target_row(self.kind, self.t, self.schedule, self.sigma_data)
-        alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
         if self.t.ndim or self.t.requires_grad:
-            a, b = row()
+            (a, b), alpha, sigma = row(), self.schedule.alpha(self.t), self.schedule.sigma(self.t)
             return a, b, alpha, sigma, alpha * b - sigma * a
+        alpha, sigma = self.schedule.weights(self.t.item())
         a, b = {"x1": (1.0, 0.0), "eps": (0.0, 1.0)}.get(self.kind) or (c.item() for c in row())
-        alpha, sigma = alpha.item(), sigma.item()
         return a, b, alpha, sigma, alpha * b - sigma * a or math.nan
 
-    @cached_property
-    def x1(self) -> Tensor:
-        if self.kind == "x1": return self.y
-        _, b, _, sigma, D = self._equations
-        return combine(b / D, self.x, -sigma / D, self.y)
+    def mix(self, p: Tensor | float, q: Tensor | float) -> Tensor:
+        a, b, alpha, sigma, D = self._equations
+        return combine((p * b - q * a) / D, self.x, (q * alpha - p * sigma) / D, self.y)
 
     @cached_property
-    def eps(self) -> Tensor:
-        if self.kind == "eps": return self.y
-        a, _, alpha, _, D = self._equations
-        return combine(-a / D, self.x, alpha / D, self.y)
+    def x1(self) -> Tensor: return self.y if self.kind == "x1" else self.mix(1.0, 0.0)
+
+    @cached_property
+    def eps(self) -> Tensor: return self.y if self.kind == "eps" else self.mix(0.0, 1.0)
 
     @property
     def velocity(self) -> Tensor: return self.y if self.kind == "velocity" else super().velocity
@@ -183,7 +181,9 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
         t = _time(t, _batch(x))
-        y = self.net(x, t.to(x).expand(len(x)), **cond)
+        one = not (t.ndim or t.requires_grad)
+        at = torch.full((len(x),), t.item(), dtype=x.dtype, device=x.device) if one else t.to(x).expand(len(x))
+        y = self.net(x, at, **cond)
         if y.shape != x.shape: raise ValueError(f"the network returned shape {tuple(y.shape)}: expected that of x, {tuple(x.shape)}")
         return _Solved(y, self.kind, x, t, self.schedule, self.sigma_data)
 

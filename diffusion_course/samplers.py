@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .predictions import Prediction, singular
-from .schedules import DDPM, Schedule, combine, per_sample
+from .schedules import DDPM, Schedule, per_sample
 from .sde import Churn, langevin_correct, sde_step
 from .solvers import euler_step, heun_step, integrate, midpoint_step, rk4_step
 
@@ -168,11 +168,11 @@ def ddim(eta: float = 0.0) -> Stepper:
 
     def step(model, x, t, s):
         if eta and s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, as eta is {eta}")
-        p, schedule = model(x, t), model.schedule
-        alpha, sigma = schedule.alpha(s), schedule.sigma(s)
-        if eta: fresh = eta * sigma * (-torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))).sqrt()  # 1 - SNR_t / SNR_s
-        y = combine(alpha, p.x1, (sigma**2 - fresh**2).sqrt() if eta else sigma, p.eps)
-        return y + per_sample(fresh, x) * model.noise(x, t, s) if eta else y
+        p, (alpha, sigma) = model(x, t), model.schedule.weights(s)
+        if not eta: return p.mix(alpha, sigma)
+        gain = model.schedule.log_snr(s).item() - model.schedule.log_snr(t).item()
+        fresh = eta * sigma * math.sqrt(-math.expm1(-gain))  # 1 - SNR_t / SNR_s
+        return torch.add(p.mix(alpha, math.sqrt(max(0.0, sigma**2 - fresh**2))), model.noise(x, t, s), alpha=fresh)
     return step
 
 
@@ -193,13 +193,13 @@ def dpmpp_2m() -> Stepper:
     Order 2, one call a step: it remembers the step before. Its first step, and one into sigma = 0, is DDIM's."""
     def step(model, x, t, s):
         before, p, schedule = model.previous, model(x, t), model.schedule
-        alpha, sigma = schedule.alpha(s).item(), schedule.sigma(s).item()
-        y = combine(alpha, p.x1, sigma, p.eps)
-        if before is None or sigma == 0: return y
-        now, then, last = (schedule.log_snr(at).item() for at in (t, s, before.t))
-        ahead = (then - now) / (now - last) / 2
-        gain = alpha - schedule.alpha(t).item() * sigma / schedule.sigma(t).item()
-        return torch.add(y, p.x1 - before.x1, alpha=gain * ahead)
+        alpha, sigma = schedule.weights(s)
+        if before is None or sigma == 0: return p.mix(alpha, sigma)
+        (alpha_t, sigma_t), (alpha_q, sigma_q) = schedule.weights(t), schedule.weights(before.t.item())
+        now, ahead = math.log(alpha_t / sigma_t), math.log(alpha / sigma)
+        behind = math.log(alpha_q / sigma_q) if alpha_q else -math.inf
+        more = (alpha - alpha_t * sigma / sigma_t) * (ahead - now) / (now - behind) / 2  # of p.x1 - before.x1
+        return torch.add(p.mix(alpha + more, sigma), before.x1, alpha=-more)
     return step
 
 # %% ../nbs/07_samplers.ipynb #6a7300a0
@@ -308,7 +308,7 @@ def ancestral(variance: str = "posterior") -> Stepper:
         if schedule.sigma(s) == 0: return p.x1
         alpha, sigma = schedule.alpha(s), schedule.sigma(s)
         kept = (schedule.log_snr(t) - schedule.log_snr(s)).exp()  # SNR_t / SNR_s
-        y = combine(alpha, p.x1, sigma * kept.sqrt(), p.eps)  # the posterior's mean
+        y = p.mix(alpha, sigma * kept.sqrt())  # the posterior's mean
         return y + per_sample(schedule.sigma(t) * (1 - kept).sqrt(), x) * model.noise(x, t, s)
     return step
 

@@ -41,6 +41,7 @@ def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tenso
 # %% ../nbs/03_paths.ipynb #c272a5bf
 def as_time(t: Tensor | float) -> Tensor:
     "t as a tensor of floating-point numbers; a `ValueError` if it is not in [0, 1]."
+    if isinstance(t, float) and 0 <= t <= 1: return torch.tensor(t, dtype=torch.float64)
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) and t.is_floating_point() else torch.float64)
     if t.device.type != "cpu": return t  # a check would stall the device
     if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
@@ -96,6 +97,12 @@ class Schedule:
     def log_snr(self, t: Tensor | float) -> Tensor:
         "log(alpha² / sigma²), the logarithm of the signal-to-noise ratio; it rises with t."
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def weights(self, t: float) -> tuple[float, float]:
+        "alpha and sigma at a single time, as numbers."
+        found = self.__dict__.setdefault("_found", {})
+        if ("alpha", t) not in found or ("sigma", t) not in found: return self.alpha(t).item(), self.sigma(t).item()
+        return found["alpha", t], found["sigma", t]
 
     def mix(self, x1: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         "The point of the path at time t, () or (B,), between data x1 and noise eps, both (B, ...)."

@@ -8,15 +8,18 @@ from __future__ import annotations
 import base64
 import contextvars
 import html
+import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import floor, log10
 
 import ipywidgets as w
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .player import Player, Scene
+from .plots import Film
 from .style import png, shrink
 
 # %% auto #0
@@ -91,18 +94,27 @@ def _parts(result: object) -> list[tuple[str, object]]:
     for item in result if isinstance(result, (tuple, list)) else (result,):
         if isinstance(item, Figure):
             with _drawing: parts.append(("figure", (png(item), round(item.get_size_inches()[0] * 96))))
+        elif isinstance(item, Image.Image): parts.append(("image", (_png(item), item.width)))
+        elif isinstance(item, Film): parts.append(("film", (item.gif, item.size[0])))
         elif isinstance(item, Scene): parts.append(("scene", item))
         elif isinstance(item, str): parts.append(("text", item))
-        else: raise TypeError(f"draw returned {type(item).__name__}: expected a figure, a scene, a string or a tuple of these")
-    if not parts: raise TypeError("draw returned nothing to show: expected a figure, a scene, a string or a tuple of these")
+        else: raise TypeError(f"draw returned {type(item).__name__}: expected a figure, a scene, an image, a string or a tuple of these")
+    if not parts: raise TypeError("draw returned nothing to show: expected a figure, a scene, an image, a string or a tuple of these")
     return parts
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
 
 
 def _view(kind: str, content: object) -> w.Widget:
     if kind == "scene": return Player(content)
     if kind == "text": return w.HTML(content, layout=w.Layout(margin="0.6em 1em")).add_class("dc-text")
     data, width = content
-    return w.Image(value=data, format="png", layout=w.Layout(width=f"{width}px", max_width="100%", object_fit="contain")).add_class("dc-picture")
+    layout = w.Layout(width=f"{width}px", max_width="100%", object_fit="contain")
+    return w.Image(value=data, format="gif" if kind == "film" else "png", layout=layout).add_class("dc-picture")
 
 
 def _update(view: w.Widget, kind: str, content: object) -> None:
@@ -116,7 +128,8 @@ def _still(kind: str, content: object) -> str:
     if kind == "scene": return content.to_html()
     if kind == "text": return f'<div style="margin:.6em 1em;line-height:1.6">{content}</div>'
     data, width = content
-    return f'<img src="data:image/png;base64,{base64.b64encode(shrink(data)).decode()}" width="{width}" style="max-width:100%">'
+    data, form = shrink(data) if kind == "figure" else data, "gif" if kind == "film" else "png"
+    return f'<img src="data:image/{form};base64,{base64.b64encode(data).decode()}" width="{width}" style="max-width:100%">'
 
 # %% ../nbs/toolbox/widgets.ipynb #7dc51c49
 class Panel:
@@ -124,7 +137,7 @@ class Panel:
 
     def __init__(
         self,
-        draw: Callable,  # draw(**values) -> Figure | Scene | str, or a tuple of these
+        draw: Callable,  # draw(**values) -> Figure | Scene | Image | Film | str, a tuple of these, or a generator of such
         controls: dict[str, w.Widget],  # argument name -> slider, choice or toggle
         cache: int = 64,  # results remembered
     ):
@@ -165,28 +178,38 @@ class Panel:
 
     def _show(self, values: dict) -> None:
         try:
-            parts = self._result(values)
-            kinds = [kind for kind, _ in parts]
-            if kinds == self._kinds:
-                for view, part in zip(self._pictures.children, parts, strict=True): _update(view, *part)
-            else:
-                replaced, self._pictures.children = self._pictures.children, [_view(*part) for part in parts]
-                for view in replaced: view.close()
-                self._kinds = kinds
+            for parts in self._results(values):
+                kinds = [kind for kind, _ in parts]
+                if kinds == self._kinds:
+                    for view, part in zip(self._pictures.children, parts, strict=True): _update(view, *part)
+                else:
+                    replaced, self._pictures.children = self._pictures.children, [_view(*part) for part in parts]
+                    for view in replaced: view.close()
+                    self._kinds = kinds
+                if self._message.value: self._message.value = ""
+                if self._waiting: return  # for newer values: what is half done is dropped
             self._first = self._first or self._page(parts)
-            if self._message.value: self._message.value = ""
         except (Exception, SystemExit) as error:  # whatever draw does, the learner sees one line
             text = html.escape(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self._message.value = f'<div style="color:#B3261E;line-height:1.4">{text}</div>'
 
-    def _result(self, values: dict) -> list:
+    def _results(self, values: dict) -> Iterator[list]:
         # By index where there are options: a value may be a list, and 1, True and 1.0 would share a place.
         key = tuple(getattr(control, "index", value) for control, value in zip(self.controls.values(), values.values(), strict=True))
         if key not in self._cache:
-            self._cache[key] = _parts(self.draw(**values))
-            if len(self._cache) > self._size: self._cache.popitem(last=False)
+            result = self.draw(**values)
+            if isinstance(result, Iterator):
+                parts = None
+                for item in result: yield (parts := _parts(item))
+                self._remember(key, parts or _parts(()))
+                return
+            self._remember(key, _parts(result))
         self._cache.move_to_end(key)
-        return self._cache[key]
+        yield self._cache[key]
+
+    def _remember(self, key: tuple, parts: list) -> None:
+        self._cache[key] = parts
+        if len(self._cache) > self._size: self._cache.popitem(last=False)
 
     def to_html(self) -> str:
         "The picture for the first values, as HTML that needs no kernel and no network."

@@ -15,7 +15,8 @@ from diffusion_course import checking
 from diffusion_course.checking import Exercise, Mistake, check
 from diffusion_course.player import play
 from diffusion_course.plots import (
-    compare, grid, mass_levels, show_curves, show_density, show_field, show_histogram, show_images, show_paths, show_samples, slope,
+    Film, compare, grid, mass_levels, save_grid, show_curves, show_density, show_field, show_histogram, show_images, show_paths, show_samples,
+    slope, tile,
 )
 from diffusion_course.style import LABELS, color_of, figure, png, shrink
 from diffusion_course.widgets import choice, panel, slider, toggle
@@ -105,6 +106,34 @@ def test_bad_input_to_figures(call, said):
     with pytest.raises(ValueError, match=said): call()
 
 
+def test_tiles_are_the_pictures_pixel_by_pixel(tmp_path):
+    x = torch.linspace(-1, 1, 5 * 3 * 2 * 4).reshape(5, 3, 2, 4)
+    sheet = torch.from_numpy(np.array(tile(x, 3, scale=2, gap=1)))
+    assert sheet.shape == (2 * 4 + 1, 3 * 8 + 2, 3)
+    for k in range(5):
+        top, left = k // 3 * 5, k % 3 * 9
+        assert torch.equal(sheet[top: top + 4: 2, left: left + 8: 2].permute(2, 0, 1), ((x[k] + 1) * 127.5).round().byte())
+    assert (sheet[4] == 255).all() and (sheet[:, 8] == 255).all() and (sheet[5:, 18:] == 255).all()
+    assert tile(9 * x[:, :1], 3).mode == "L" and np.array(tile(9 * x[-1:, :1])).max() == 255
+    save_grid(x, tmp_path / "new" / "grid.png", 3)
+    assert Image.open(tmp_path / "new" / "grid.png").size == (3 * 4 + 2, 2 * 2 + 1)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["grid.png"]
+
+
+def test_a_film_plays_all_its_frames(tmp_path):
+    frames = [Image.new("RGB", (8, 6), (40 * k, 0, 0)) for k in range(5)]
+    film = Film(frames, seconds=1.0, pause=0.5)
+    film.save(tmp_path / "a.gif")
+    gif = Image.open(tmp_path / "a.gif")
+    times = []
+    for k in range(gif.n_frames):
+        gif.seek(k)
+        times.append(gif.info["duration"])
+    assert gif.n_frames == 5 and gif.size == (8, 6) and gif.info["loop"] == 0 and times == [200] * 4 + [700]
+    assert set(film._repr_mimebundle_()) == {"image/gif", "text/plain"}
+    with pytest.raises(ValueError, match="no frames: expected one image or more"): Film([])
+
+
 # ---- panels ----
 
 def settle(p, seconds=20):
@@ -138,6 +167,59 @@ def test_results_are_remembered():
         p.controls["n"].value = n
         settle(p)
     assert calls == [0, 1]
+
+
+def test_what_a_generator_yields_is_shown_as_it_comes():
+    said, gate = [], threading.Event()
+
+    def draw(n):
+        for k in range(3):
+            said.append((n, k))
+            yield f"{n}: {k}"
+            if n == 2: gate.wait(10)
+
+    p = panel(draw, n=slider(0, 5))
+    assert p._pictures.children[0].value == "0: 2" and "0: 2" in p.to_html()
+    p.controls["n"].value = 2
+    end = time.monotonic() + 10
+    while p._pictures.children[0].value != "2: 0" and time.monotonic() < end: time.sleep(0.005)
+    assert p._pictures.children[0].value == "2: 0", "the first preview waits for the others"
+    p.controls["n"].value = 3
+    gate.set()
+    settle(p)
+    assert p._pictures.children[0].value == "3: 2" and (2, 2) not in said, "a newer setting does not cut the old one short"
+    said.clear()
+    for n in (0, 3, 2):
+        p.controls["n"].value = n
+        settle(p)
+    assert said == [(2, 0), (2, 1), (2, 2)], "whole results are remembered, and only those"
+
+
+def test_a_generator_that_yields_nothing_or_fails_is_one_line():
+    def draw(n):
+        if n == 1: raise ValueError("no such thing")
+        yield from ["begun"] if n else []
+        if n == 2: raise ValueError("half-way")
+
+    p = panel(draw, n=slider(0, 3, 3))
+    for n, message in ((0, "draw returned nothing to show"), (1, "no such thing"), (2, "half-way")):
+        p.controls["n"].value = n
+        settle(p)
+        assert message in p._message.value
+    p.controls["n"].value = 3
+    settle(p)
+    assert not p._message.value
+
+
+def test_images_and_films_in_a_panel():
+    frames = [Image.new("RGB", (8, 6), (40 * k, 0, 0)) for k in range(3)]
+    p = panel(lambda n: (frames[n], Film(frames)), n=slider(0, 2))
+    image, film = p._pictures.children
+    assert (image.format, film.format) == ("png", "gif") and Image.open(io.BytesIO(film.value)).n_frames == 3
+    p.controls["n"].value = 2
+    settle(p)
+    assert Image.open(io.BytesIO(image.value)).getpixel((0, 0)) == (80, 0, 0)
+    assert "data:image/gif;base64," in p.to_html() and "data:image/png;base64," in p.to_html()
 
 
 def test_an_error_is_one_line_and_heals():
