@@ -32,6 +32,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh, {_KEY: json.dumps(about)})
+        fresh.chmod(0o644)  # safetensors lets nobody else read
         with open(fresh, "rb+") as f: os.fsync(f.fileno())
         os.replace(fresh, path)
     except (OSError, SafetensorError) as error:
@@ -117,9 +118,8 @@ def load(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network it names: {error}") from error
     if len(getattr(net, "shape", ())) == 3: net = net.to(memory_format=torch.channels_last)
-    net.eval()
-    if "schedule" not in about: return net
-    return _from_package("predictions", "Denoiser")(net, _build_schedule(about["schedule"]), about["kind"], about["sigma_data"])
+    if "schedule" not in about: return net.eval()
+    return _from_package("predictions", "Denoiser")(net, _build_schedule(about["schedule"]), about["kind"], about["sigma_data"]).eval()
 
 
 def info(name_or_path: str | os.PathLike) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from . import __version__
 
@@ -112,24 +113,29 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r}: expected a port from 1 to 65535")
 
 
+def _lesson(name: str) -> ModuleType:
+    "A lesson's module, by name and when it's needed: this one comes before all lessons, and starts quickly."
+    return import_module(f"diffusion_course.{name}")
+
+
 _PRESETS = ("training",)  # modules of this package that define PRESETS, named configurations
 
 
 def presets() -> dict[str, object]:
     "Every named training of the course and its configuration."
-    return {name: config for module in _PRESETS for name, config in import_module(f"diffusion_course.{module}").PRESETS.items()}
+    return {name: config for module in _PRESETS for name, config in _lesson(module).PRESETS.items()}
 
 
 def train(args: argparse.Namespace) -> int:
     "Run or resume a training."
-    from diffusion_course import training
     from diffusion_course.options import with_options
 
+    training = _lesson("training")
     folder, given = args.folder or Path("runs") / args.preset, {k: v for k, v in vars(args).items() if k.startswith("option ")}
     config = presets()[args.preset]
     config = with_options(args.resume and training.saved_config(config, folder) or config, given)
     training.train(config, folder, resume=args.resume, command=" ".join(["diffusion-course", *args.argv]))
-    print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
+    if os.environ.get("RANK", "0") == "0": print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
     return 0
 
 
@@ -138,7 +144,7 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
     each = p.add_subparsers(dest="preset", required=True, metavar="PRESET")
     for name, config in presets().items():
-        q = each.add_parser(name, help=config.about, description=config.about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        q = each.add_parser(name, help=config.about, description=config.about)
         q.add_argument("--folder", type=Path, default=argparse.SUPPRESS, help=f"where the run is kept (default: runs/{name})")
         q.add_argument("--resume", action="store_true", default=argparse.SUPPRESS, help="go on with what the folder holds; settings not given are those it began with")
         add_options(q, config)
@@ -148,21 +154,20 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 def sample(args: argparse.Namespace) -> int:
     "Draw pictures with a model."
     from diffusion_course.checkpoints import load
-    from diffusion_course.generation import SampleConfig, sample_to_files
     from diffusion_course.options import with_options
 
-    config = with_options(SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    sample_to_files(load(args.model), config)
+    generation = _lesson("generation")
+    config = with_options(generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
+    generation.sample_to_files(load(args.model), config)
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 
 
 def _sample_arguments(p: argparse.ArgumentParser) -> None:
-    from diffusion_course.generation import SampleConfig
     from diffusion_course.options import add_options
 
     _add_model(p)
-    add_options(p, SampleConfig())
+    add_options(p, _lesson("generation").SampleConfig())
     p.set_defaults(run=sample)
 
 
@@ -201,3 +206,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt: return 130

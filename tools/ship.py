@@ -1,7 +1,7 @@
-"""Put a run of `diffusion-course train cifar10-small` into the package: `python tools/ship.py runs/cifar10-small --early 40064`.
+"""Put finished runs into the package: `python tools/ship.py runs/cifar10-small runs/digits --early 40064`.
 
 Writes diffusion_course/weights/: cifar10.safetensors (the finished model, or the last stage so far), cifar10-early.safetensors (the stage that lesson
-14 goes on from), ladder/*.webp (the samples of all stages) and cifar10-metrics.csv (the loss curve).
+14 goes on from), ladder/*.webp (the samples of all stages), cifar10-metrics.csv (the loss curve) and digits.safetensors.
 """
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def copy(source: Path, target: Path) -> dict:
 def main() -> None:
     """Copy, and say what was copied."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="of `diffusion-course train cifar10-small`")
+    parser.add_argument("digits", type=Path, help="of `diffusion-course train digits`")
     parser.add_argument("--early", type=int, required=True, help="pictures seen by the stage that lesson 14 goes on from")
     args = parser.parse_args()
     stages = sorted((args.run / "stages").glob("*.safetensors"))
     final = args.run / "model.safetensors"
     print("cifar10:", copy(final if final.exists() else stages[-1], WEIGHTS / "cifar10.safetensors"))
     print("cifar10-early:", copy(args.run / "stages" / f"{args.early:09d}.safetensors", WEIGHTS / "cifar10-early.safetensors"))
+    print("digits:", copy(args.digits / "model.safetensors", WEIGHTS / "digits.safetensors"))
     shutil.rmtree(WEIGHTS / "ladder", ignore_errors=True)
     (WEIGHTS / "ladder").mkdir()
     for picture in sorted((args.run / "samples").glob("*.png")):
