@@ -491,13 +491,13 @@ def train(
     watch: Callable[[Run], None] | None = None,  # called whenever a row of metrics was written
     **info: Any,  # noted beside the model
 ) -> nn.Module:  # the averaged model, in eval mode
-    """Train as configured, on one device or, under `accelerate launch` or `torchrun`, on many.
+    """Train as configured, on one device or, under `accelerate launch`, on many.
 
     SIGTERM and Ctrl-C save the state first. A killed run loses what came after its last checkpoint, no more;
     a resumed one does what it would have done: everything random follows from the seed and the step."""
     folder = Path(folder)
     resume = _agreed(config, folder, resume)
-    run = Run(config, folder, Accelerator(mixed_precision="no"), resume)
+    run = Run(config, folder, Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available()), resume)
     main = run.accelerator.is_main_process
     with _alone(folder) if main else nullcontext(), _signals() as asked:
         if resume: run.restore()

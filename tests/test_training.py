@@ -483,7 +483,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(sign: str, code: int, ended:
 
 
 SHARED = '''
-"Trains three times by the command line in each of the processes that torchrun starts, and notes which pictures each sees."
+"Trains three times by the command line in each of the processes that `accelerate launch` starts, and notes which pictures each sees."
 import json, os, sys
 import torch
 torch.set_num_threads(1)
@@ -508,9 +508,10 @@ for folder, more in (("a", ["--images", "320"]), ("b", ["--images", "160"]), ("b
 def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
     arguments = [*ARGUMENTS[:8], "--batch", "32", "--log_every", "48", "--save_every", "96", "--decay", "0", "--precision", "fp32"]
-    # On GPUs `accelerate launch` starts torchrun; on CPUs alone it starts one process, whatever it is told.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    # With --cpu in place of --multi_gpu it would start one process, whatever number it is told.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, tmp_path / "shared.py", tmp_path, json.dumps(arguments)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "a", tmp_path / "b")
