@@ -171,14 +171,16 @@ def test_ruff_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_example_of_the_readme_runs() -> None:
+def test_the_examples_of_the_readme_run() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example, = re.findall(r"```python\n(.*?)```", readme, re.S)
+    points, pictures = re.findall(r"```python\n(.*?)```", readme, re.S)
     space: dict = {}
-    exec(example, space)
+    exec(points, space)
     samples = space["samples"]
     assert samples.shape == (500, 2) and 0.2 < samples.std() < 1.4
     assert (space["running_mixture"]().label_probs(samples).argmax(1) == 1).float().mean() > 0.95, "guided towards label 1"
+    exec(pictures, space)
+    assert space["pictures"].shape == (16, 3, 32, 32) and 0.2 < space["pictures"].std() < 1.0
 
 
 def test_readme_and_index_show_the_same_map() -> None:
