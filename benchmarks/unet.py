@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -36,12 +37,12 @@ def diffusers_net(widths: tuple[int, ...]) -> nn.Module:
     )
 
 
-def torchcfm_net(width: int) -> nn.Module:
-    """TorchCFM's CIFAR-10 U-Net, with labels."""
+def torchcfm_net(width: int, blocks: int, multipliers: tuple[int, ...]) -> nn.Module:
+    """TorchCFM's CIFAR-10 U-Net, with labels. Its widths are multiples of 32."""
     from torchcfm.models.unet.unet import UNetModelWrapper
 
-    return UNetModelWrapper(dim=(3, 32, 32), num_channels=width, num_res_blocks=1, channel_mult=[1, 2, 2], num_heads=4, num_head_channels=32,
-                            attention_resolutions="8", dropout=0.0, class_cond=True, num_classes=11)
+    return UNetModelWrapper(dim=(3, 32, 32), num_channels=width, num_res_blocks=blocks, channel_mult=list(multipliers), num_heads=4,
+                            num_head_channels=32, attention_resolutions="8", dropout=0.0, class_cond=True, num_classes=11)
 
 
 def call(net: nn.Module, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -57,9 +58,9 @@ def cost(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> tuple[float, float]
     return sum(p.numel() for p in net.parameters()) / 1e6, counter.get_total_flops() / 2e6
 
 
-def nearest(build: Callable[[int], nn.Module], sizes: list[int], which: int, target: float, batch: tuple[torch.Tensor, ...]) -> nn.Module:
-    """The network of the size whose weights (0) or multiply-adds (1) come nearest to the target."""
-    return min((build(size) for size in sizes), key=lambda net: abs(cost(net, batch)[which] - target))
+def nearest(builds: list[Callable[[], nn.Module]], which: int, target: float, batch: tuple[torch.Tensor, ...]) -> nn.Module:
+    """The network whose weights (0) or multiply-adds (1) come nearest to the target."""
+    return min((build() for build in builds), key=lambda net: abs(cost(net, batch)[which] - target))
 
 
 def stepper(net: nn.Module, batch: tuple[torch.Tensor, ...], fast: bool) -> Callable[[], None]:
@@ -89,17 +90,15 @@ def main() -> None:
     batch = torch.randn(args.batch, 3, 32, 32, generator=g), torch.rand(args.batch, generator=g), torch.randint(10, (args.batch,), generator=g)
     ours = lambda: UNet(PRESETS["cifar10-small"].net)
     weights, adds = cost(ours(), batch)
-    wide = list(range(16, 193, 16))
-    three = lambda w: diffusers_net((w, 2 * w, 2 * w))
-    nets: dict[str, Callable[[], nn.Module]] = {
-        "diffusers, equal weights": lambda: nearest(three, wide, 0, weights, batch),
-        "diffusers, equal multiply-adds": lambda: nearest(three, wide, 1, adds, batch),
-    }
+    theirs = [partial(diffusers_net, (w, a * w, b * w)) for w in (32, 64, 96, 128, 160) for a, b in ((1, 1), (1, 2), (2, 2))]
+    builds = {"diffusers": theirs}
     try:
         import torchcfm  # noqa: F401
-        nets |= {"TorchCFM, equal weights": lambda: nearest(torchcfm_net, list(range(32, 161, 8)), 0, weights, batch),
-                 "TorchCFM, equal multiply-adds": lambda: nearest(torchcfm_net, list(range(16, 97, 8)), 1, adds, batch)}
+        shapes = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (1, 2, 3), (1, 2, 4))
+        builds["TorchCFM"] = [partial(torchcfm_net, w, k, m) for w in (32, 64, 96) for k in (1, 2) for m in shapes]
     except ImportError: print("TorchCFM isn't installed: its rows are left out\n")
+    nets = {f"{name}, equal {what}": partial(nearest, b, k, (weights, adds)[k], batch)
+            for name, b in builds.items() for k, what in enumerate(("weights", "multiply-adds"))}
     rows = {("ours", "fast"): ours(), **{(name, how): build() for name, build in nets.items() for how in ("as documented", "fast")}}
     costs = {key: cost(net, batch) for key, net in rows.items()}
     steps = {key: stepper(net, batch, key[1] == "fast") for key, net in rows.items()}
