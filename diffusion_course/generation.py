@@ -18,11 +18,8 @@ from .matching import as_labels
 from .options import option
 from .plots import Film, save_grid, tile
 from .predictions import Prediction, singular
-from diffusion_course.samplers import (
-    Model, Noise, Recorder, Stepper, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun, karras_grid, midpoint,
-    rk4, sample, uniform_grid,
-)
-from .solvers import integrate
+from .samplers import Model, Noise, Recorder, Stepper, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
+from .samplers import karras_grid, midpoint, rk4, sample, uniform_grid
 from .training import autocast, seeded
 
 # %% auto #0
@@ -164,7 +161,7 @@ def previews(
 @torch.no_grad()
 def _previews(setting: _Setting) -> Iterator[Preview]:
     recorder, ts = Recorder(setting.model, noise=setting.noise, **setting.cond), setting.ts
-    for k, x in enumerate(integrate(lambda x, t, s: recorder.step(setting.stepper, x, t, s), setting.x, ts)):
+    for k, x in enumerate(recorder.walk(setting.stepper, setting.x, ts)):
         if k: yield Preview(k, float(ts[k]), x, x if k == len(ts) - 1 else recorder.first.x1, recorder.nfe)
 
 # %% ../nbs/15_sampling_pictures.ipynb #c31e0669

@@ -231,7 +231,7 @@ class DenoiseNet(nn.Module):
         self.config = dict(shape=tuple(shape), width=width, time=time, n_labels=n_labels)
         self.shape, self.n_labels = tuple(shape), n_labels
         with torch.random.fork_rng(devices=[]):  # the same seed gives the same weights, and nothing else is seeded
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.first = nn.Conv2d(shape[0], width, 3, padding=1)
             self.embed_t = nn.Linear(width, width) if time else None
             self.embed_y = nn.Embedding(n_labels + 1, width) if n_labels else None

@@ -78,11 +78,11 @@ class Recorder:
         y = stepper(self, x, t, s)
         return self(y, s).x1 if t < s == 1 and self.schedule.sigma(s) > 0 else y
 
-# %% ../nbs/07_samplers.ipynb #1be4d275
-def _run(recorder: Recorder, x: Tensor, ts: Tensor | Sequence[float], stepper: Stepper) -> Iterator[Tensor]:
-    return integrate(lambda x, t, s: recorder.step(stepper, x, t, s), x, ts)
+    def walk(self, stepper: Stepper, x: Tensor, ts: Tensor | Sequence[float]) -> Iterator[Tensor]:
+        "x at all times ts, one after the other: the loop, with this model and stepper."
+        return integrate(lambda x, t, s: self.step(stepper, x, t, s), x, ts)
 
-
+# %% ../nbs/07_samplers.ipynb #0b455a59
 @torch.no_grad()
 def sample(
     model: Model,
@@ -98,7 +98,7 @@ def sample(
 
     Where the path ends with noise, sigma(1) > 0, one more call follows the last step, and x is the predicted x1."""
     end = x
-    for end in _run(Recorder(model, generator=generator, noise=noise, **cond), x, ts, stepper): pass  # noqa: B007
+    for end in Recorder(model, generator=generator, noise=noise, **cond).walk(stepper, x, ts): pass  # noqa: B007
     return end
 
 
@@ -125,7 +125,7 @@ def trajectory(
 ) -> Trajectory:
     "Like `sample`, which says more about the arguments, and keeps every step."
     recorder, xs, x1s = Recorder(model, generator=generator, noise=noise, **cond), [], []
-    for y in _run(recorder, x, ts, stepper):
+    for y in recorder.walk(stepper, x, ts):
         xs.append(y)
         if len(xs) > 1: x1s.append(recorder.first.x1)
     return Trajectory(torch.as_tensor(ts, dtype=torch.float64), torch.stack(xs), torch.stack(x1s), recorder.nfe)

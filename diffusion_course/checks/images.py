@@ -11,8 +11,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['TO_BYTES', 'NOISY', 'BY_TIME', 'SEES', 'SPECTRAL', 'EXERCISES', 'standardised_to_bytes', 'noisy_at', 'loss_by_time',
-           'sees', 'spectral_denoiser']
+__all__ = ['TO_BYTES', 'NOISY', 'BY_TIME', 'SPECTRAL', 'EXERCISES', 'standardised_to_bytes', 'noisy_at', 'loss_by_time',
+           'spectral_denoiser']
 
 # %% ../../nbs/solutions/12_pictures.ipynb #1bf85f4d
 def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -34,8 +34,6 @@ def _loss_cases() -> list[tuple]:
     t = torch.tensor([0.0, 0.1, 0.26, 0.3, 0.3125, 0.45, 0.9, 1.0, 0.8125]).double()  # nothing from 0.5 to 0.75
     return [(_normal(9, c, 3, 4, seed=4) * (1 + t[:, None, None, None]), t, parts) for c, parts in ((1, 4), (3, 8))]
 
-
-def _size_cases() -> list[tuple]: return [([3, 3], [1, 1]), ([3, 3, 3], [1, 2, 1]), ([7, 3, 3, 5], [2, 2, 1, 3]), ([5, 2, 4], [3, 2, 1])]
 
 
 def _spectral_cases() -> list[tuple]:
@@ -153,47 +151,6 @@ BY_TIME = (
     Mistake(_from_the_data, "Your curve runs backwards: the first part is the one that begins at t = 0."),
 )
 
-# %% ../../nbs/solutions/12_pictures.ipynb #e494d78d
-def sees(sizes, strides):
-    width, apart = 1, 1
-    for size, stride in zip(sizes, strides, strict=True):
-        width += (size - 1) * apart
-        apart *= stride
-    return width
-
-# %% ../../nbs/solutions/12_pictures.ipynb #46f0eb2f
-def _no_strides(sizes, strides): return 1 + sum(k - 1 for k in sizes)
-def _sum_of_sizes(sizes, strides): return sum(sizes)
-def _product(sizes, strides): return int(torch.tensor(sizes).prod())
-def _own_stride_too(sizes, strides): return 1 + _reach(sizes, strides)
-def _one_missing(sizes, strides): return sees(sizes, strides) - 1
-def _to_one_side(sizes, strides): return 1 + (sees(sizes, strides) - 1) // 2
-def _from_the_end(sizes, strides): return sees(sizes[::-1], strides[::-1])
-def _only_its_own(sizes, strides): return 1 + sum((k - 1) * s for k, s in zip(sizes, strides, strict=True))
-def _strides_added(sizes, strides): return 1 + sum((k - 1) * (1 + sum(s - 1 for s in strides[:i])) for i, k in enumerate(sizes))
-def _squared(sizes, strides): return sees(sizes, strides) ** 2
-
-
-def _reach(sizes, strides):
-    apart, reach = 1, 0
-    for k, s in zip(sizes, strides, strict=True):
-        apart *= s
-        reach += (k - 1) * apart
-    return reach
-
-SEES = (
-    Mistake(_no_strides, "Right for strides of 1. After a stride of 2, neighbours are two pixels apart in the picture, and a convolution reaches twice as far."),
-    Mistake(_sum_of_sizes, "Neighbouring windows overlap: a convolution of size k adds k - 1, not k."),
-    Mistake(_product, "Sizes don't multiply: neighbouring windows overlap. Each convolution adds k - 1 positions of its input."),
-    Mistake(_own_stride_too, "A convolution's own stride doesn't widen what *it* sees. It spreads out what comes after it."),
-    Mistake(_one_missing, "One short: without any convolution a pixel sees itself."),
-    Mistake(_to_one_side, "This is how far it sees to one side, with itself. Both sides count."),
-    Mistake(_from_the_end, "You walked from the output back, with the rule for the other direction. The first entry is the one next to the picture."),
-    Mistake(_only_its_own, "You multiplied each size by its own stride. What counts is the product of all strides *before* it."),
-    Mistake(_strides_added, "Strides multiply: after two of 2, neighbours are four pixels apart, not three."),
-    Mistake(_squared, "That is the number of pixels in the square. Its side was asked for."),
-)
-
 # %% ../../nbs/solutions/12_pictures.ipynb #6fbfb364
 def spectral_denoiser(x, power, t):
     gain = t * power / (t**2 * power + (1 - t) ** 2)
@@ -236,6 +193,5 @@ EXERCISES = {
     "standardised_to_bytes": Exercise(standardised_to_bytes, _byte_cases, TO_BYTES, "Most classifiers and many diffusion models are trained on such numbers."),
     "noisy_at": Exercise(noisy_at, _noisy_cases, NOISY, "You can compare noise levels between papers, engineers and data sets."),
     "loss_by_time": Exercise(loss_by_time, _loss_cases, BY_TIME, "This curve says more about a training than its loss does."),
-    "sees": Exercise(sees, _size_cases, SEES, "Try it on lesson 13's U-Net, where strides do most of the work."),
     "spectral_denoiser": Exercise(spectral_denoiser, _spectral_cases, SPECTRAL, "This is the best linear denoiser of anything whose waves are uncorrelated, and it goes from coarse to fine."),
 }
