@@ -6,10 +6,12 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")  # the user's list of fonts may name fonts of an environment that is gone
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT / "nbs", ROOT / "diffusion_course"
 sys.path.insert(0, str(ROOT / "tools"))
