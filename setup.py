@@ -32,7 +32,7 @@ setup(
     packages=find_packages(include=["diffusion_course", "diffusion_course.*"]),
     package_data={"diffusion_course": ["*.js", "weights/*", "weights/*/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "fid": cfg["fid_requirements"].split()},
     python_requires=">=" + cfg["min_python"],
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,

@@ -20,8 +20,8 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'Report', 'check']
 
-# %% ../nbs/toolbox/checking.ipynb #b7730807
-LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation")  # the modules of `diffusion_course.checks`, in the order of the lessons
+# %% ../nbs/toolbox/checking.ipynb #4afb0c2c
+LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation")  # the modules of `diffusion_course.checks`, in the order of the lessons
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _as_tensors(value: object) -> list[Tensor] | None:
     parts = value if _has_parts(value) else [value]
     try: tensors = [torch.as_tensor(p).detach().cpu() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
-    return None if any(t.is_complex() for t in tensors) else [t.double() for t in tensors]
+    return [t if t.is_complex() else t.double() for t in tensors]
 
 
 def _has_parts(value: object) -> bool:
@@ -97,7 +97,7 @@ def _has_parts(value: object) -> bool:
 def _agree(a: object, b: object, e: Exercise) -> bool:
     a, b = _as_tensors(a), _as_tensors(b)
     if a is None or b is None or len(a) != len(b): return False
-    return all(p.shape == q.shape and torch.allclose(p, q, rtol=e.rtol, atol=e.atol, equal_nan=True) for p, q in zip(a, b, strict=True))
+    return all(p.shape == q.shape and p.dtype == q.dtype and torch.allclose(p, q, rtol=e.rtol, atol=e.atol, equal_nan=True) for p, q in zip(a, b, strict=True))
 
 
 def _difference(got: object, expected: object, e: Exercise) -> str:
@@ -106,13 +106,20 @@ def _difference(got: object, expected: object, e: Exercise) -> str:
     if got_t is None: return f"it returned {type(got).__name__}, expected {_kind(expected)}"
     if len(got_t) != len(expected_t): return f"it returned {_kind(got)}, expected {_kind(expected)}"
     for a, b in zip(got_t, expected_t, strict=True):
+        if a.dtype != b.dtype: return f"it returned {_sort(a)} numbers, expected {_sort(b)} ones"
         if a.shape != b.shape: return f"it returned shape {tuple(a.shape)}, expected {tuple(b.shape)}"
         wrong = ~torch.isclose(a, b, rtol=e.rtol, atol=e.atol)
         if wrong.any():
             at = tuple(wrong.nonzero()[0].tolist())
             where = f" at index {list(at)}" if at else ""
-            return f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} is {a[at].item():.5g}, expected {b[at].item():.5g}"
+            return f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} is {_written(a[at].item())}, expected {_written(b[at].item())}"
     return "it differs"
+
+
+def _sort(t: Tensor) -> str: return "complex" if t.is_complex() else "real"
+
+
+def _written(value: complex) -> str: return f"{value:,.0f}" if value == value.real and abs(value) < 1e12 and value.real.is_integer() else f"{value:.5g}"
 
 
 def _kind(value: object) -> str:

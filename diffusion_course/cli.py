@@ -18,7 +18,7 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'lessons_folder', 'trust', 'lab_command',
-           'lab_environment', 'lab', 'presets', 'train', 'sample', 'parser', 'main']
+           'lab_environment', 'lab', 'presets', 'train', 'sample', 'evaluate', 'parser', 'main']
 
 # %% ../nbs/toolbox/cli.ipynb #254d530a
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -118,7 +118,7 @@ def _lesson(name: str) -> ModuleType:
     return import_module(f"diffusion_course.{name}")
 
 
-_PRESETS = ("training",)  # modules of this package that define PRESETS, named configurations
+_PRESETS = ("training", "evaluation")  # modules of this package that define PRESETS, named configurations
 
 
 def presets() -> dict[str, object]:
@@ -171,6 +171,25 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=sample)
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    "Score a model of CIFAR-10."
+    from diffusion_course.checkpoints import load
+    from diffusion_course.options import with_options
+
+    evaluation = _lesson("evaluation")
+    config = with_options(evaluation.EvaluateConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
+    for score in evaluation.scores_of(load(args.model), config).values(): print(score)
+    return 0
+
+
+def _evaluate_arguments(p: argparse.ArgumentParser) -> None:
+    from diffusion_course.options import add_options
+
+    _add_model(p)
+    add_options(p, _lesson("evaluation").EvaluateConfig())
+    p.set_defaults(run=evaluate)
+
+
 def _add_model(p: argparse.ArgumentParser) -> None:
     from diffusion_course.checkpoints import shipped
 
@@ -194,6 +213,8 @@ def parser(
     if command == "train": _train_arguments(p)
     p = commands.add_parser("sample", help="draw pictures with a model: a grid, and a film of how they came about")
     if command == "sample": _sample_arguments(p)
+    p = commands.add_parser("evaluate", help="score a model of CIFAR-10: distances to real pictures, label agreement, bits per dimension")
+    if command == "evaluate": _evaluate_arguments(p)
     return top
 
 
@@ -203,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser(argv[0] if argv else None).parse_args(argv)
     args.argv = argv
     try: return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .matching import as_labels
 from .options import option
 from .plots import Film, save_grid, tile
 from .predictions import Prediction, singular
-from .samplers import Model, Noise, Recorder, Stepper, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
+from .samplers import Model, Recorder, Stepper, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun
 from .samplers import karras_grid, midpoint, rk4, sample, uniform_grid
 from .training import autocast, seeded
 
@@ -109,8 +109,18 @@ class _Setting:
     x: Tensor
     ts: Tensor
     stepper: Stepper
-    noise: Noise
+    streams: list[torch.Generator]
     cond: dict
+
+    def noise(self, x: Tensor, t: float, s: float) -> Tensor:
+        "Fresh noise for a step."
+        return _draw(self.streams, self.x.shape[1:]).to(x)
+
+    def part(self, some: slice) -> _Setting:
+        "The same for some of the pictures."
+        cut = lambda v: v[some] if isinstance(v, Tensor) and v.ndim and len(v) == len(self.x) else v
+        cond = {k: cut(v) for k, v in self.cond.items()}
+        return replace(self, x=self.x[some], streams=self.streams[some], cond=cond)
 
 
 def _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, cond) -> _Setting:
@@ -126,8 +136,7 @@ def _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, c
     if y is not None: cond = cond | dict(y=as_labels(y, labels, x))
     ts = uniform_grid(steps) if grid == "uniform" else karras_grid(steps, model.schedule)
     guided = InPrecision(classifier_free(model, guidance) if guidance != 1 and labels else model, precision)
-    fresh = lambda x, t, s: _draw(streams, shape).to(x)
-    return _Setting(guided, x * float(model.schedule.sigma(0.0)), ts, stepper_of(sampler, churn), fresh, cond)
+    return _Setting(guided, x * float(model.schedule.sigma(0.0)), ts, stepper_of(sampler, churn), streams, cond)
 
 # %% ../nbs/15_sampling_pictures.ipynb #88b2d313
 def generate(
@@ -141,11 +150,16 @@ def generate(
     churn: float | None = None,  # for sampler "euler_maruyama": 0 is the ODE
     grid: str = "uniform",  # or "karras"
     precision: str = "auto",  # of the network: bf16, fp32 or the quicker of them
+    batch: int | None = None,  # pictures at a time, which saves memory; default: all. They stay the same but for rounding
+    progress: bool = False,
     **cond,  # y: a label, or one for each picture
 ) -> Tensor:  # (n, C, H, W), about [-1, 1]
     "Pictures out of noise."
-    s = _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, cond)
-    return sample(s.model, s.x, s.ts, s.stepper, noise=s.noise, **s.cond)
+    if batch is not None and batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more, or None for all")
+    whole = _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, cond)
+    starts = tqdm(range(0, n, batch or n), "samples", disable=not progress)
+    parts = (whole.part(slice(k, k + (batch or n))) for k in starts)
+    return torch.cat([sample(s.model, s.x, s.ts, s.stepper, noise=s.noise, **s.cond) for s in parts])
 
 
 def previews(

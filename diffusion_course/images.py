@@ -148,7 +148,7 @@ def _found(folder: str | os.PathLike | None, download: bool) -> Path:
     if named: raise FileNotFoundError(
         f"no CIFAR-10 in {named}: expected a folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin")
     if not download: raise FileNotFoundError(
-        "CIFAR-10 isn't on this machine: expected it in $DIFFUSION_COURSE_DATA, or fetched before with cifar10()")
+        "CIFAR-10 isn't on this machine: expected it in $DIFFUSION_COURSE_DATA, or fetched once by cifar10() (162 MB)")
     return _fetch(cache)
 
 
@@ -181,9 +181,8 @@ def cifar10(
 def cifar10_at_hand(split: str = "train") -> Pictures | None:
     "CIFAR-10 if it is on this machine. Otherwise None, and a line says how to get it. Nothing is ever downloaded here."
     try: return cifar10(split, download=False)
-    except FileNotFoundError:
-        print("CIFAR-10 isn't at hand, so the pictures that need it are left out; the rest runs."
-              " To see them too, run cifar10() once (162 MB).")
+    except FileNotFoundError as missing:
+        print(f"{missing}. What needs CIFAR-10 is left out; the rest runs.")
 
 # %% ../nbs/12_pictures.ipynb #0aa28ef4
 def radial_spectrum(

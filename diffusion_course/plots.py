@@ -10,6 +10,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, 
 # %% auto #0
 __all__ = ['SHARES', 'as_points', 'show_samples', 'grid', 'scalars', 'vectors', 'mass_levels', 'show_density', 'speed',
            'show_field', 'compare', 'show_paths', 'slope', 'show_curves', 'show_histogram', 'tile', 'Film', 'save_grid',
-           'show_images']
+           'show_images', 'show_stages']
 
 # %% ../nbs/toolbox/plots.ipynb #531f9f0d
 def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> np.ndarray:
@@ -356,4 +357,25 @@ def show_images(
         ax.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if titles: ax.set_title(titles[k], fontsize=8)
     if title: fig.suptitle(title, fontsize=10, color=INK)
+    return fig
+
+# %% ../nbs/toolbox/plots.ipynb #e05202d7
+def show_stages(
+    stages: Mapping[str, tuple[int, int]],  # name -> channels and side of what it returns, in the order of work
+) -> Figure:
+    "A U-Net: stages \"down...\" with one before them, others, then as many \"up...\". The coarser, the lower; a skip goes across."
+    names = list(stages)
+    up = [name for name in names if name.startswith("up")]
+    kept = names[: len(up)]  # what skips carry
+    works = {name: side for name, (_, side) in stages.items()} | {u: stages[d][1] for u, d in zip(up, reversed(kept), strict=True)}
+    at = {name: (k, -np.log2(works[names[0]] / works[name])) for k, name in enumerate(names)}
+    fig, ax = figure(size=(0.85 * len(names), 3.0))
+    steps = [(a, b, INK, "-", 0.0) for a, b in pairwise(names)] + [(d, u, LABELS[1], "--", -0.18) for u, d in zip(up, reversed(kept), strict=True)]
+    for a, b, color, ls, bend in steps:
+        arrow = dict(arrowstyle="->", color=color, ls=ls, shrinkA=20, shrinkB=20, connectionstyle=f"arc3,rad={bend}")
+        ax.annotate("", at[b], at[a], arrowprops=arrow)
+    for name, place in at.items():
+        ax.text(*place, f"{name}\n{stages[name][0]} × {works[name]}²", ha="center", va="center", fontsize=7, bbox=dict(boxstyle="round", fc="white", ec=LABELS[0]))
+    ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(min(y for _, y in at.values()) - 0.4, 1.1))
+    ax.axis("off")
     return fig

@@ -481,7 +481,7 @@ def _go_on(run: Run, asked: list[int], progress: bool, watch: Callable | None, i
             if run.due(c.save_every) or last or stop: run.save()
     return run.seen < c.images
 
-
+# %% ../nbs/14_training.ipynb #4301db75
 def train(
     config: Recipe,
     folder: str | os.PathLike,  # for the state to resume from, metrics.csv, stages, samples and the model

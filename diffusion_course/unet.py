@@ -129,7 +129,10 @@ class Stage(nn.Sequential):
         for layer in self: x = layer(x, e) if isinstance(layer, ResidualBlock) else layer(x)
         return x
 
-# %% ../nbs/13_unet.ipynb #0de0c395
+# %% ../nbs/13_unet.ipynb #9fd598c9
+def _whole(value: object, least: int) -> bool: return value == int(value) >= least
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     "What a U-Net looks like. As it stands: the shipped CIFAR-10 model's."
@@ -151,8 +154,8 @@ class UNetConfig:
         expected = {
             "shape": (len(self.shape) == 3 and min(self.shape) >= 1, "(channels, height, width)"),
             "widths": (self.widths and all(w > 0 and w % 16 == 0 for w in self.widths), "multiples of 16"),
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in ("blocks", "head", "patch")},
-            "n_labels": (self.n_labels >= 0, "0 or more"),
+            **{name: (_whole(getattr(self, name), 1), "a whole number, 1 or more") for name in ("blocks", "head", "patch")},
+            "n_labels": (_whole(self.n_labels, 0), "a whole number, 0 or more"),
             "dropout": (0 <= self.dropout < 1, "a share in [0, 1)"),
             "embedding": (self.embedding in EMBEDDINGS, f"one of {EMBEDDINGS}"),
         }
@@ -161,7 +164,10 @@ class UNetConfig:
         scale, side = self.patch * 2 ** (len(self.widths) - 1), self.shape[1] // self.patch
         if any(s % scale for s in self.shape[1:]):
             raise ValueError(f"shape is {self.shape}: expected sides that {scale} divides: patch · 2^halvings")
-        looking = [w for k, w in enumerate(self.widths) if side // 2**k in self.attention]
+        heights = [side // 2**k for k in range(len(self.widths))]
+        if strange := [a for a in self.attention if a not in heights]:
+            raise ValueError(f"attention is {self.attention}: expected heights of this network, among {heights}; not {strange[0]}")
+        looking = [w for h, w in zip(heights, self.widths, strict=True) if h in self.attention]
         if wrong := [w for w in (*looking, self.widths[-1]) if w % self.head]:
             raise ValueError(f"widths holds {wrong[0]}: expected multiples of head, {self.head}, at attention")
 

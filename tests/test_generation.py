@@ -51,6 +51,15 @@ def model() -> Denoiser:
     return tiny()
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_maruyama"])
+def test_batches_change_nothing_but_rounding(model, sampler):
+    y = torch.tensor([2, 0, 1, 1, 0])
+    draw = lambda **how: generate(model, 5, 4, sampler, 2.0, 3, precision="fp32", **how)
+    for batch in (1, 2, 5, 9): torch.testing.assert_close(draw(y=y, batch=batch), draw(y=y))
+    torch.testing.assert_close(draw(y=1, batch=2), draw(y=1))
+    with pytest.raises(ValueError, match="batch is 0: expected 1 or more"): draw(y=y, batch=0)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_generate_is_sample_with_parts_by_name(model, sampler):
     x, y = noise(model, 3, 7), torch.tensor([0, 1, 2])

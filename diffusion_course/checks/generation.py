@@ -145,7 +145,7 @@ SLERP = (
     Mistake(_rescaled, "You walked straight and stretched the result to the shell: the right arc, at a speed that isn't constant."),
     Mistake(_not_divided, "At s = 0 this isn't a: both weights have to be divided by sin Ω."),
     Mistake(_swapped, "You begin at b. At s = 0 the result has to be a."),
-    Mistake(_cosines, "cos and sin are the weights for a right angle. For an angle Ω they are sin((1-s)Ω)/sin Ω and sin(sΩ)/sin Ω."),
+    Mistake(_cosines, "cos and sin are the weights for a right angle. For an angle Ω both are sines, of (1-s)Ω and of sΩ. Over what, so that s = 0 gives a?"),
     Mistake(_one_angle, "You took one angle for the whole batch. Each picture has its own."),
     Mistake(_pixel_angles, "You took an angle for every pixel. A picture is one vector: sum over all its values."),
     Mistake(_no_arccos, "The scalar product of unit vectors is the cosine of the angle, not the angle."),

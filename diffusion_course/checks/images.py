@@ -171,6 +171,10 @@ def _the_noise(x, power, t): return _filtered(x, (1 - t) / (t**2 * power + (1 - 
 def _switched(x, power, t): return _filtered(x, (t**2 * power > (1 - t) ** 2) / t)
 def _not_transformed(x, power, t): return x * (t * power / (t**2 * power + (1 - t) ** 2))
 def _inverse_only(x, power, t): return x / t
+def _not_unitary(x, power, t):
+    noise = (1 - t) ** 2 * x.shape[2] * x.shape[3]
+    return _filtered(x, t * power / (t**2 * power + noise))
+def _complex(x, power, t): return torch.fft.ifft2(torch.fft.fft2(x) * (t * power / (t**2 * power + (1 - t) ** 2)))
 
 SPECTRAL = (
     Mistake(_still_scaled, "This is the mean of alpha·x1. Divide by alpha."),
@@ -185,6 +189,8 @@ SPECTRAL = (
     Mistake(_the_noise, "This is the mean of eps. The mean of x1 was asked for."),
     Mistake(_switched, "You kept or dropped each wave as a whole. The mean turns each down by as much as it is in doubt."),
     Mistake(_not_transformed, "You multiplied pixels by what belongs to waves. Transform x first, and back afterwards."),
+    Mistake(_not_unitary, "You gave the noise the variance H·W·sigma² that it has in fft2 as it stands, but S belongs to the unitary transform (norm=\"ortho\"): there it is sigma²."),
+    Mistake(_complex, "You returned complex numbers. Their imaginary parts are rounding alone: take the real part."),
     Mistake(_inverse_only, "x / alpha keeps all of the noise. Weigh each wave by how much of it is signal."),
 )
 

@@ -59,6 +59,9 @@ def _biased(total, weights, n, k): return (k * total + (1 - k) * weights,) * 2
 def _one_update_late(total, weights, n, k):
     total = k * total + (1 - k) * weights
     return total, total / (1 - k**n if n else 1)
+def _before_first(total, weights, n, k):
+    total = k * total + (1 - k) * weights
+    return total, total / (1 - k**n)
 def _swapped(total, weights, n, k):
     total = (1 - k) * total + k * weights
     return total, total / (1 - k ** (n + 1))
@@ -77,6 +80,7 @@ def _mean_of_all(total, weights, n, k):
 AVERAGE = (
     Mistake(_biased, "This average still contains the zero it began with. Divide by the sum of the weights given away."),
     Mistake(_one_update_late, "n counts the updates *before* this one: after it there were n + 1."),
+    Mistake(_before_first, "At n = 0 you divide by 0. n counts the updates *before* this one: after it there were n + 1."),
     Mistake(_swapped, "You swapped the shares: k is kept, 1 - k is new."),
     Mistake(_old_total, "The average has to hold this update too: divide the *new* total."),
     Mistake(_keeps_divided, "Return the total undivided: what is divided once must not go into the next update."),
