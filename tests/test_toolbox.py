@@ -343,7 +343,7 @@ def test_wrong_answers_get_their_hint_or_the_first_difference(square):
     assert square(lambda x: x * math.inf).message == "You divided by zero."
     for wrong, said in [(lambda x: x**3, "the first one at index [1] is 8, expected 4"), (lambda x: x[:1], "it returned shape (1,), expected (3,)"),
                         (lambda x: "x", "it returned str"), (lambda x: (x, x), "it returned 2 values"), (lambda x: x * math.nan, "is nan, expected 1"),
-                        (lambda x: [x, x], "it returned 2 values"), (lambda x: x + 1j, "it returned Tensor"), (lambda x: [1.0, 2.0], "it returned shape (2,), expected (3,)")]:
+                        (lambda x: [x, x], "it returned 2 values"), (lambda x: x + 1j, "it returned complex numbers, expected real ones"), (lambda x: [1.0, 2.0], "it returned shape (2,), expected (3,)")]:
         report = square(wrong)
         assert report.status == "not yet" and said in report.message, report
 

@@ -176,9 +176,10 @@ def test_dropout_only_while_training():
     (dict(shape=(1, 8, 10), patch=4), "shape is"), (dict(widths=()), r"widths is \(\): expected multiples of 16"),
     (dict(widths=(16, 40)), "widths is .*: expected multiples of 16"), (dict(widths=(16, 48), head=32), "48: expected multiples of head, 32"),
     (dict(widths=(48, 64), head=64, attention=(8,)), "48: expected multiples of head, 64"),
-    (dict(blocks=0), "blocks is 0: expected 1 or more"), (dict(head=0), "head is 0: expected 1 or more"), (dict(patch=0), "patch is 0"),
-    (dict(n_labels=-1), "n_labels is -1: expected 0 or more"), (dict(dropout=1.0), r"dropout is 1.0: expected a share in \[0, 1\)"),
-    (dict(embedding="fast"), "embedding is 'fast': expected one of .*sinusoidal"),
+    (dict(blocks=0), "blocks is 0: expected a whole number, 1 or more"), (dict(head=0), "head is 0: expected a whole number, 1 or more"), (dict(patch=0), "patch is 0"),
+    (dict(n_labels=-1), "n_labels is -1: expected a whole number, 0 or more"), (dict(dropout=1.0), r"dropout is 1.0: expected a share in \[0, 1\)"),
+    (dict(blocks=1.5), "blocks is 1.5: expected a whole number"), (dict(attention=(7,)), r"attention is \(7,\): expected heights .*8, 4"),
+    (dict(attention=(8, 16)), "not 16"), (dict(embedding="fast"), "embedding is 'fast': expected one of .*sinusoidal"),
 ], ids=str)
 def test_bad_configurations(change, said):
     with pytest.raises(ValueError, match=said): dataclasses.replace(SMALL, **change)
