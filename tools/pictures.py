@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import Rectangle
 
 from diffusion_course.distributions import running_mixture
 from diffusion_course.player import play
 from diffusion_course.solvers import em_step, integrate, rk4_step
-from diffusion_course.style import COLORS, INK, figure, png
+from diffusion_course.style import COLORS, FAINT, INK, figure, png
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_course"
@@ -41,34 +42,26 @@ def imports(module: Path) -> set[str]:
 
 
 def rooms(path: Path) -> None:
-    "Every module as a box, with an arrow to each module that it imports."
+    "Which module imports which, as a table: toolbox first, then lessons in their order. Nothing above the diagonal: nobody looks ahead."
     modules = {p.stem: p for p in PACKAGE.glob("*.py") if p.stem[0] != "_"}
-    checks = {f"checks.{p.stem}": p for p in (PACKAGE / "checks").glob("*.py") if p.stem[0] != "_"}
     toolbox = {p.stem for p in (ROOT / "nbs" / "toolbox").glob("*.ipynb")}
-    uses = {name: imports(p) & set(modules) for name, p in (modules | checks).items()}
+    uses = {name: imports(p) & set(modules) for name, p in modules.items()}
     depth = lambda name: max((1 + depth(other) for other in uses[name]), default=0)
-    columns = {"lessons": (set(modules) - toolbox, COLORS["data"]), "solutions": (set(checks), COLORS["highlight"]), "toolbox": (toolbox, COLORS["exact"])}
-    place: dict[str, tuple[float, float]] = {}
-    fig, ax = figure(size=(9.6, 3.6))
-    for left, (title, (names, color)) in zip((0, 2.3, 5.2), columns.items(), strict=True):
-        for k, name in enumerate(sorted(names, key=lambda n: (depth(n), -sum(n in u for u in uses.values()), n))):
-            row = depth(name) if title == "toolbox" else k
-            place[name] = left + 1.95 * sum(y == row for x, y in place.values() if x >= left), row
-            x, y = place[name]
-            ax.add_patch(FancyBboxPatch((x, y), 1.75, 0.5, boxstyle="round,pad=0,rounding_size=0.1", fc=color, ec="none", alpha=0.16))
-            ax.text(x + 0.875, y + 0.25, name, ha="center", va="center", fontsize=9, color=INK)
-        ax.text(left, -0.35, f"{title}: nbs/{dict(lessons='NN_name', solutions='solutions', toolbox='toolbox')[title]}", color=color, fontsize=9)
-    for name, (x, y) in place.items():
-        for other in uses[name]:
-            a, b = place[other]
-            beside = x == a and x < 5  # a lesson on a lesson: an arc at their left
-            if beside: start, end = (x, y + 0.25), (a, b + 0.25)
-            elif x > 5: start, end = (x + 0.875, y), (a + 0.875, b + 0.5)
-            else: start, end = (x + 1.75, y + 0.25), (a, b + 0.25)
-            style = dict(arrowstyle="->", color="#9AA5B1", lw=1, shrinkA=1, shrinkB=1, connectionstyle=f"arc3,rad={0.5 * beside}")
-            ax.annotate("", end, start, arrowprops=style)
-    ax.set(xlim=(-1.6, 13), ylim=(-0.6, max(y for _, y in place.values()) + 0.7))
-    ax.axis("off")
+    number = {re.search(r"default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: p.name[:2] for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
+    order = sorted(toolbox, key=lambda n: (depth(n), n)) + sorted(set(modules) - toolbox, key=lambda n: number[n])
+    at, split = {name: k for k, name in enumerate(order)}, len(toolbox)
+    fig, ax = figure(size=(7.6, 7.0))
+    for start, stop, role in ((0, split, "exact"), (split, len(order), "data")):
+        ax.add_patch(Rectangle((start - 0.5, start - 0.5), stop - start, stop - start, fc=COLORS[role], ec="none", alpha=0.10))
+    for name, others in uses.items():
+        for other in others: ax.plot(at[other], at[name], "o", ms=6, color=COLORS["exact" if other in toolbox else "data"])
+    ax.plot([-0.5, len(order) - 0.5], [-0.5, len(order) - 0.5], color=INK, lw=0.6)
+    names = [f"{number[n]} {n}" if n in number else n for n in order]
+    ax.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(order)), names, fontsize=8)
+    ax.xaxis.tick_top()
+    ax.grid(color=FAINT, lw=0.5)
+    ax.set(xlim=(-0.5, len(order) - 0.5), ylim=(len(order) - 0.5, -0.5), ylabel="this module imports …")
     path.write_bytes(png(fig))
 
 
