@@ -81,10 +81,12 @@ def with_options(config: Any, given: dict) -> Any:
     given = {k.removeprefix("option "): v for k, v in given.items()}
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     changed: dict[str, Any] = {}
+    inside: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
         first, _, rest = name.partition(".")
         if first not in known: raise ValueError(f"no setting {name!r}: expected one of {', '.join(known)}")
-        if rest: changed[first] = with_options(changed.get(first, known[first]), {rest: value})
-        elif dataclasses.is_dataclass(known[first]) and isinstance(value, dict): changed[first] = with_options(known[first], value)
+        if rest: inside.setdefault(first, {})[rest] = value
+        elif dataclasses.is_dataclass(known[first]) and isinstance(value, dict): inside.setdefault(first, {}).update(value)
         else: changed[first] = tuple(value) if isinstance(known[first], tuple) else value
+    changed |= {name: with_options(known[name], values) for name, values in inside.items()}  # all at once: some fit only together
     return dataclasses.replace(config, **changed)

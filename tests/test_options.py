@@ -70,3 +70,21 @@ def test_unknown_settings_are_refused_and_own_checks_are_made() -> None:
     with pytest.raises(ValueError, match="no setting 'depth': expected one of images, lr, flip, log_every, net"): with_options(Outer(), dict(depth=3))
     with pytest.raises(ValueError, match="no setting 'depth'"): with_options(Outer(), {"net.depth": 3})
     with pytest.raises(ValueError, match="images is 0: expected 1 or more"): parsed("--images", "0")
+
+
+def test_settings_that_fit_only_together_are_given_together():
+    @dataclass(frozen=True)
+    class Pair:
+        low: int = option(1, "below high")
+        high: int = option(2, "above low")
+
+        def __post_init__(self):
+            if not self.low < self.high: raise ValueError(f"low is {self.low}: expected less than high, {self.high}")
+
+    @dataclass(frozen=True)
+    class Holder:
+        pair: Pair = option(Pair(), "two numbers")
+
+    assert with_options(Holder(), {"pair.low": 5, "pair.high": 9}).pair == Pair(5, 9)
+    assert with_options(Holder(), {"pair": dict(low=5, high=9)}).pair == Pair(5, 9)
+    with pytest.raises(ValueError, match="low is 5"): with_options(Holder(), {"pair.low": 5})
