@@ -55,7 +55,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../../diffusion_course/weights").resolve()
 _NETS = {  # which module defines a network, and what its configuration is made with
     "MLP": ("matching", None), "DenoiseNet": ("images", None), "UNet": ("unet", "UNetConfig"),
-    "Classifier": ("classifier", "ClassifierConfig"), "VAE": ("vae", "VAEConfig"),
+    "Classifier": ("classifier", "ClassifierConfig"), "VAE": ("vae", "VAEConfig"), "Restorer": ("cold", "UNetConfig"),
 }
 
 
