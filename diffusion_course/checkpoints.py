@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import whole_file
+
 # %% auto #0
 __all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'save', 'shipped', 'load', 'info']
 
@@ -27,17 +29,12 @@ _KEY = "diffusion_course"  # of the one entry in the metadata
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     "Tensors and a description, which JSON can hold, in one file: whole, or not at all."
-    path = Path(path)
-    fresh = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh, {_KEY: json.dumps(about)})
-        fresh.chmod(0o644)  # safetensors lets nobody else read
-        with open(fresh, "rb+") as f: os.fsync(f.fileno())
-        os.replace(fresh, path)
+        with whole_file(path) as fresh:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh, {_KEY: json.dumps(about)})
+            fresh.chmod(0o644)  # safetensors lets nobody else read
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written ({error}); what was there before is as it was") from error
-    finally: fresh.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
+from .files import whole_file
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure, legend, plane
 
 # %% auto #0
@@ -322,18 +322,14 @@ class Film:
     def _repr_mimebundle_(self, **_) -> dict:
         return {"image/gif": base64.b64encode(self.gif).decode(), "text/plain": f"a film of {self.size[0]} x {self.size[1]} pixels"}
 
-    def save(self, path: str | os.PathLike) -> None: Path(path).write_bytes(self.gif)
+    def save(self, path: str | os.PathLike) -> None:
+        "The film as a GIF file."
+        with whole_file(path) as fresh: fresh.write_bytes(self.gif)
 
 
 def save_grid(x: Tensor, path: str | os.PathLike, ncols: int | None = None, **options) -> None:
     "`tile` as a PNG file, which appears whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part")
-    try:
-        tile(x, ncols, **options).save(fresh, "png")
-        os.replace(fresh, path)
-    finally: fresh.unlink(missing_ok=True)
+    with whole_file(path) as fresh: tile(x, ncols, **options).save(fresh, "png")
 
 # %% ../nbs/toolbox/plots.ipynb #d6b7c3f6
 def show_images(

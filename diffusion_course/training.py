@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
+from .files import whole_file
 from .guidance import classifier_free
 from .images import Pictures, cifar10, digits
 from .matching import matching_loss
@@ -404,13 +405,10 @@ class Metrics:
     def __init__(self, path: Path, columns: tuple[str, ...], upto: int):
         self.path, self.columns = path, columns
         kept = [row for row in self.rows() if int(row["images"]) <= upto] if upto else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.part")
-        with open(fresh, "w", newline="") as f:
+        with whole_file(path) as fresh, open(fresh, "w", newline="") as f:
             writer = csv.DictWriter(f, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
-        os.replace(fresh, path)
 
     def rows(self) -> list[dict[str, str]]:
         "All whole rows; a killed run may have left a part of one."

@@ -1,6 +1,7 @@
 """Figures, panels and checks: what they show, and how they refuse."""
 
 import io
+import json
 import math
 import threading
 import time
@@ -9,10 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from book import Book
 from PIL import Image
 
 from diffusion_course import checking
 from diffusion_course.checking import Exercise, Mistake, check
+from diffusion_course.files import whole_file
 from diffusion_course.player import play
 from diffusion_course.plots import (
     Film, compare, grid, mass_levels, save_grid, show_curves, show_density, show_field, show_histogram, show_images, show_paths, show_samples,
@@ -370,3 +373,35 @@ def test_unknown_exercises_are_named():
     with pytest.raises(ValueError, match="distributions has distributions.gaussian_log_prob"): check("distributions.nothing", abs)
     with pytest.raises(ValueError, match="expected a function"): check("distributions.label_score", 3)
     with pytest.raises(ValueError, match="the name of an exercise is function"): check(lambda x: x, "distributions.label_score")
+
+
+# ---- the tools' tables ------------------------------------------------------------------------------------------------
+
+def test_a_book_measures_each_row_once_and_survives_a_stop(tmp_path):
+    path, calls = tmp_path / "b.json", []
+
+    def measure(value):
+        calls.append(value)
+        if value == 3: raise KeyboardInterrupt
+        return dict(found=2 * value)
+    about = dict(quick=False, model="a")
+    for _ in range(2):
+        b = Book(path, about, anew=("model",))
+        assert [b.row("t", dict(k=k), measure, k)["found"] for k in (1, 2)] == [2, 4]
+    with pytest.raises(KeyboardInterrupt): b.row("t", dict(k=3), measure, 3)
+    assert calls == [1, 2, 3] and [r["k"] for r in json.loads(path.read_text())["t"]] == [1, 2]
+    assert Book(path, about | dict(model="b")).row("t", dict(k=1), measure, 1)["found"] == 2 and len(calls) == 3
+    Book(path, about | dict(model="b"), anew=("model",)).row("t", dict(k=1), measure, 1)
+    assert calls == [1, 2, 3, 1] and len(json.loads(path.read_text())["t"]) == 1
+    with pytest.raises(SystemExit, match="expected another --out"): Book(path, dict(quick=True))
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "f.txt"
+    with whole_file(path) as fresh:
+        fresh.write_text("old")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), whole_file(path) as fresh:
+        fresh.write_text("ne")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["f.txt"]

@@ -6,12 +6,11 @@ Ten minutes of one core; `--quick` tries everything with a few pictures (and say
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from book import Book
 from torch import Tensor
 
 from diffusion_course import evaluation as ev
@@ -64,31 +63,22 @@ def main() -> None:
     n = 20 if args.quick else 1000
     about = dict(command=f"python tools/cold.py {Path(args.model).stem}", quick=args.quick, n=n, torch=torch.__version__, images=info(args.model).get("images"),
                  restorer=ev.name_of(load(args.model)), classifier=ev.name_of(load(args.classifier)))
-    book = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if book.get("about") != about: book = dict(about=about, restored=[], made=[])
-
-    def row(table: str, key: dict, measure: Callable[[], dict]) -> None:
-        if any(all(r.get(k) == v for k, v in key.items()) for r in book[table]): return
-        book[table].append(key | measure())
-        print(table, book[table][-1], flush=True)
-        fresh = args.out.with_suffix(".part")
-        fresh.write_text(json.dumps(book, indent=1) + "\n")
-        os.replace(fresh, args.out)
+    book = Book(args.out, about, anew=("restorer", "classifier", "n"))
 
     model, (x1, y) = InPrecision(load(args.model)), cifar10("test").batch(slice(n))
     others, judge = cifar10("test").batch(slice(n, 2 * n))[0], Judge(args.classifier, x1, y)
     colours = cifar10("train").batch(slice(None, None, 5))[0].mean((2, 3)).double()
-    book["colours"] = dict(mean=colours.mean(0).tolist(), covariance=torch.cov(colours.T).tolist())
+    book.tables["colours"] = dict(mean=colours.mean(0).tolist(), covariance=torch.cov(colours.T).tolist())
 
-    row("restored", dict(kind="real"), lambda: judge.restored(x1))
+    book.row("restored", dict(kind="real"), lambda: judge.restored(x1))
     for kind, start, counts in [*((k, t, (20, 50)) for k, t in START.items()), *((k, t, (20,)) for k, t in STRONG.items())]:
         x = DEGRADATIONS[kind](x1, start)
-        row("restored", dict(kind=kind, start=start, sampler="degraded", steps=0), lambda x=x: judge.restored(x))
+        book.row("restored", dict(kind=kind, start=start, sampler="degraded", steps=0), lambda x=x: judge.restored(x))
         for name, sampler, steps in [("direct", naive, 1), *((name, sampler, n) for n in counts for name, sampler in SAMPLERS.items())]:
             made = lambda p, k=kind, n=steps, f=sampler, t=start: restore(model, p, k, n, f, t)
-            row("restored", dict(kind=kind, start=start, sampler=name, steps=steps), lambda x=x, made=made: judge.restored(batches(made, x)))
+            book.row("restored", dict(kind=kind, start=start, sampler=name, steps=steps), lambda x=x, made=made: judge.restored(batches(made, x)))
 
-    row("made", dict(how="real"), lambda: judge.made(others))
+    book.row("made", dict(how="real"), lambda: judge.made(others))
     g = torch.Generator().manual_seed(0)
     root, flat = torch.linalg.cholesky(torch.cov(colours.T)), torch.ones(1, 1, 32, 32)
     start = (colours.mean(0) + torch.randn(n, 3, generator=g, dtype=torch.float64) @ root.T).float()[:, :, None, None] * flat
@@ -96,11 +86,11 @@ def main() -> None:
     for kind in ("blur", "pixelate"):
         for noise in (0.0, 0.002):
             made = lambda k=kind, a=noise: judge.made(batches(lambda p: restore(model, p, k, 25, start=0.0), start + a * grain))
-            row("made", dict(how=kind, noise=noise), made)
-    row("made", dict(how="masking", noise=0.0), lambda: judge.made(restore(model, 0 * start[:1], "masking", 25, start=0.0).expand(n, -1, -1, -1)))
+            book.row("made", dict(how=kind, noise=noise), made)
+    book.row("made", dict(how="masking", noise=0.0), lambda: judge.made(restore(model, 0 * start[:1], "masking", 25, start=0.0).expand(n, -1, -1, -1)))
     denoiser = load(args.denoiser)
     denoised = lambda k: generate(denoiser, min(n, 100), 20, "dpmpp_2m", 1.0, k, y=torch.arange(min(n, 100)) % 10)
-    row("made", dict(how="noise", denoiser=ev.name_of(denoiser)), lambda: judge.made(torch.cat([denoised(k) for k in range(max(1, n // 100))])))
+    book.row("made", dict(how="noise", denoiser=ev.name_of(denoiser)), lambda: judge.made(torch.cat([denoised(k) for k in range(max(1, n // 100))])))
 
 
 if __name__ == "__main__": main()

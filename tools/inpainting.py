@@ -7,13 +7,11 @@ latents are measured where a model of latents is shipped (`--latent`).
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from book import Book
 from torch import Tensor
 
 from diffusion_course.checkpoints import WEIGHTS, info, load, shipped
@@ -68,21 +66,15 @@ def main() -> None:
     model, judge, test = load(args.model), load("cifar10-classifier"), cifar10("test")
     x, y = test.batch(slice(args.n))
     which = dict(model=args.model, images=info(args.model).get("images"), n=args.n)
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    book = Book(args.out, dict(command=f"python tools/inpainting.py {args.model}", steps=STEPS, seed=0, torch=torch.__version__))
 
     def row(mask: str, method: str, make: Callable[[], tuple[Tensor, int]]) -> None:
-        key = which | dict(mask=mask, method=method)
-        if any(all(r.get(k) == v for k, v in key.items()) for r in rows): return
-        start, (made, calls) = time.perf_counter(), make()
-        border = seam(made, MASKS[mask])
-        rows.append(key | dict(
-            nfe=calls, agreement=label_agreement(judge, made, y), seam=float(border.mean()), error=float(border.std() / len(x) ** 0.5),
-            untouched=untouched(made, x, MASKS[mask]), seconds=round(time.perf_counter() - start)))
-        print(rows[-1], flush=True)
-        about = dict(command=f"python tools/inpainting.py {args.model}", steps=STEPS, seed=0, torch=torch.__version__)
-        fresh = args.out.with_suffix(".part")
-        fresh.write_text(json.dumps(dict(about=about, rows=rows), indent=1) + "\n")
-        os.replace(fresh, args.out)
+        def measure() -> dict:
+            made, calls = make()
+            border = seam(made, MASKS[mask])
+            return dict(nfe=calls, agreement=label_agreement(judge, made, y), seam=float(border.mean()), error=float(border.std() / len(x) ** 0.5),
+                        untouched=untouched(made, x, MASKS[mask]))
+        print(book.row("rows", which | dict(mask=mask, method=method), measure))
 
     for name, mask in MASKS.items():
         row(name, "real pictures", lambda: (x, 0))

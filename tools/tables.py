@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from book import Book
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -29,31 +27,6 @@ from diffusion_course.images import Pictures, cifar10, to_bytes, to_float
 SAMPLERS = {"euler (= ddim)": ("euler", 1), "heun": ("heun", 2), "dpmpp_2m": ("dpmpp_2m", 1), "ancestral": ("ancestral", 1),
             "euler_maruyama": ("euler_maruyama", 1)}
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-
-
-class Book:
-    """Tables in a file. A row that is there is not measured again."""
-
-    def __init__(self, path: Path, about: dict):
-        self.path = path
-        self.tables = json.loads(path.read_text()) if path.exists() else {}
-        if self.tables.get("about", about)["quick"] != about["quick"]:
-            raise SystemExit(f"{path} was written {'with' if not about['quick'] else 'without'} --quick: expected another --out")
-        self.tables["about"] = about
-
-    def row(self, table: str, key: dict, measure: Callable[..., dict], *args, **how) -> dict:
-        """The row of this table with this key. If it isn't there, `measure(*args, **how)` makes it, and it is written."""
-        rows = self.tables.setdefault(table, [])
-        for row in rows:
-            if all(row.get(k) == v for k, v in key.items()): return row
-        print(f"{table}: {key}", flush=True)
-        start = time.perf_counter()
-        rows.append(key | measure(*args, **how) | dict(seconds=round(time.perf_counter() - start)))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".part")
-        fresh.write_text(json.dumps(self.tables, indent=1, ensure_ascii=False) + "\n")
-        os.replace(fresh, self.path)
-        return rows[-1]
 
 
 def plain(scores: dict[str, ev.Score]) -> dict:
