@@ -179,7 +179,7 @@ def naive(degrade: Degradation) -> Stepper:
 def improved(degrade: Degradation) -> Stepper:
     """Change x as the guess would change: x - D(x1, t) + D(x1, s) (Bansal et al. 2022, algorithm 2).
 
-    One call a step. Euler's method for dx/dt = the derivative of D(x1, t) with respect to t."""
+    One call a step. Where D is smooth in t, Euler's method for dx/dt = its derivative with respect to t."""
     def step(model, x, t, s):
         x1 = model(x, t).x1
         return x - degrade(x1, t) + degrade(x1, s)

@@ -158,7 +158,7 @@ def kernel_distance(
 ) -> float:
     """The squared maximum mean discrepancy for the kernel (x·y / d + 1)³, over all pairs (Bińkowski et al. 2018).
 
-    Unbiased: 0 on average for two samples of one distribution, so that half of such values are negative."""
+    Unbiased: 0 on average for two samples of one distribution, so that many such values are negative."""
     a, b = _pair(a, b)
     kernel = lambda dots: float((dots / a.shape[1] + 1).pow(3).sum())
     total = lambda x, y: sum(kernel(part @ y.T) for part in x.split(rows))

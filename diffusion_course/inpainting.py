@@ -19,20 +19,20 @@ from .vae import VAE
 
 
 def checked(
-    mask: Tensor,  # booleans, True = known: (H, W) for pictures, a sample's shape, or with a batch before it
+    mask: Tensor,  # booleans, True = known: for pictures (H, W), or (B, 1, H, W) for one each; else a sample's shape
     x: Tensor,  # (B, ...)
 ) -> Tensor:  # of as many dimensions as x
     "The mask, if it fits x: a `ValueError` says what was given and what is expected."
     shape = tuple(x.shape)
-    forms = [shape[1:], shape[2:]] if x.ndim == 4 else [shape[1:]]
+    form = shape[2:] if x.ndim == 4 else shape[1:]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask is {given}: expected torch.bool, True where x is known")
     if mask.ndim == x.ndim: fits = all(a in (1, b) for a, b in zip(mask.shape, shape, strict=True))
-    else: fits = tuple(mask.shape) in forms
+    else: fits = tuple(mask.shape) == form
     if not fits:
         given = f"mask has shape {tuple(mask.shape)} beside x of shape {shape}"
-        raise ValueError(f"{given}: expected {forms[-1]}, or {x.ndim} dimensions that broadcast to x's")
+        raise ValueError(f"{given}: expected {form}, or {x.ndim} dimensions that broadcast to x's")
     return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape).to(x.device)
 
 # %% auto #0
@@ -142,10 +142,10 @@ def resampling(
     def step(model, x, t, s):
         times = [*(t + (s - t) * k / jump for k in range(jump)), s]
         for k in range(repeats):
-            if k: x = noised_again(model.schedule, x, s, t, model.noise(x, s, t))
-            for a, b in pairwise(times):
-                model.previous = None  # a multistep method starts afresh: x went up again
-                x = down(model, x, a, b)
+            if k:
+                x = noised_again(model.schedule, x, s, t, model.noise(x, s, t))
+                model.previous = None  # a multistep method starts afresh: what it remembers belongs to other noise
+            for a, b in pairwise(times): x = down(model, x, a, b)
         return x
     step.meets_ends = True
     return step

@@ -63,8 +63,8 @@ def test_brush_is_all_within_its_radius():
 def test_checked_takes_only_what_fits():
     x, m = torch.zeros(4, 3, 4, 4), torch.ones(4, 4, dtype=torch.bool)
     assert checked(m, x).shape == (1, 1, 4, 4)
-    for shape in ((4, 1, 4, 4), (1, 3, 4, 4), (3, 4, 4)): assert checked(torch.ones(shape, dtype=torch.bool), x).ndim == 4
-    for shape in ((4, 4, 4), (5, 5), (2, 1, 4, 4), (4,)):
+    for shape in ((4, 1, 4, 4), (1, 3, 4, 4)): assert checked(torch.ones(shape, dtype=torch.bool), x).ndim == 4
+    for shape in ((4, 4, 4), (3, 4, 4), (5, 5), (2, 1, 4, 4), (4,)):  # three dimensions could mean a batch or channels
         with pytest.raises(ValueError, match=r"mask has shape .* beside x of shape \(4, 3, 4, 4\): expected \(4, 4\)"):
             checked(torch.ones(shape, dtype=torch.bool), x)
     with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): checked(m.float(), x)
@@ -159,16 +159,22 @@ def test_resampling_costs_what_it_says(exact, stepper, calls, repeats, jump):
     assert run.nfe == 2 * (5 * calls - last)
 
 
-def test_one_repeat_is_known_region(exact):
+@pytest.mark.parametrize("stepper", [ddim, dpmpp_2m])
+def test_one_repeat_is_known_region(exact, stepper):
     x = torch.randn(6, 2, generator=rng())
-    a, b = (sample(exact, x, uniform_grid(8), s(ddim(), HERE, FIRST), generator=rng(1)) for s in (known_region, lambda *a: resampling(*a, 1)))
+    a, b = (sample(exact, x, uniform_grid(8), s(stepper(), HERE, FIRST), generator=rng(1)) for s in (known_region, lambda *a: resampling(*a, 1)))
     assert torch.equal(a, b)
 
 
-def test_multistep_methods_start_afresh_when_resampled(exact):
-    x = torch.randn(6, 2, generator=rng())
-    a, b = (sample(exact, x, uniform_grid(8), resampling(s, HERE, FIRST, 3), generator=rng(1)) for s in (dpmpp_2m(), ddim()))
-    assert torch.equal(a, b)
+def test_multistep_methods_start_afresh_after_each_walk_up(exact):
+    seen, before = [], dpmpp_2m()
+
+    def spied(model, x, t, s):
+        seen.append((round(t, 3), model.previous is None))
+        return before(model, x, t, s)
+    sample(exact, torch.randn(6, 2, generator=rng()), torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64), resampling(spied, HERE, FIRST, 3, 2), generator=rng(1))
+    assert seen == [(0.2, True), (0.3, False), (0.2, True), (0.3, False), (0.2, True), (0.3, False),
+                    (0.4, False), (0.5, False), (0.4, True), (0.5, False), (0.4, True), (0.5, False)]
 
 
 def given(x: float) -> GaussianMixture:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['REVEAL', 'SHARPEN', 'PSNR', 'TIME', 'WALK', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'psnr', 'time_of',
+__all__ = ['REVEAL', 'SHARPEN', 'GUESS', 'TIME', 'WALK', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'best_guess', 'time_of',
            'end_of_walk', 'wave_velocity']
 
 # %% ../../nbs/solutions/20_cold.ipynb #1bf85f4d
@@ -39,10 +39,9 @@ def _sharpen_cases() -> list[tuple]:
     return cases
 
 
-def _psnr_cases() -> list[tuple]:
-    x1 = 2 * _uniform(4, 3, 4, 4, seed=14) - 1
-    uneven = torch.tensor([0.02, 0.1, 0.4, 1.5], dtype=torch.float64)[:, None, None, None]
-    return [(x1 + uneven * _normal(*x1.shape, seed=15), x1), (x1[:2, :1] + 0.3, x1[:2, :1])]
+def _guess_cases() -> list[tuple]:
+    return [(_normal(7, 5, seed=14), 0.05 + _uniform(7, seed=15)), (_normal(4, 6, seed=16).exp(), torch.tensor([0.2, 3.1, 0.4, 2.5], dtype=torch.float64)),
+            (_normal(9, 4, seed=23), _uniform(9, seed=24) ** 3)]
 
 
 def _time_cases() -> list[tuple]:
@@ -71,6 +70,7 @@ def _paste_masked(x, guess, mask, next_mask): return next_mask * (mask * x + (1 
 def _of_x(x, guess, mask, next_mask): return x + (next_mask - mask) * x
 def _rest(x, guess, mask, next_mask): return x + (1 - mask) * guess
 def _difference(x, guess, mask, next_mask): return x + (next_mask - mask) * (guess - x)
+def _hard(x, guess, mask, next_mask): return torch.where(mask > 0, x, next_mask * guess)
 
 REVEAL = (
     Mistake(_anew, "This is the naive step: it paints every pixel anew and forgets x."),
@@ -81,6 +81,7 @@ REVEAL = (
     Mistake(_paste_masked, "Right for masks of 0 and 1 alone. Put D(x1, t) = mask · x1 into x - D(guess, t) + D(guess, s)."),
     Mistake(_of_x, "What comes in comes from the guess, not from x, which is grey there."),
     Mistake(_rest, "What comes in is the difference of the masks at s and at t, not all that is missing at t."),
+    Mistake(_hard, "Right for masks of 0 and 1 alone: where a soft mask has let a part through already, more comes in. No case distinction is needed."),
     Mistake(_difference, "You moved x towards the guess. The improved step adds a part of the guess to x and takes nothing of x away."),
 )
 
@@ -114,35 +115,42 @@ SHARPEN = (
     Mistake(_sums, "You took sums over squares. Pixelating takes means."),
 )
 
-# %% ../../nbs/solutions/20_cold.ipynb #5e5d40cb
-def psnr(x, x1):
-    error = (x.clamp(-1, 1) - x1).square().mean((1, 2, 3))
-    return 10 * (4 / error).log10().mean()
+# %% ../../nbs/solutions/20_cold.ipynb #705c4655
+def best_guess(pictures, weights):
+    values, order = pictures.sort(0)
+    below = weights[order].cumsum(0)
+    first = (below < weights.sum() / 2).sum(0)
+    return values.gather(0, first[None])[0]
 
-# %% ../../nbs/solutions/20_cold.ipynb #85ae297e
-def _error(x, x1): return (x.clamp(-1, 1) - x1).square().mean((1, 2, 3))
-def _range_one(x, x1): return 10 * (1 / _error(x, x1)).log10().mean()
-def _range_not_squared(x, x1): return 10 * (2 / _error(x, x1)).log10().mean()
-def _range_bytes(x, x1): return 10 * (255**2 / _error(x, x1)).log10().mean()
-def _one_error(x, x1): return 10 * (4 / _error(x, x1).mean()).log10()
-def _natural(x, x1): return 10 * (4 / _error(x, x1)).log().mean()
-def _twenty(x, x1): return 20 * (4 / _error(x, x1)).log10().mean()
-def _negative(x, x1): return 10 * (_error(x, x1) / 4).log10().mean()
-def _unclipped(x, x1): return 10 * (4 / (x - x1).square().mean((1, 2, 3))).log10().mean()
-def _absolute(x, x1): return 10 * (4 / (x.clamp(-1, 1) - x1).abs().mean((1, 2, 3))).log10().mean()
-def _each(x, x1): return 10 * (4 / _error(x, x1)).log10()
+# %% ../../nbs/solutions/20_cold.ipynb #d2a97cad
+def _mean(pictures, weights): return (weights[:, None] * pictures).sum(0) / weights.sum()
+def _unweighted(pictures, weights): return pictures.median(0).values
+def _likeliest(pictures, weights): return pictures[weights.argmax()]
+def _not_carried(pictures, weights):
+    first = int((weights.cumsum(0) < weights.sum() / 2).sum())
+    return pictures.sort(0).values[first]
+def _sum_is_one(pictures, weights):
+    values, order = pictures.sort(0)
+    first = (weights[order].cumsum(0) < 0.5).sum(0).clamp_max(len(weights) - 1)
+    return values.gather(0, first[None])[0]
+def _one_below(pictures, weights):
+    values, order = pictures.sort(0)
+    first = (weights[order].cumsum(0) < weights.sum() / 2).sum(0) - 1
+    return values.gather(0, first.clamp_min(0)[None])[0]
+def _times_weight(pictures, weights): return (weights[:, None] * pictures).median(0).values
+def _least_of_all(pictures, weights):
+    cost = ((pictures[:, None] - pictures).abs() * weights[:, None]).sum((0, 2))
+    return pictures[cost.argmin()]
 
-PSNR = (
-    Mistake(_range_one, "Range 1 belongs to pixels from 0 to 1. These run from -1 to 1."),
-    Mistake(_range_not_squared, "The range is squared, as the error is."),
-    Mistake(_range_bytes, "Range 255 belongs to bytes. These pixels run from -1 to 1."),
-    Mistake(_one_error, "You averaged the errors of all pictures first. Each picture has its own PSNR; their mean comes last."),
-    Mistake(_natural, "Decibels use the logarithm to the base 10."),
-    Mistake(_twenty, "20 belongs to a ratio of amplitudes. A squared error takes 10."),
-    Mistake(_negative, "Upside down: a small error has to give a large PSNR."),
-    Mistake(_unclipped, "Clip x to [-1, 1] first: values beyond can't be shown."),
-    Mistake(_absolute, "You took the mean absolute error. PSNR has the squared one."),
-    Mistake(_each, "One number for each picture. Return their mean."),
+GUESS = (
+    Mistake(_mean, "The mean is best for the *squared* error. For absolute values it is the median."),
+    Mistake(_unweighted, "A median, but every picture counted once: half of the *weight* has to lie on either side."),
+    Mistake(_likeliest, "This is the picture with the largest weight. Find the best value for each pixel by itself."),
+    Mistake(_not_carried, "You sorted the values and left the weights where they were. Each weight goes with its value."),
+    Mistake(_sum_is_one, "Compare with half of the weights' sum: it need not be 1."),
+    Mistake(_one_below, "One value too low: take the first at which half of the weight is reached."),
+    Mistake(_times_weight, "You multiplied the values by the weights. Weights say how much a value counts, they don't change it."),
+    Mistake(_least_of_all, "One picture for all pixels. Each pixel has its own best value, and they may come from different pictures."),
 )
 
 # %% ../../nbs/solutions/20_cold.ipynb #6d22e4b3
@@ -160,6 +168,7 @@ def _variance(k, share, width): return width / (width + _sigma(k, share) ** 2)
 def _without_width(k, share, width): return 1 / (1 + _sigma(k, share))
 def _straight(k, share, width): return (1 - _sigma(k, share) / width).clamp(0, 1)
 def _times_k(k, share, width): return width / (width + math.sqrt(-2 * math.log(share)) * k / math.pi)
+def _in_pixels(k, share, width): return width / (width + 32 * _sigma(k, share))
 def _base_two(k, share, width): return width / (width + math.sqrt(-2 * math.log2(share)) / (math.pi * k))
 
 TIME = (
@@ -171,6 +180,7 @@ TIME = (
     Mistake(_without_width, "sigma is width times (1-t)/t. The width is missing."),
     Mistake(_straight, "You solved sigma = width (1-t). It is width (1-t)/t."),
     Mistake(_times_k, "Fine waves are lost to a weaker blur: sigma goes with 1/k."),
+    Mistake(_in_pixels, "sigma and width are both shares of the side: no 32 belongs here."),
     Mistake(_base_two, "The exponential's inverse is the natural logarithm."),
 )
 
@@ -228,6 +238,9 @@ def _without_width(waves, t, width): return wave_velocity(waves, t, width) / wid
 def _other_slope(waves, t, width):
     rate, sigma, _ = _parts(waves, t, width)
     return rate * sigma * width * torch.exp(-rate * sigma**2 / 2) * waves
+def _whole_square(waves, t, width):
+    rate, sigma, slope = _parts(waves, t, width)
+    return -2 * rate * sigma * slope * torch.exp(-rate * sigma**2) * waves
 def _from_one(waves, t, width):
     rate, sigma, slope = _parts(waves, t, width)
     rate = (math.pi * torch.arange(1, waves.shape[1] + 1, dtype=waves.dtype)) ** 2
@@ -242,6 +255,7 @@ VELOCITY = (
     Mistake(_twice, "Twice too fast: the half of the exponent cancels the 2 of the derivative of sigma², and you have kept a 2."),
     Mistake(_without_width, "There is a width in sigma and one in its derivative. One of them is missing."),
     Mistake(_other_slope, "sigma = width (1-t)/t = width/t - width: its derivative is -width / t², not -width."),
+    Mistake(_whole_square, "The exponent is minus one *half* of (π k σ)²."),
     Mistake(_from_one, "k begins at 0: the mean colour, which doesn't change."),
 )
 
@@ -249,7 +263,7 @@ VELOCITY = (
 EXERCISES = {
     "reveal": Exercise(reveal, _reveal_cases, REVEAL, "What was there is never touched, as in lesson 19."),
     "sharpen": Exercise(sharpen, _sharpen_cases, SHARPEN, "The coarse colours survive every step."),
-    "psnr": Exercise(psnr, _psnr_cases, PSNR, "Now you can read the tables of restoration papers."),
+    "best_guess": Exercise(best_guess, _guess_cases, GUESS, "Sharper than a mean where most agree, and torn where they don't."),
     "time_of": Exercise(time_of, _time_cases, TIME, "Coarse waves first, fine ones last: blur, too, paints from coarse to fine."),
     "end_of_walk": Exercise(end_of_walk, _walk_cases, WALK, "The mean of all guesses: that is why fixed noise never arrives."),
     "wave_velocity": Exercise(wave_velocity, _velocity_cases, VELOCITY, "Any solver of lesson 2 can now walk out of a blur."),

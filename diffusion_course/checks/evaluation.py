@@ -88,6 +88,10 @@ def _cross_added(a, b, h): return _off(_gram(a, a, h)) + _off(_gram(b, b, h)) + 
 def _width_not_squared(a, b, h): return gaussian_mmd(a, b, h**0.5)
 def _no_two(a, b, h): return gaussian_mmd(a, b, h / 2**0.5)
 def _clamped(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0)
+def _each_pair_once(a, b, h):
+    once = lambda k: k.triu(1).sum() / (len(k) * (len(k) - 1))
+    return once(_gram(a, a, h)) + once(_gram(b, b, h)) - 2 * _gram(a, b, h).mean()
+def _root(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0).sqrt()
 def _not_a_square(a, b, h):
     k = lambda x, y: torch.exp(-(x[:, None] - y[None]).square().sum(2).sqrt() / (2 * h**2))
     return _off(k(a, a)) + _off(k(b, b)) - 2 * k(a, b).mean()
@@ -100,7 +104,9 @@ KERNEL = (
     Mistake(_cross_added, "A sign: similarity *between* the sets is subtracted."),
     Mistake(_width_not_squared, "Square h in the kernel."),
     Mistake(_no_two, "The exponent is divided by 2h², not h²."),
-    Mistake(_clamped, "Don't cut off at 0: half of its values are negative for equal distributions, and that keeps it unbiased."),
+    Mistake(_clamped, "Don't cut off at 0: for equal distributions many values are negative, and they keep the mean at 0."),
+    Mistake(_each_pair_once, "You counted each pair once and divided by n(n - 1), the number of ordered pairs: half of the mean."),
+    Mistake(_root, "No root: the estimate may be negative, and only without a root is it right on average."),
     Mistake(_not_a_square, "The exponent holds the squared distance."),
 )
 
@@ -176,6 +182,8 @@ def _eight(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + 8 + s.
 def _only_scale(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + s.log2().mean()
 def _seven(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + 7
 def _wrong_way(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + (255 / s).log2().mean()
+def _width_sign(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) - (255 * s).log2().mean()
+def _half_pixels(log_p, s, side): return -log_p / (side**2 * math.log(2)) + (255 * s).log2().mean()
 def _sign(log_p, s, side): return log_p / (3 * side**2 * math.log(2)) - (255 * s).log2().mean()
 def _nats(log_p, s, side): return -log_p / (3 * side**2) + (255 * s).log().mean()
 def _mixed(log_p, s, side): return -log_p / (3 * side**2) + (255 * s).log2().mean()
@@ -189,6 +197,8 @@ BITS = (
     Mistake(_only_scale, "The division by 255 changed the width of a bin as well."),
     Mistake(_seven, "7 belongs to this course's pictures on [-1, 1], whose bins are 2/256 wide. Here they are 1 / (255 s)."),
     Mistake(_wrong_way, "Dividing by a small s makes a bin *wider*: 1 / (255 s), not s / 255."),
+    Mistake(_width_sign, "A sign: a byte's probability is the density *times* the width of its bin, 1 / (255 s). Take -log2 of both."),
+    Mistake(_half_pixels, "The first term is divided by the number of pixels, the second is right: each pixel is three numbers."),
     Mistake(_sign, "A sign: likelier pictures cost fewer bits."),
     Mistake(_nats, "These are nats. Divide by log 2, or take log2."),
     Mistake(_mixed, "log_p is in nats and the other term in bits: divide log_p by log 2."),
@@ -217,6 +227,7 @@ def _upside_down(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x,
 def _counted_twice(x, data, k): return _share(torch.cat([_rms(x, data), _rms(x, data.flip(3))], 1), k)
 def _squares(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))).square(), k)
 def _all_data(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))), len(data))
+def _one_more(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))), min(k + 1, len(data)))
 def _the_distance(x, data, k): return torch.minimum(_rms(x, data), _rms(x, data.flip(3))).amin(1)
 def _others_only(x, data, k):
     near = torch.minimum(_rms(x, data), _rms(x, data.flip(3))).topk(k, largest=False).values
@@ -231,6 +242,7 @@ COPY = (
     Mistake(_counted_twice, "A datum and its mirror image count once: take the smaller distance first, then the k nearest."),
     Mistake(_squares, "These are ratios of squared distances: take the root of each first."),
     Mistake(_all_data, "You took the mean over all data. Only the k nearest count."),
+    Mistake(_one_more, "You averaged over k + 1 data: the nearest one is among the k."),
     Mistake(_the_distance, "This is the distance itself. Divide it by the mean distance to the k nearest."),
     Mistake(_others_only, "The nearest one counts in the mean, too."),
     Mistake(_to_the_last, "You divided by the distance to the k-th. The mean over the k nearest was asked for."),

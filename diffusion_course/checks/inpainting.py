@@ -128,6 +128,8 @@ def _to_the_start(n, jump, repeats):
 
 
 def _whole_run(n, jump, repeats): return torch.tensor([k / n for _ in range(repeats) for k in range(n + 1)], dtype=torch.float64)
+def _start_twice(n, jump, repeats):
+    return torch.tensor([(start + j) / n for start in range(0, n, jump) for _ in range(repeats) for j in range(jump + 1)], dtype=torch.float64)
 def _as_steps(n, jump, repeats): return visited(n, jump, repeats) * n
 def _only_once(n, jump, repeats): return torch.linspace(0, 1, n + 1, dtype=torch.float64)
 def _n_stretches(n, jump, repeats): return visited(n * jump, jump, repeats)
@@ -146,6 +148,7 @@ VISITED = (
     Mistake(_repeats_more, "Once too often: repeats = 1 is a run without any return."),
     Mistake(_to_the_start, "You went back to 0. A return leads to the beginning of the stretch."),
     Mistake(_whole_run, "You repeated the whole run. Each stretch is repeated on its own, before the next one begins."),
+    Mistake(_start_twice, "Each new stretch lists its beginning, where the run is already: the end of the stretch before. List it once."),
     Mistake(_as_steps, "These are numbers of steps. Divide by n: times run from 0 to 1."),
     Mistake(_only_once, "This is a run without repeats."),
     Mistake(_n_stretches, "n counts the small steps of a run without repeats, not the stretches: there are n / jump stretches."),
@@ -241,6 +244,7 @@ def _slope(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _squared(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).square().sum(), x)
+def _half_square(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).square().sum() / 2, x)
 def _uphill(predict, x, x1, known, zeta): return -norm_push(predict, x, x1, known, zeta)
 def _mean_of_norms(predict, x, x1, known, zeta): return norm_push(predict, x, x1, known, zeta) / len(x)
 def _one_norm(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).norm(), x)
@@ -256,6 +260,7 @@ def _absolute(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1
 
 PUSH = (
     Mistake(_squared, "This is the gradient of the square. Take the norm: near the goal its gradient does not fade."),
+    Mistake(_half_square, "This is the gradient of half the square. Take the norm: near the goal its gradient does not fade."),
     Mistake(_uphill, "A sign: the error has to become smaller."),
     Mistake(_mean_of_norms, "You divided by the batch. Each sample has a push of its own: differentiate the sum of the norms."),
     Mistake(_one_norm, "One norm over the whole batch couples the samples. Take a norm for each, dim=1, and then sum."),
