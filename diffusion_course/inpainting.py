@@ -134,18 +134,19 @@ def resampling(
 ) -> Stepper:
     """`known_region`, but each stretch is walked several times: noise takes it back up to where it began.
 
-    RePaint (Lugmayr et al. 2022, algorithm 1). Costs repeats x jump times the evaluations of a step."""
+    RePaint (Lugmayr et al. 2022, algorithm 1). Costs repeats x jump times the evaluations of a step. Multistep methods become first order."""
     for name, n in (("repeats", repeats), ("jump", jump)):
         if n != int(n) or n < 1: raise ValueError(f"{name} is {n}: expected a whole number, 1 or more")
     down = known_region(stepper, x1, mask)
+    if repeats == jump == 1: return down
 
     def step(model, x, t, s):
         times = [*(t + (s - t) * k / jump for k in range(jump)), s]
         for k in range(repeats):
-            if k:
-                x = noised_again(model.schedule, x, s, t, model.noise(x, s, t))
-                model.previous = None  # a multistep method starts afresh: what it remembers belongs to other noise
-            for a, b in pairwise(times): x = down(model, x, a, b)
+            if k: x = noised_again(model.schedule, x, s, t, model.noise(x, s, t))
+            for a, b in pairwise(times):
+                model.previous = None  # what a multistep method remembers belongs to other noise
+                x = down(model, x, a, b)
         return x
     step.meets_ends = True
     return step
