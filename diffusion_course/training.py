@@ -202,9 +202,9 @@ PRESETS: dict[str, TrainConfig] = {
         net=UNetConfig(shape=(1, 8, 8), widths=(32, 32), attention=(4,), patch=1),
     ),
     "cifar10-small": TrainConfig(
-        "The shipped CIFAR-10 model: 6 M weights, hours on two CPU cores, minutes on a GPU.", images=3_000_000,
-        stages=(5_000, 10_000, 20_000, 40_000, 80_000, 150_000, 300_000, 600_000, 1_000_000, 1_500_000, 2_000_000,
-                2_500_000, 3_000_000),
+        "The shipped CIFAR-10 model: 6 M weights, hours on two CPU cores, minutes on a GPU.", images=2_000_000,
+        decay=0.25, stages=(5_000, 10_000, 20_000, 40_000, 80_000, 150_000, 300_000, 600_000, 1_000_000, 1_500_000,
+                2_000_000),
     ),
     "cifar10-base": TrainConfig(
         "The U-Net of DDPM with labels, 36 M weights: for a GPU.", images=12_000_000, lr=2e-4, warmup=640_000,

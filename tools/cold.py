@@ -90,6 +90,7 @@ def main() -> None:
     book.row("made", dict(how="masking", noise=0.0), lambda: judge.made(restore(model, 0 * start[:1], "masking", 25, start=0.0).expand(n, -1, -1, -1)))
     denoiser = load(args.denoiser)
     denoised = lambda k: generate(denoiser, min(n, 100), 20, "dpmpp_2m", 1.0, k, y=torch.arange(min(n, 100)) % 10)
+    book.tables["made"] = [r for r in book.tables["made"] if r.get("denoiser") in (None, ev.name_of(denoiser))]
     book.row("made", dict(how="noise", denoiser=ev.name_of(denoiser)), lambda: judge.made(torch.cat([denoised(k) for k in range(max(1, n // 100))])))
 
 

@@ -66,7 +66,8 @@ def main() -> None:
     model, judge, test = load(args.model), load("cifar10-classifier"), cifar10("test")
     x, y = test.batch(slice(args.n))
     which = dict(model=args.model, images=info(args.model).get("images"), n=args.n)
-    book = Book(args.out, dict(command=f"python tools/inpainting.py {args.model}", steps=STEPS, seed=0, torch=torch.__version__))
+    about = dict(command=f"python tools/inpainting.py {args.model}", steps=STEPS, seed=0, torch=torch.__version__)
+    book = Book(args.out, about | which, anew=("images", "n"))
 
     def row(mask: str, method: str, make: Callable[[], tuple[Tensor, int]]) -> None:
         def measure() -> dict:

@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 from matplotlib.patches import Rectangle
 
+from diffusion_course.checkpoints import load
 from diffusion_course.distributions import running_mixture
+from diffusion_course.generation import generate
 from diffusion_course.player import play
+from diffusion_course.plots import save_grid
 from diffusion_course.solvers import em_step, integrate, rk4_step
 from diffusion_course.style import COLORS, FAINT, INK, figure, png
 
@@ -33,6 +36,12 @@ def motions(path: Path) -> None:
     }
     density = lambda x: running_mixture().log_prob(x).exp()
     play(panes, density=[None, None, density], extent=3, tail=0.15).save(path, frames=40, width=700)
+
+
+def samples(path: Path) -> None:
+    "What the shipped CIFAR-10 model draws: a column a label."
+    y = torch.arange(50) % 10
+    save_grid(generate(load("cifar10"), len(y), 20, "dpmpp_2m", 2.5, seed=0, batch=10, y=y), path, ncols=10, scale=2)
 
 
 def imports(module: Path) -> set[str]:
@@ -68,4 +77,5 @@ def rooms(path: Path) -> None:
 if __name__ == "__main__":
     (ROOT / "docs").mkdir(exist_ok=True)
     motions(ROOT / "docs" / "motions.gif")
+    samples(ROOT / "docs" / "samples.png")
     rooms(ROOT / "docs" / "rooms.png")

@@ -6,20 +6,43 @@ Writes diffusion_course/weights/: cifar10.safetensors (the finished model, or th
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.generation import generate
+from diffusion_course.images import digit_classifier
 
 
-def copy(source: Path, target: Path) -> dict:
+def quality_of_digits(model: torch.nn.Module) -> str:
+    """What the classifier of lesson 12 says about 500 digits."""
+    y = torch.arange(500) % 10
+    x = generate(model, len(y), 20, "dpmpp_2m", 2.0, seed=0, y=y)
+    return f"label agreement {(digit_classifier()(x) == y).double().mean():.1%} ({len(y)}, w = 2)"
+
+
+def quality_of_pictures(images: int) -> str:
+    """The best row of tools/tables.py for the model that has seen so many pictures."""
+    rows = [r for r in json.loads((WEIGHTS / "tables.json").read_text()).get("best", []) if r["images"] == images]
+    if not rows: return "not measured yet: python tools/tables.py cifar10"
+    r = rows[0]
+    value = lambda name: r["scores"][name]["value"]
+    return f"label agreement {value('label agreement'):.1%}, Fréchet distance {value('Fréchet distance'):.3f} ({r['n']:,}, w = {r['w']:g})"
+
+
+def copy(source: Path, target: Path, quality: Callable[[torch.nn.Module, dict], str] | None = None) -> dict:
     """A model with its record, in which the command is what a user would type."""
-    about = info(source)
+    model, about = load(source), info(source)
     about["command"] = re.sub(r" (--resume|--folder \S+)", "", about.get("command", ""))
-    save(load(source), target, **about)
+    about.get("config", {}).pop("about", None)  # what the preset says of itself is in the code
+    if quality: about["quality"] = quality(model, about)
+    save(model, target, **about)
     return about
 
 
@@ -32,9 +55,9 @@ def main() -> None:
     args = parser.parse_args()
     stages = sorted((args.run / "stages").glob("*.safetensors"))
     final = args.run / "model.safetensors"
-    print("cifar10:", copy(final if final.exists() else stages[-1], WEIGHTS / "cifar10.safetensors"))
+    print("cifar10:", copy(final if final.exists() else stages[-1], WEIGHTS / "cifar10.safetensors", lambda _, about: quality_of_pictures(about["images"])))
     print("cifar10-early:", copy(args.run / "stages" / f"{args.early:09d}.safetensors", WEIGHTS / "cifar10-early.safetensors"))
-    print("digits:", copy(args.digits / "model.safetensors", WEIGHTS / "digits.safetensors"))
+    print("digits:", copy(args.digits / "model.safetensors", WEIGHTS / "digits.safetensors", lambda model, _: quality_of_digits(model)))
     shutil.rmtree(WEIGHTS / "ladder", ignore_errors=True)
     (WEIGHTS / "ladder").mkdir()
     for picture in sorted((args.run / "samples").glob("*.png")):

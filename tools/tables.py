@@ -26,7 +26,7 @@ from diffusion_course.images import Pictures, cifar10, to_bytes, to_float
 
 SAMPLERS = {"euler (= ddim)": ("euler", 1), "heun": ("heun", 2), "dpmpp_2m": ("dpmpp_2m", 1), "ancestral": ("ancestral", 1),
             "euler_maruyama": ("euler_maruyama", 1)}
-SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+SCALES = (1.0, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)
 
 
 def plain(scores: dict[str, ev.Score]) -> dict:
