@@ -197,20 +197,20 @@ class TrainConfig(Recipe):
 
 PRESETS: dict[str, TrainConfig] = {
     "digits": TrainConfig(
-        "Digits of 8 x 8 pixels: 0.3 M weights, a minute on two CPU cores.", data="digits", images=80_000, lr=2e-3,
-        warmup=6_400, ema=0.995, flip=False, save_every=25_600,
+        "Digits of 8 x 8 pixels: 0.3 M weights, a minute on two CPU cores. A classifier knows 97 % or more.",
+        data="digits", images=80_000, lr=2e-3, warmup=6_400, ema=0.995, flip=False, save_every=25_600,
         net=UNetConfig(shape=(1, 8, 8), widths=(32, 32), attention=(4,), patch=1),
     ),
     "cifar10-small": TrainConfig(
-        "The shipped CIFAR-10 model: 6 M weights, hours on two CPU cores, minutes on a GPU.", images=2_000_000,
-        decay=0.25, stages=(5_000, 10_000, 20_000, 40_000, 80_000, 150_000, 300_000, 600_000, 1_000_000, 1_500_000,
-                2_000_000),
+        "The shipped CIFAR-10 model: 6 M weights, 5 hours on two CPU cores. A classifier knows 91 % (w = 1.75).",
+        images=2_000_000, decay=0.25,
+        stages=(5_000, 10_000, 20_000, 40_000, 80_000, 150_000, 300_000, 600_000, 1_000_000, 1_500_000, 2_000_000),
     ),
     "cifar10-base": TrainConfig(
-        "The U-Net of DDPM with labels, 36 M weights: for a GPU.", images=12_000_000, lr=2e-4, warmup=640_000,
-        ema=0.9999, betas=(0.9, 0.999), log_every=64_000, save_every=512_000, compile=True,
-        net=UNetConfig(widths=(128, 256, 256, 256), blocks=2, attention=(16,), patch=1, dropout=0.1,
-                       modulate=False),
+        "The U-Net of DDPM with labels, 36 M weights: an hour or two of a GPU, we reckon. Not run yet.",
+        images=12_000_000, lr=2e-4, warmup=640_000, ema=0.9999, betas=(0.9, 0.999), log_every=64_000, save_every=512_000,
+        compile=True, net=UNetConfig(widths=(128, 256, 256, 256), blocks=2, attention=(16,), patch=1, dropout=0.1,
+                                     modulate=False),
     ),
 }
 
