@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
+from .files import whole_file
 from .generation import SAMPLERS, generate
 from .images import Pictures, cifar10, to_bytes, to_float
 from .options import option
@@ -513,5 +514,7 @@ def scores_of(
         some, known = test.x[:config.bits], test.y[:config.bits] if labels else None
         scores["bits"] = bits_per_dim(model, some, y=known, progress=progress)
     if config.fid: scores["FID"] = inception_fid(x, real)
-    if config.out: Path(config.out).write_text(json.dumps([asdict(s) for s in scores.values()], indent=1) + "\n")
+    if config.out:
+        with whole_file(config.out) as fresh:
+            fresh.write_text(json.dumps([asdict(s) for s in scores.values()], indent=1) + "\n")
     return scores

@@ -134,7 +134,8 @@ def resampling(
 ) -> Stepper:
     """`known_region`, but each stretch is walked several times: noise takes it back up to where it began.
 
-    RePaint (Lugmayr et al. 2022, algorithm 1). Costs repeats x jump times the evaluations of a step. Multistep methods become first order."""
+    RePaint (Lugmayr et al. 2022, algorithm 1). Costs repeats x jump times the evaluations of a step, and multistep
+    methods become first order."""
     for name, n in (("repeats", repeats), ("jump", jump)):
         if n != int(n) or n < 1: raise ValueError(f"{name} is {n}: expected a whole number, 1 or more")
     down = known_region(stepper, x1, mask)
@@ -207,7 +208,7 @@ def seam(
     """How much larger the jump between neighbours is across the mask's border than on both sides of it.
 
     Mean over all four pixels p q | r s in a row or column: |q - r| less the mean of |p - q| and |r - s|."""
-    known, jump, count = checked(mask, x).expand(len(x), 1, *x.shape[2:]), 0.0, 0
+    known, jump, count = checked(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:]), 0.0, 0
     for dim in (2, 3):
         inside = known.shape[dim] - 3
         p, q, r, s = (x.narrow(dim, k, inside) for k in range(4))
@@ -300,7 +301,7 @@ def latent_inpaint(
 
     A cell is filled if any of its pixels is unknown; unknown pixels are encoded as grey."""
     z = vae.to_unit(vae.encode(torch.where(checked(mask, x), x, 0)).mode)
-    cells = latent_mask(checked(mask, x), z.shape[2:])[:, :1]
+    cells = latent_mask(checked(mask, x).all(1, keepdim=True), z.shape[2:])
     ts = torch.as_tensor(ts, dtype=torch.float64)
     first = torch.randn(z.shape, generator=generator, device=z.device) if noise is None else noise(z, 0.0, 0.0)
     stepper, start = known_region(stepper, z, cells), first * float(model.schedule.sigma(ts[0]))

@@ -301,3 +301,9 @@ class LatentNet(nn.Module):
     """A velocity for latents of any shape."""
 
     def forward(self, x, t): return torch.tanh(x) - x * (1 - t.reshape(-1, 1, 1, 1))
+
+
+def test_a_mask_for_each_channel_means_what_is_known_in_all_of_them():
+    x, mask = torch.rand(2, 3, 8, 8, generator=rng()), torch.ones(1, 3, 8, 8, dtype=torch.bool)
+    mask[:, 1, 2:6, 2:6] = False
+    assert torch.equal(seam(x, mask), seam(x, box(2, 2, 4, 4, (8, 8))))
