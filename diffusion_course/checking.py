@@ -20,8 +20,8 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'Report', 'check']
 
-# %% ../nbs/toolbox/checking.ipynb #c7797463
-LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation", "vae", "inpainting", "cold")  # the modules of `diffusion_course.checks`, in the order of the lessons
+# %% ../nbs/toolbox/checking.ipynb #f4530986
+LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation", "vae", "latent", "inpainting", "cold", "few_step")  # the modules of `diffusion_course.checks`, in the order of the lessons
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path
 _NETS = {  # which module defines a network, and what its configuration is made with
     "MLP": ("matching", None), "DenoiseNet": ("images", None), "UNet": ("unet", "UNetConfig"),
     "Classifier": ("classifier", "ClassifierConfig"), "VAE": ("vae", "VAEConfig"), "Restorer": ("cold", "UNetConfig"),
+    "LatentUNet": ("latent", "LatentUNetConfig"), "Decoder": ("latent", "DecoderConfig"),
 }
 
 

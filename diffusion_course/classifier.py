@@ -74,11 +74,19 @@ class Classifier(nn.Module):
                 width = w
             self.body, self.last = nn.Sequential(*layers), nn.Linear(width, c.n_labels)
 
-    def features(self, x: Tensor) -> Tensor:
-        "(B, C, H, W) -> (B, widths[-1]): what the last layer decides by."
+    def maps(self, x: Tensor) -> list[Tensor]:
+        "(B, C, H, W) -> (B, c, h, w) after each activation, the finest first: what is found where."
         if x.shape[1:] != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, {', '.join(map(str, self.shape))})")
-        return self.body(x).mean((2, 3))
+        found = []
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, (nn.ReLU, _Block)): found.append(x)
+        return found
+
+    def features(self, x: Tensor) -> Tensor:
+        "(B, C, H, W) -> (B, widths[-1]): what the last layer decides by."
+        return self.maps(x)[-1].mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor: return self.last(self.features(x))
 

@@ -118,7 +118,7 @@ def _lesson(name: str) -> ModuleType:
     return import_module(f"diffusion_course.{name}")
 
 
-_PRESETS = ("training", "evaluation", "vae", "cold")  # modules of this package that define PRESETS, named configurations
+_PRESETS = ("training", "evaluation", "vae", "latent", "cold", "few_step")  # modules of this package that define PRESETS, named configurations
 
 
 def presets() -> dict[str, object]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
-from .generation import SAMPLERS, generate
+from .generation import SAMPLERS, as_pictures, generate
 from .images import Pictures, cifar10, to_bytes, to_float
 from .options import option
 from .predictions import singular
@@ -289,7 +289,7 @@ def evaluate(
         labels = getattr(getattr(model, "net", None), "n_labels", 0)
         y = torch.arange(n) % labels if labels else None
         how |= dict(batch=batch, progress=progress) | ({} if y is None else dict(y=y))
-        x = generate(model, n, steps, sampler, seed=seed, **how)
+        x = as_pictures(model, generate(model, n, steps, sampler, seed=seed, **how))
     elif len(x) != n: raise ValueError(f"x holds {len(x)} pictures: expected n = {n}")
     name, x, look = name_of(classifier), as_bytes(x), lambda x: features(x, classifier, progress=progress)
     known, others = look(real.x[first]), look(real.x[second])
@@ -506,8 +506,10 @@ def scores_of(
     real, labels = cifar10("train"), getattr(getattr(model, "net", None), "n_labels", 0)
     y = torch.arange(config.n) % labels if labels else None
     how = {} if y is None else dict(y=y, guidance=config.guidance)
-    x = generate(model, config.n, config.steps, config.sampler, seed=config.seed, batch=config.batch,
-                 progress=progress, **how)
+    if config.bits and hasattr(getattr(model, "net", None), "decode"):
+        raise ValueError(f"bits is {config.bits}: expected 0 for a model of latents, which says nothing about pixels")
+    x = as_pictures(model, generate(model, config.n, config.steps, config.sampler, seed=config.seed,
+                                    batch=config.batch, progress=progress, **how))
     scores = evaluate(model, load(config.classifier), real, config.n, x=x, y=y, seed=config.seed, progress=progress)
     if config.bits:
         test = cifar10("test")

@@ -23,7 +23,8 @@ from .samplers import karras_grid, midpoint, rk4, sample, uniform_grid
 from .training import autocast, seeded
 
 # %% auto #0
-__all__ = ['SAMPLERS', 'noise', 'InPrecision', 'stepper_of', 'Preview', 'generate', 'previews', 'SampleConfig', 'sample_to_files']
+__all__ = ['SAMPLERS', 'noise', 'InPrecision', 'stepper_of', 'Preview', 'generate', 'previews', 'SampleConfig', 'as_pictures',
+           'sample_to_files']
 
 # %% ../nbs/15_sampling_pictures.ipynb #20becc51
 def _streams(n: int, seed: int | None) -> list[torch.Generator]:
@@ -197,6 +198,12 @@ class SampleConfig:
     gif: str = option("", "file for a film of the way there: points x on the left, predicted pictures on the right")
 
 
+def as_pictures(model: Model, x: Tensor) -> Tensor:
+    "What points show: themselves, or what they are decoded to, where a model's network can `decode` (lesson 18)."
+    net = getattr(model, "net", None)
+    return net.decode(x) if hasattr(net, "decode") else x
+
+
 def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -> None:
     "Draw pictures and write them where the configuration says."
     if config.n < 1: raise ValueError(f"n is {config.n}: expected a whole number of pictures, 1 or more")
@@ -209,9 +216,10 @@ def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -
                    churn=churn, grid=config.grid, precision=config.precision, **cond)
     ncols, frames = min(config.n, 8), []
     for p in tqdm(run, total=config.steps, unit="step", disable=not progress):
-        both = torch.cat([_rows(p.x, ncols), _rows(p.x1, ncols)], 3) if config.gif else None
-        if config.gif: frames.append(tile(both, 1, scale=config.scale))
-    save_grid(p.x, config.out, ncols, scale=config.scale)
+        if not config.gif: continue
+        both = torch.cat([_rows(as_pictures(model, x), ncols) for x in (p.x, p.x1)], 3)
+        frames.append(tile(both, 1, scale=config.scale))
+    save_grid(as_pictures(model, p.x), config.out, ncols, scale=config.scale)
     if config.gif: Film(frames).save(config.gif)
 
 

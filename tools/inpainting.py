@@ -14,9 +14,10 @@ import torch
 from book import Book
 from torch import Tensor
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, shipped
-from diffusion_course.evaluation import label_agreement
+from diffusion_course.checkpoints import WEIGHTS, info, load
+from diffusion_course.evaluation import label_agreement, name_of
 from diffusion_course.generation import generate
+from diffusion_course.guidance import classifier_free
 from diffusion_course.images import cifar10
 from diffusion_course.inpainting import box, half, known_region, latent_inpaint, paste_back, reconstruction_guided, resampling, seam
 from diffusion_course.samplers import ddim, uniform_grid
@@ -57,7 +58,8 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a shipped name or a file")
-    parser.add_argument("--latent", default="cifar10-latent", help="a model of vae-small's latents: a shipped name or a file")
+    parser.add_argument("--latent", default="cifar10-latent", help="a model of latents: a shipped name or a file")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of the latent model, in one of its rows")
     parser.add_argument("--n", type=int, default=200, help="test pictures")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "inpainting.json")
     args = parser.parse_args()
@@ -67,13 +69,13 @@ def main() -> None:
     about = dict(command=f"python tools/inpainting.py {args.model}", steps=STEPS, seed=0, torch=torch.__version__)
     book = Book(args.out, about | which, anew=("images", "n"))
 
-    def row(mask: str, method: str, make: Callable[[], tuple[Tensor, int]]) -> None:
+    def row(mask: str, method: str, make: Callable[[], tuple[Tensor, int]], **more: str) -> None:
         def measure() -> dict:
             made, calls = make()
             border = seam(made, MASKS[mask])
             return dict(nfe=calls, agreement=label_agreement(judge, made, y), seam=float(border.mean()), error=float(border.std() / len(x) ** 0.5),
                         untouched=untouched(made, x, MASKS[mask]))
-        print(book.row("rows", which | dict(mask=mask, method=method), measure))
+        print(book.row("rows", which | dict(mask=mask, method=method) | more, measure))
 
     for name, mask in MASKS.items():
         row(name, "real pictures", lambda: (x, 0))
@@ -82,17 +84,17 @@ def main() -> None:
         for method in METHODS if name == "box" else SHORT:
             fill = lambda x, y, i, mask=mask, method=method: filled(model, x, y, mask, method, i)
             row(name, method, lambda fill=fill: in_parts(x, y, fill))
-    vae = load("vae-small")
+    latent = load(args.latent)
+    vae, w, by = latent.net.vae(), args.guidance, dict(latent=name_of(latent), vae=name_of(latent.net.vae()))
     for paste, kind in ((False, "decoded"), (True, "decoded and pasted back")):
         back = lambda paste=paste: paste_back(reconstruct(vae, x), x, MASKS["box"]) if paste else reconstruct(vae, x)
-        row("box", f"perfect fill, {kind}", lambda back=back: (back(), 0))
-    if args.latent not in shipped() and not Path(args.latent).exists(): return print(f"no {args.latent}: the rows of latents are left out")
-    latent = load(args.latent)
-    for paste in (False, True):
+        row("box", f"perfect fill, {kind}", lambda back=back: (back(), 0), **by)
+    for paste, asked, kind in ((False, latent, "as decoded"), (True, latent, "pasted back"),
+                               (True, classifier_free(latent, w), f"w = {w:g}, pasted back")):
         g = torch.Generator().manual_seed(0)
-        fill = lambda x, y, i, paste=paste, g=g: (latent_inpaint(
-            latent, vae, x, MASKS["box"], uniform_grid(STEPS), ddim(), paste=paste, generator=g, y=y), STEPS)
-        row("box", f"latent, {'pasted back' if paste else 'as decoded'}", lambda fill=fill: in_parts(x, y, fill))
+        fill = lambda x, y, i, paste=paste, asked=asked, g=g: (latent_inpaint(
+            asked, vae, x, MASKS["box"], uniform_grid(STEPS), ddim(), paste=paste, generator=g, y=y), STEPS * (1 if asked is latent else 2))
+        row("box", f"latent, {kind}", lambda fill=fill: in_parts(x, y, fill), **by)
 
 
 if __name__ == "__main__": main()
