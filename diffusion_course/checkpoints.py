@@ -92,9 +92,16 @@ def save(
     write_tensors(path, {k: smaller(v) for k, v in net.state_dict().items()}, about)
 
 
-def shipped() -> tuple[str, ...]:
+def shipped(
+    denoisers: bool = False,  # only those that draw: no autoencoders, no classifiers
+) -> tuple[str, ...]:
     "The names of the models inside this package."
-    return tuple(sorted(p.stem for p in WEIGHTS.glob("*.safetensors")))
+    found = WEIGHTS.glob("*.safetensors")
+    return tuple(sorted(p.stem for p in found if not denoisers or "schedule" in _about(p)))
+
+
+def _about(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as f: return json.loads(f.metadata()[_KEY])
 
 
 def _path(name_or_path: str | os.PathLike) -> Path:

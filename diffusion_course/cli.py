@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING: from torch import nn
 
 # %% auto #0
 __all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'lessons_folder', 'trust', 'lab_command',
@@ -153,12 +156,11 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
 def sample(args: argparse.Namespace) -> int:
     "Draw pictures with a model."
-    from diffusion_course.checkpoints import load
     from diffusion_course.options import with_options
 
     generation = _lesson("generation")
     config = with_options(generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    generation.sample_to_files(load(args.model), config)
+    generation.sample_to_files(_denoiser(args.model), config)
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 
@@ -173,12 +175,11 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     "Score a model of CIFAR-10."
-    from diffusion_course.checkpoints import load
     from diffusion_course.options import with_options
 
     evaluation = _lesson("evaluation")
     config = with_options(evaluation.EvaluateConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    for score in evaluation.scores_of(load(args.model), config).values(): print(score)
+    for score in evaluation.scores_of(_denoiser(args.model), config).values(): print(score)
     return 0
 
 
@@ -193,7 +194,16 @@ def _evaluate_arguments(p: argparse.ArgumentParser) -> None:
 def _add_model(p: argparse.ArgumentParser) -> None:
     from diffusion_course.checkpoints import shipped
 
-    p.add_argument("model", metavar="MODEL", help=f"one of {', '.join(shipped())}, or a .safetensors file that a training wrote")
+    p.add_argument("model", metavar="MODEL", help=f"one of {', '.join(shipped(denoisers=True))}, or a .safetensors file that a training wrote")
+
+
+def _denoiser(name: str) -> nn.Module:
+    from diffusion_course.checkpoints import load, shipped
+
+    model = load(name)
+    if not hasattr(model, "schedule"):
+        raise ValueError(f"{name} is a {type(model).__name__}, which draws nothing: expected one of {', '.join(shipped(denoisers=True))}, or a file")
+    return model
 
 
 def parser(

@@ -503,11 +503,12 @@ def scores_of(
     progress: bool = True,
 ) -> dict[str, Score]:
     "Every score the configuration asks for. They are also written to a file where it names one."
-    real, labels = cifar10("train"), getattr(getattr(model, "net", None), "n_labels", 0)
+    net = getattr(model, "net", None)
+    if config.bits and hasattr(net, "decode"):
+        raise ValueError(f"bits is {config.bits}: expected 0 for a model of latents, which says nothing about pixels")
+    real, labels = cifar10("train"), getattr(net, "n_labels", 0)
     y = torch.arange(config.n) % labels if labels else None
     how = {} if y is None else dict(y=y, guidance=config.guidance)
-    if config.bits and hasattr(getattr(model, "net", None), "decode"):
-        raise ValueError(f"bits is {config.bits}: expected 0 for a model of latents, which says nothing about pixels")
     x = as_pictures(model, generate(model, config.n, config.steps, config.sampler, seed=config.seed,
                                     batch=config.batch, progress=progress, **how))
     scores = evaluate(model, load(config.classifier), real, config.n, x=x, y=y, seed=config.seed, progress=progress)

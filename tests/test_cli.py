@@ -35,6 +35,8 @@ def test_help(args: list[str]) -> None:
     (["lab", "--port", "eighty"], "eighty"),
     (["lab", "--port", "70000"], "70000"),
     (["lap"], "lap"),
+    (["sample", "vae-small"], "vae-small is a VAE, which draws nothing: expected one of cifar10,"),
+    (["evaluate", "cifar10-classifier"], "cifar10-classifier is a Classifier, which draws nothing"),
     ([], "command"),
 ])
 def test_bad_input_is_one_clear_line(args: list[str], named: str) -> None:

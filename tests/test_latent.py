@@ -10,6 +10,7 @@ from PIL import Image
 from diffusion_course import latent
 from diffusion_course.checkpoints import WEIGHTS, info, load, save
 from diffusion_course.classifier import Classifier, ClassifierConfig
+from diffusion_course.evaluation import EvaluateConfig, scores_of
 from diffusion_course.generation import SampleConfig, as_pictures, generate, sample_to_files
 from diffusion_course.images import CIFAR10_NAMES, Pictures, digits
 from diffusion_course.latent import (
@@ -163,6 +164,10 @@ def test_samples_in_files_are_decoded(config, tmp_path):
     assert Image.open(tmp_path / "grid.png").size == (4 * 8 + 3, 8) and Image.open(tmp_path / "film.gif").size[0] == 8 * 8
     z = torch.randn(2, 4, 2, 2)
     assert torch.equal(as_pictures(model, z), decode(model, z)) and as_pictures(lambda x, t: x, z) is z
+
+
+def test_bits_of_pixels_are_not_asked_of_latents(config):
+    with pytest.raises(ValueError, match="bits is 3: expected 0 for a model of latents"): scores_of(config.build(), EvaluateConfig(bits=3))
 
 
 def test_what_is_no_autoencoder_is_refused():
