@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake
 
 # %% auto #0
-__all__ = ['JUMPS', 'STD', 'PAYS', 'STRAIGHT', 'PROGRESSIVE', 'DRIFT', 'EXERCISES', 'two_jumps', 'euler_std', 'pays_from',
-           'straightness', 'progressive_target', 'drift']
+__all__ = ['JUMPS', 'STD', 'PAYS', 'SHAKEN', 'PROGRESSIVE', 'DRIFT', 'EXERCISES', 'two_jumps', 'euler_std', 'pays_from',
+           'shaken_std', 'progressive_target', 'drift']
 
 # %% ../../nbs/solutions/21_few_step.ipynb #1bf85f4d
 def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -34,9 +34,7 @@ def _pays_cases() -> list[tuple]:
     return [(50_000, 16, 800_000, 2, 40), (100, 10, 1000, 1, 6), (10, 5, 50, 1, 2), (2000, 25, 9000, 4, 100)]
 
 
-def _straight_cases() -> list[tuple]:
-    uneven = torch.tensor([0.0, 0.1, 0.4, 1.0], dtype=torch.float64)
-    return [(_normal(4, 5, 2, seed=4), uneven), (_normal(3, 2, 3, seed=5), uneven[[0, 1, 3]])]
+def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16)]
 
 
 def _progressive_cases() -> list[tuple]:
@@ -61,6 +59,7 @@ def _one_jump(f, x0, z, s): return f(x0, 0.0)
 def _old_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * x0, s)
 def _no_noise(f, x0, z, s): return f(f(x0, 0.0), s)
 def _shrunk(f, x0, z, s): return f(s * f(x0, 0.0), s)
+def _share_of_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 1 - s)
 def _swapped(f, x0, z, s): return f((1 - s) * f(x0, 0.0) + s * z, s)
 def _root(f, x0, z, s): return f(s * f(x0, 0.0) + math.sqrt(1 - s * s) * z, s)
 def _added(f, x0, z, s): return f(f(x0, 0.0) + (1 - s) * z, s)
@@ -75,6 +74,7 @@ JUMPS = (
     Mistake(_old_noise, "You put the old noise back. The start and its end belong together; take the fresh noise z."),
     Mistake(_no_noise, "No noise was added: f at time s expects a point with a share 1 - s of noise."),
     Mistake(_shrunk, "The data's part is right, s times the end. The noise's part is missing."),
+    Mistake(_share_of_noise, "Tell f the time s, not the share of noise."),
     Mistake(_swapped, "s and 1 - s are exchanged: at time s a share s is data."),
     Mistake(_root, "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear path sigma = 1 - s."),
     Mistake(_added, "The data's part is s times the end, not all of it."),
@@ -97,6 +97,7 @@ def _exact_std(s, n): return float(s)
 def _no_h(s, n): return abs(math.prod(1 + _rate(k / n, s) for k in range(n)))
 def _late(s, n): return abs(math.prod(1 + _rate((k + 1) / n, s) / n for k in range(n)))
 def _summed(s, n): return abs(1 + sum(_rate(k / n, s) for k in range(n)) / n)
+def _along_the_factor(s, n): return abs(1 + sum(_rate(k / n, s) * math.sqrt((k / n * s) ** 2 + (1 - k / n) ** 2) for k in range(n)) / n)
 def _unrooted(s, n): return abs(math.prod(1 + 2 * _rate(k / n, s) / n for k in range(n)))
 def _not_squared(s, n): return abs(math.prod(1 + (k / n * s - (1 - k / n)) / ((k / n) ** 2 * s + (1 - k / n) ** 2) / n for k in range(n)))
 def _variance(s, n): return euler_std(s, n) ** 2
@@ -107,6 +108,7 @@ STD = (
     Mistake(_no_h, "A step has the length 1 / n: it multiplies by 1 + rate / n."),
     Mistake(_late, "Euler takes the velocity at the beginning of a step, k / n."),
     Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
+    Mistake(_along_the_factor, "You followed the derivative of the exact factor. Euler stands elsewhere: its velocity is rate · x at its own x."),
     Mistake(_unrooted, "You differentiated the variance. The factor is its square root, whose rate is half as large."),
     Mistake(_not_squared, "s is the standard deviation: the variance of x_t holds s squared."),
     Mistake(_variance, "That is the variance. The standard deviation is asked for."),
@@ -131,41 +133,55 @@ PAYS = (
     Mistake(_unguided, "Pairs are drawn with guidance: two evaluations a step."),
     Mistake(_one_evaluation, "A training step costs three evaluations a pair: forward, and about twice that back."),
     Mistake(_free_pairs, "The pairs cost something too."),
-    Mistake(_free_training, "Training costs something too."),
+    Mistake(_free_training, "Training costs evaluations too: three for each pair seen."),
     Mistake(_free_student, "The student's own evaluations count: a picture saves many - few."),
     Mistake(_rounded_down, "With that many it hasn't paid yet: strictly less is asked for."),
     Mistake(_rounded_up, "Where the division leaves no rest the costs are equal. Strictly less is asked for."),
     Mistake(_each_image_drawn, "A pair is drawn once and seen many times: pairs cost by their number, not by images."),
 )
 
-# %% ../../nbs/solutions/21_few_step.ipynb #ea55a0bf
-def straightness(xs, ts):
-    h = ts.diff()[:, None]
-    off = (xs[-1] - xs[0]) - xs.diff(dim=0) / h[..., None]
-    return (off.square().sum(2) * h).sum(0).mean()
+# %% ../../nbs/solutions/21_few_step.ipynb #e14d0d44
+def shaken_std(s, n):
+    variance = 1.0
+    for k in range(n):
+        t, u = k / n, (k + 1) / n
+        variance = (u * _mean(t, s)) ** 2 * variance + (1 - u) ** 2
+    return math.sqrt(variance)
 
-# %% ../../nbs/solutions/21_few_step.ipynb #99da4199
-def _off(xs, ts): return (xs[-1] - xs[0]) - xs.diff(dim=0) / ts.diff()[:, None, None]
-def _equal_steps(xs, ts): return _off(xs, ts).square().sum(2).mean()
-def _increments(xs, ts): return (((xs[-1] - xs[0]) - xs.diff(dim=0)).square().sum(2) * ts.diff()[:, None]).sum(0).mean()
-def _all_steps_n(xs, ts): return (((xs[-1] - xs[0]) - xs.diff(dim=0) * (len(ts) - 1)).square().sum(2) * ts.diff()[:, None]).sum(0).mean()
-def _lengths(xs, ts): return (_off(xs, ts).norm(dim=2) * ts.diff()[:, None]).sum(0).mean()
-def _mean_of_D(xs, ts): return (_off(xs, ts).square().mean(2) * ts.diff()[:, None]).sum(0).mean()
-def _unweighted(xs, ts): return _off(xs, ts).square().sum(2).sum(0).mean()
-def _energy(xs, ts): return ((xs.diff(dim=0) / ts.diff()[:, None, None]).square().sum(2) * ts.diff()[:, None]).sum(0).mean()
-def _summed_paths(xs, ts): return (_off(xs, ts).square().sum(2) * ts.diff()[:, None]).sum()
-def _no_chord(xs, ts): return ((xs[-1] - xs.diff(dim=0) / ts.diff()[:, None, None]).square().sum(2) * ts.diff()[:, None]).sum(0).mean()
+# %% ../../nbs/solutions/21_few_step.ipynb #9a087926
+def _mean(t, s): return t * s * s / (t * t * s * s + (1 - t) ** 2)
 
-STRAIGHT = (
-    Mistake(_equal_steps, "Steps differ in length: weight each with ts.diff(), instead of taking the mean."),
-    Mistake(_increments, "xs.diff() is a way, not a velocity: divide by the time it took."),
-    Mistake(_all_steps_n, "You took 1 / T for every step's length. They differ."),
-    Mistake(_lengths, "The norm is squared."),
-    Mistake(_mean_of_D, "The squared norm is a sum over the D numbers, not their mean."),
-    Mistake(_unweighted, "An integral over time: weight each step with its length."),
-    Mistake(_energy, "That is the path energy of lesson 11. Take the chord's velocity z₁ - z₀ away first."),
-    Mistake(_summed_paths, "The mean over paths, not their sum."),
-    Mistake(_no_chord, "The chord is z₁ - z₀: its beginning is missing."),
+
+def _shaken(s, n, factor, noise):
+    variance = 1.0
+    for k in range(n): variance = factor(k / n, (k + 1) / n, variance) + noise(k / n, (k + 1) / n)
+    return math.sqrt(variance)
+
+
+def _deviations(s, n):
+    spread = 1.0
+    for k in range(n): spread = (k + 1) / n * _mean(k / n, s) * spread + 1 - (k + 1) / n
+    return spread
+def _early_noise(s, n): return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: (1 - t) ** 2)
+def _no_mixing(s, n): return _shaken(s, n, lambda t, u, v: _mean(t, s) ** 2 * v, lambda t, u: (1 - u) ** 2)
+def _variance_of_ends(s, n): return shaken_std(s, n) ** 2
+def _no_noise_at_all(s, n): return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: 0.0)
+def _right_data(s, n): return float(s)
+def _own_variance(s, n):
+    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * (t * t * s * s + (1 - t) ** 2), lambda t, u: (1 - u) ** 2)
+def _unsquared(s, n):
+    mean = lambda t: t * s / (t * t * s + (1 - t) ** 2)
+    return _shaken(s, n, lambda t, u, v: (u * mean(t)) ** 2 * v, lambda t, u: (1 - u) ** 2)
+
+SHAKEN = (
+    Mistake(_deviations, "Variances of independent parts add, not standard deviations."),
+    Mistake(_early_noise, "The noise is put on for the time that the step arrives at: 1 - u of it, not 1 - t."),
+    Mistake(_no_mixing, "Of the mean a share u stays in the mixture, where u is the time that the step arrives at."),
+    Mistake(_variance_of_ends, "That is the variance. The standard deviation is asked for."),
+    Mistake(_no_noise_at_all, "Only the mean's part is there: each step but the last adds (1 - u)² of fresh noise."),
+    Mistake(_right_data, "That is the data's. Means are closer together than data: multiply the spread of x by the factor of the mean."),
+    Mistake(_own_variance, "You took the path's variance at time t. The points have lost some of it: follow theirs, step by step."),
+    Mistake(_unsquared, "s is the standard deviation: the factor holds s squared."),
 )
 
 # %% ../../nbs/solutions/21_few_step.ipynb #b8287a14
@@ -206,6 +222,9 @@ def _backwards(f, u, x, t): return torch.func.jvp(f, (x, t), (-u(x, t), torch.on
 def _transposed(f, u, x, t):
     value, back = torch.func.vjp(f, x, t)
     return back(u(x, t))[0] + _time_only(f, u, x, t)
+def _sum_of_components(f, u, x, t):
+    at = x.detach().requires_grad_()
+    return torch.autograd.grad(f(at, t).sum(), at)[0] * u(x, t) + _time_only(f, u, x, t)
 def _of_field(f, u, x, t): return torch.func.jvp(u, (x, t), (u(x, t), torch.ones_like(t)))[1]
 def _to_itself(f, u, x, t): return torch.func.jvp(f, (x, t), (f(x, t), torch.ones_like(t)))[1]
 def _chord(f, u, x, t): return torch.func.jvp(f, (x, t), ((f(x, t) - x) / (1 - t[:, None]), torch.ones_like(t)))[1]
@@ -216,6 +235,7 @@ DRIFT = (
     Mistake(_space_only, "Time passes while the point moves: the part ∂f/∂t is missing."),
     Mistake(_backwards, "A sign: along the path x changes by + u."),
     Mistake(_transposed, "You multiplied with the Jacobian from the other side (vjp). The change of f along u is J u, a jvp."),
+    Mistake(_sum_of_components, "You differentiated the sum of f's components. Keep them apart."),
     Mistake(_of_field, "That is the change of u along the path. The change of f is asked for."),
     Mistake(_to_itself, "x moves with the velocity u, not with f."),
     Mistake(_chord, "That is the student's own mean velocity. The path is the teacher's: move with u."),
@@ -227,7 +247,7 @@ EXERCISES = {
     "two_jumps": Exercise(two_jumps, _jump_cases, JUMPS, "Fresh noise covers what the first jump got wrong."),
     "euler_std": Exercise(euler_std, _std_cases, STD, "One step gives 0, the mean; with n it comes close like 1 / n."),
     "pays_from": Exercise(pays_from, _pays_cases, PAYS, "A hundred thousand pictures or so: for one evening of play it never pays."),
-    "straightness": Exercise(straightness, _straight_cases, STRAIGHT, "It is the path energy less the squared chord: lesson 11's second gap."),
+    "shaken_std": Exercise(shaken_std, _shaken_cases, SHAKEN, "With ever more steps it goes to s / sqrt(2), not to s: shaking needs the end, not the mean."),
     "progressive_target": Exercise(progressive_target, _progressive_cases, PROGRESSIVE, "Halve the steps, let the student teach, halve again."),
     "drift": Exercise(drift, _drift_cases, DRIFT, "That is consistency in continuous time: no N, no step."),
 }
