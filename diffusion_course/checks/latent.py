@@ -63,6 +63,7 @@ def one_factor(z):
 def _deviation(z): return float(z.std(correction=0))
 def _rms(z): return 1 / float(z.square().mean().sqrt())
 def _mean_of_channels(z): return 1 / float(z.std((0, 2, 3), correction=0).mean())
+def _mean_of_channels_too(z): return 1 / float(z.std((0, 2, 3)).mean())
 def _within_channels(z): return 1 / float(z.var((0, 2, 3), correction=0).mean().sqrt())
 def _each_channel(z): return 1 / z.std((0, 2, 3), correction=0)
 def _minus_one(z): return 1 / float(z.std())
@@ -73,6 +74,7 @@ FACTOR = (
     Mistake(_deviation, "That is the deviation. What do you multiply with, so that it becomes 1?"),
     Mistake(_rms, "This is the root of the mean square. A deviation is measured from the mean."),
     Mistake(_mean_of_channels, "You averaged the channels' deviations. One factor: the deviation of all numbers together."),
+    Mistake(_mean_of_channels_too, "You averaged the channels' deviations, and divided by the count minus 1. One factor: the deviation of all numbers together."),
     Mistake(_within_channels, "You took each channel's own mean off. All numbers together have one mean."),
     Mistake(_each_channel, "A factor for each channel is what to_unit does. Asked is one number for all."),
     Mistake(_minus_one, "You divided by the count minus 1: correction=0 divides by the count."),
@@ -118,6 +120,8 @@ def _three(side, factor, d): return 3 * (n := (side // factor) ** 2) * d**2 + 2 
 def _one_product(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + n**2 * d
 def _no_projections(side, factor, d): return 2 * (side // factor) ** 4 * d
 def _no_products(side, factor, d): return 4 * (side // factor) ** 2 * d**2
+def _thin_projections(side, factor, d): return 4 * (n := (side // factor) ** 2) * d + 2 * n**2 * d
+def _wide_pairs(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + 2 * n**2 * d**2
 def _no_width(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + 2 * n**2
 def _once(side, factor, d): return 4 * d**2 + 2 * (side // factor) ** 4 * d
 
@@ -129,6 +133,8 @@ ATTENTION = (
     Mistake(_one_product, "Questions times keys is one product of all with all. Averaging the values is another."),
     Mistake(_no_projections, "The projections are missing: d x d at every place."),
     Mistake(_no_products, "The products of all places with all are missing. For large pictures they are the larger part."),
+    Mistake(_thin_projections, "A projection costs d x d at each place: every new number is a sum over all d old ones."),
+    Mistake(_wide_pairs, "Each pair of places costs d in a product, not d x d."),
     Mistake(_no_width, "Each pair of places costs d multiply-adds in each product, not one."),
     Mistake(_once, "A projection is applied at every place."),
 )
@@ -194,6 +200,9 @@ def best_guess(z, m, s, t):
 
 # %% ../../nbs/solutions/18_latent.ipynb #1934ebc0
 def _at(t): return t[:, None, None, None]
+def _divides_by_0(z, m, s, t):
+    clear = _at(t) / (1 - _at(t)) ** 2
+    return (m / s**2 + clear * z) / (1 / s**2 + clear * _at(t))
 def _just_mean(z, m, s, t): return m + 0 * z
 def _by_time(z, m, s, t): return z / _at(t).clamp_min(1e-3)
 def _no_t(z, m, s, t): return m + s**2 / (_at(t) ** 2 * s**2 + (1 - _at(t)) ** 2) * (z - _at(t) * m)
@@ -207,6 +216,7 @@ def _last_axis(z, m, s, t): return m + t * s**2 / (t**2 * s**2 + (1 - t) ** 2) *
 def _mixed(z, m, s, t): return (1 - _at(t)) * m + _at(t) * z
 
 GUESS = (
+    Mistake(_divides_by_0, "Right inside, but at t = 1 it divides by 0. Multiply above and below by s²(1-t)²."),
     Mistake(_just_mean, "That is right at t = 0. Near t = 1 the sample itself can be seen in z."),
     Mistake(_by_time, "z / t forgets that z holds noise, and ignores what m tells."),
     Mistake(_no_t, "The covariance of z1 and z is t·s², not s²."),
