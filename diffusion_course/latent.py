@@ -111,7 +111,7 @@ class Decoder(nn.Module):
 
 
 @lru_cache(maxsize=4)
-def _vae(name: str, decoder: str = "", device: torch.device | str = "cpu") -> tuple[VAE, int]:
+def _vae(name: str, decoder: str = "", device: str = "cpu") -> tuple[VAE, int]:
     vae, better = load(name), load(decoder) if decoder else None
     if not isinstance(vae, VAE): raise ValueError(f"vae is {name!r}, a {type(vae).__name__}: expected an autoencoder")
     code = checksum(vae)
@@ -147,13 +147,15 @@ class LatentUNet(UNet):
     def vae(self, device: torch.device | str = "cpu") -> VAE:
         "The autoencoder it was trained with. A ValueError where another has that name now."
         c = self.config
-        vae, code = _vae(c.vae, c.decoder, device)
+        vae, code = _vae(c.vae, c.decoder, str(device))
         if c.code not in (0, code):
             raise ValueError(f"the autoencoder {c.vae!r} has checksum {code:08x}: expected {c.code:08x}, that of"
                              " the one whose latents this model learned. Bring back its file, or train again")
         return vae
 
-    def decode(self, z: Tensor) -> Tensor: return decode(self, z)
+    def decode(self, z: Tensor) -> Tensor:
+        "(n, c, h, w) latents -> the pictures that they stand for."
+        return decode(self, z)
 
 # %% ../nbs/18_latent.ipynb #0b455a59
 @torch.no_grad()
@@ -255,7 +257,7 @@ class DecoderTrainConfig(Recipe):
         return decoder.train()
 
     def loss(self, model: Decoder, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        with torch.no_grad(): z = _vae(self.vae, "", x.device)[0].encode(x).sample(generator)
+        with torch.no_grad(): z = _vae(self.vae, "", str(x.device))[0].encode(x).sample(generator)
         back = model(z)
         error = (back - x).square().mean()
         return error + self.perceptual * perceptual_loss(_critic(self.critic, x.device), x, back)

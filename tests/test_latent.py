@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_course import latent
+from diffusion_course import few_step, latent
 from diffusion_course.checkpoints import WEIGHTS, info, load, save
 from diffusion_course.classifier import Classifier, ClassifierConfig
 from diffusion_course.evaluation import EvaluateConfig, scores_of
@@ -18,6 +18,7 @@ from diffusion_course.latent import (
     perceptual_loss,
 )
 from diffusion_course.matching import matching_loss
+from diffusion_course.options import with_options
 from diffusion_course.predictions import Denoiser
 from diffusion_course.schedules import Linear
 from diffusion_course.training import train
@@ -209,6 +210,17 @@ def test_settings_that_do_not_fit_are_refused(config):
     data = encode_all(load(config.net.vae), some())
     with pytest.raises(ValueError, match=r"net.shape is \(4, 8, 8\): expected the latents', \(4, 2, 2\)"): replace(config, net=LatentUNetConfig()).fits(data)
     with pytest.raises(ValueError, match="net.n_labels is 3: expected 10"): replace(config, net=replace(config.net, n_labels=3)).fits(data)
+
+
+@pytest.mark.parametrize("name, preset, apart", [
+    ("cifar10-latent", PRESETS["latent"], dict(guidance=1.0, net=LatentUNetConfig())),  # of previews, and the decoder of previews
+    ("vae-decoder", PRESETS["vae-decoder"], dict(critic="")), ("few-step", few_step.PRESETS["few-step"], {}),
+])
+def test_shipped_weights_are_those_of_the_preset(name, preset, apart):
+    about = info(name)
+    made, ignore = with_options(preset, about["config"]), dict(about="", stages=(), log_every=1, save_every=1) | apart
+    assert replace(made, **ignore) == replace(preset, **ignore)
+    assert about["images"] >= made.images and about["seconds"] > 0 and about["command"].startswith("diffusion-course train ")
 
 
 def test_the_table_says_what_the_lesson_claims():
