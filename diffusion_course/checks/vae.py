@@ -59,6 +59,7 @@ def _kl_the_other_way(mean_q, log_var_q, mean_p, log_var_p): return kl_between(m
 def _kl_without_half(mean_q, log_var_q, mean_p, log_var_p): return 2 * kl_between(mean_q, log_var_q, mean_p, log_var_p)
 def _kl_standard(mean_q, log_var_q, mean_p, log_var_p): return (mean_q**2 + log_var_q.exp() - 1 - log_var_q).sum(1) / 2
 def _kl_mean(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p) / mean_q.shape[1]
+def _kl_no_one(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p) + mean_q.shape[1] / 2
 def _kl_all(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p).sum()
 def _kl_std(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, 2 * log_var_q, mean_p, 2 * log_var_p)
 def _kl_log_sign(mean_q, log_var_q, mean_p, log_var_p):
@@ -71,6 +72,7 @@ KL_BETWEEN = (
     Mistake(_kl_without_half, "Twice too much: the half in front is missing."),
     Mistake(_kl_standard, "That is the KL to N(0, I). Here the prior has a mean and a variance of its own."),
     Mistake(_kl_mean, "Sum over the numbers of the code: independent numbers add their nats. A mean forgets how many there are."),
+    Mistake(_kl_no_one, "Equal Gaussians must give 0: the -1 for each number is missing."),
     Mistake(_kl_all, "One number for each row: sum over the last dimension only."),
     Mistake(_kl_std, "You took the log variance for the log of the standard deviation, and doubled it. exp(log_var) is tau² already."),
     Mistake(_kl_log_sign, "The two logarithms have each other's sign. A narrow q must cost nats, so -log tau_q² it is."),
@@ -83,6 +85,7 @@ def believed_noise(weight, D, m):
 
 # %% ../../nbs/solutions/17_vae.ipynb #2f1ee3cd
 def _noise_variance(weight, D, m): return weight * D / (2 * m)
+def _noise_kappa(weight, D, m): return weight * D / m
 def _noise_without_two(weight, D, m): return math.sqrt(weight * D / m)
 def _noise_flipped(weight, D, m): return math.sqrt(weight * m / (2 * D))
 def _noise_same_reduction(weight, D, m): return math.sqrt(weight / 2)
@@ -92,6 +95,7 @@ def _noise_times_two(weight, D, m): return math.sqrt(2 * weight * D / m)
 
 BELIEVED_NOISE = (
     Mistake(_noise_variance, "That is the variance s². Take the root."),
+    Mistake(_noise_kappa, "That is kappa, twice the variance. The standard deviation is the root of its half."),
     Mistake(_noise_without_two, "A factor 2: -log N(x; d, s²) is the squared error over *two* s²."),
     Mistake(_noise_flipped, "D and m have changed places: averaging the KL over few numbers makes each nat dearer."),
     Mistake(_noise_same_reduction, "That is right if error and KL are both divided by D. Here the KL is divided by m."),
@@ -109,6 +113,7 @@ def psnr_of_bytes(a, b):
 def _psnr_wrapped(a, b): return 10 * (255**2 / (a - b).double().square().mean((1, 2, 3))).log10()
 def _psnr_wrapped_square(a, b): return 10 * (255**2 / ((a - b) ** 2).double().mean((1, 2, 3))).log10()
 def _psnr_range_one(a, b): return 10 * (1 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
+def _psnr_range_two(a, b): return 10 * (4 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
 def _psnr_twenty(a, b): return 2 * psnr_of_bytes(a, b)
 def _psnr_peak_once(a, b): return 10 * (255 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
 def _psnr_one_error(a, b): return (10 * (255**2 / (a.double() - b.double()).square().mean()).log10()).expand(len(a))
@@ -121,6 +126,7 @@ PSNR = (
     Mistake(_psnr_wrapped, "Bytes wrap around when you subtract: 3 - 5 is 254. Convert to floating point before."),
     Mistake(_psnr_wrapped_square, "You subtracted and squared bytes, and both wrap around. Convert to floating point before."),
     Mistake(_psnr_range_one, "The peak is 255, not 1."),
+    Mistake(_psnr_range_two, "That takes 2 for the range, as psnr does for [-1, 1]. Bytes have 255."),
     Mistake(_psnr_twenty, "20 goes with the root of the error. The squared error takes 10."),
     Mistake(_psnr_peak_once, "The peak is squared too, like the error it is compared with."),
     Mistake(_psnr_one_error, "You averaged the error over all pictures. One number for each."),
@@ -139,6 +145,8 @@ def _time_ratio(t, c): return t * c / (1 - t)
 def _time_back(t, c): return t / (t + c * (1 - t))
 def _time_through_ratio(t, c): return t * c / (1 - t) / (1 + t * c / (1 - t))
 def _time_scaled(t, c): return t * c
+def _time_log_snr(t, c): return 2 * (t * c / (1 - t)).log()
+def _time_divided(t, c): return t / c
 def _time_squared(t, c): return t * c**2 / (t * c**2 + 1 - t)
 def _time_half_logit(t, c): return t * c**0.5 / (t * c**0.5 + 1 - t)
 def _time_variance(t, c): return (t * c) ** 2 / ((t * c) ** 2 + (1 - t) ** 2)
@@ -149,6 +157,8 @@ TIME = (
     Mistake(_time_ratio, "That is the ratio t c / (1 - t) itself. Which time t' has t' / (1 - t') equal to it?"),
     Mistake(_time_back, "The other way round: large data stand out of the noise *earlier*, so t' is above t for c > 1."),
     Mistake(_time_scaled, "t c leaves [0, 1]. Compare the ratios of signal to noise, alpha c / sigma."),
+    Mistake(_time_log_snr, "That is the log-SNR at t. Which time t' has it for data of deviation 1?"),
+    Mistake(_time_divided, "t / c leaves [0, 1], and large data stand out earlier, not later. Compare the ratios of signal to noise."),
     Mistake(_time_squared, "c was squared, t was not. Compare standard deviations with standard deviations."),
     Mistake(_time_half_logit, "You took the root of c. log-SNR moves by 2 log c, and is itself *twice* the logit of t."),
     Mistake(_time_variance, "That is the signal's share of the variance. t' itself divides amplitudes: t' against 1 - t'."),
@@ -163,6 +173,7 @@ def tighter_bound(log_likelihood, log_prior, log_q):
 # %% ../../nbs/solutions/17_vae.ipynb #13da4d6e
 def _bound_elbo(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).mean(0)
 def _bound_sum(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).logsumexp(0)
+def _bound_plus_k(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).logsumexp(0) + math.log(len(log_q))
 def _bound_exp(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).exp().mean(0).log()
 def _bound_sign(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, log_prior, -log_q)
 def _bound_kl_sign(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, -log_prior, -log_q)
@@ -178,6 +189,7 @@ def _bound_k_inside(log_likelihood, log_prior, log_q):
 BOUND = (
     Mistake(_bound_elbo, "That is the mean of logarithms, the ELBO again. Here the logarithm comes after the mean."),
     Mistake(_bound_sum, "The mean over draws, not the sum: log K is missing."),
+    Mistake(_bound_plus_k, "A mean divides by K: subtract log K, don't add it."),
     Mistake(_bound_exp, "Right for small numbers. exp(-10000) is 0 and exp(2000) infinite: use logsumexp."),
     Mistake(_bound_sign, "Divide by q: its logarithm is subtracted."),
     Mistake(_bound_kl_sign, "You subtracted the KL's terms the wrong way round: the weight is p(x|z) p(z) / q(z|x)."),
@@ -210,6 +222,9 @@ def _linear_mean_unscaled(W, s, x):
     mean, covariance = linear_posterior(W, s, x)
     return mean * s**2, covariance
 def _linear_encoder(W, s, x): return x @ W, linear_posterior(W, s, x)[1]
+def _linear_unscaled(W, s, x):
+    mean, covariance = linear_posterior(W, s, x)
+    return mean, covariance / s**2
 def _linear_marginal(W, s, x): return linear_posterior(W, s, x)[0], W.T @ W + s**2 * torch.eye(W.shape[1], dtype=W.dtype)
 def _linear_independent(W, s, x):
     var = 1 / (1 + W.square().sum(0) / s**2)
@@ -222,6 +237,7 @@ LINEAR = (
     Mistake(_linear_diagonal, "You kept the diagonal alone. Columns that aren't orthogonal make the numbers of the code correlated."),
     Mistake(_linear_mean_unscaled, "The mean lacks the division by s²."),
     Mistake(_linear_encoder, "x W is a guess of the right direction. The posterior's mean multiplies it by the covariance and 1/s²."),
+    Mistake(_linear_unscaled, "The mean fits. The covariance is s² times the inverse that you took."),
     Mistake(_linear_marginal, "That looks like the covariance of x. Asked is that of z, once x is known."),
     Mistake(_linear_independent, "That is the formula for orthogonal columns. Here W^T W is a full matrix, and must be inverted whole."),
 )
