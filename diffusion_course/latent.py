@@ -189,7 +189,7 @@ class LatentConfig(TrainConfig):
     def pictures(self) -> Latents: return encode_all(_vae(self.net.vae)[0], super().pictures(), progress=None)
 
     def fits(self, data: Latents) -> None:
-        found, names = (tuple(data.mean.shape[2:]), len(data.names))
+        found, names = tuple(data.mean.shape[2:]), len(data.names)
         if found != self.net.shape: raise ValueError(f"net.shape is {self.net.shape}: expected the latents', {found}")
         if 0 < self.net.n_labels < names:
             raise ValueError(f"net.n_labels is {self.net.n_labels}: expected {names}, as the data has, or 0 for none")

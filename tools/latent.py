@@ -59,8 +59,8 @@ def main() -> None:
             book.row("real", dict(what=what, n=n), scores, real.x[second], real.y[second], known, vae)
         if n == many: break
         best = min((book.row("guidance", dict(w=w, n=n, seed=0), drawn, w, n, 0, known) for w in SCALES), key=lambda r: r["frechet"])["w"]
-        for name, w in (("cifar10", min(known_best, key=known_best.get)), (args.model, best)):
-            for steps in STEPS: book.row("steps", dict(model=name, w=w, steps=steps, nfe=2 * steps, n=n), drawn, w, n, 0, known, steps, load(name))
+        for name, which, w in (("cifar10", load("cifar10"), min(known_best, key=known_best.get)), ("cifar10-latent", model, best)):
+            for steps in STEPS: book.row("steps", dict(model=name, w=w, steps=steps, nfe=2 * steps, n=n), drawn, w, n, 0, known, steps, which)
     book.row("best", dict(w=best, n=many, seed=1), drawn, best, many, 1, known)
     for table in ("real", "guidance", "steps", "best"):
         for row in book.tables[table]: print(table, row)

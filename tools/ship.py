@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
+from shipping import newest, ship
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.checkpoints import WEIGHTS, info, load
 from diffusion_course.generation import generate
 from diffusion_course.images import digit_classifier
 
@@ -36,16 +35,6 @@ def quality_of_pictures(images: int) -> str:
     return f"label agreement {value('label agreement'):.1%}, Fréchet distance {value('Fréchet distance'):.3f} ({r['n']:,}, w = {r['w']:g})"
 
 
-def copy(source: Path, target: Path, quality: Callable[[torch.nn.Module, dict], str] | None = None) -> dict:
-    """A model with its record, in which the command is what a user would type."""
-    model, about = load(source), info(source)
-    about["command"] = re.sub(r" (--resume|--folder \S+)", "", about.get("command", ""))
-    about.get("config", {}).pop("about", None)  # what the preset says of itself is in the code
-    if quality: about["quality"] = quality(model, about)
-    save(model, target, **about)
-    return about
-
-
 def main() -> None:
     """Copy, and say what was copied."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -53,11 +42,10 @@ def main() -> None:
     parser.add_argument("digits", type=Path, help="of `diffusion-course train digits`")
     parser.add_argument("--early", type=int, required=True, help="pictures seen by the stage that lesson 14 goes on from")
     args = parser.parse_args()
-    stages = sorted((args.run / "stages").glob("*.safetensors"))
-    final = args.run / "model.safetensors"
-    print("cifar10:", copy(final if final.exists() else stages[-1], WEIGHTS / "cifar10.safetensors", lambda _, about: quality_of_pictures(about["images"])))
-    print("cifar10-early:", copy(args.run / "stages" / f"{args.early:09d}.safetensors", WEIGHTS / "cifar10-early.safetensors"))
-    print("digits:", copy(args.digits / "model.safetensors", WEIGHTS / "digits.safetensors", lambda model, _: quality_of_digits(model)))
+    final, digits = newest(args.run), args.digits / "model.safetensors"
+    ship(final, "cifar10", quality=quality_of_pictures(info(final)["images"]))
+    ship(args.run / "stages" / f"{args.early:09d}.safetensors", "cifar10-early")
+    ship(digits, "digits", quality=quality_of_digits(load(digits)))
     shutil.rmtree(WEIGHTS / "ladder", ignore_errors=True)
     (WEIGHTS / "ladder").mkdir()
     for picture in sorted((args.run / "samples").glob("*.png")):

@@ -6,27 +6,16 @@ diffusion_course/weights/few-step.safetensors. Refuses a student whose autoencod
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from shipping import newest, ship
 
 
 def main() -> None:
     """Copy, and say what was copied."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of the run")
-    parser.add_argument("--out", type=Path, default=WEIGHTS / "few-step.safetensors")
-    args = parser.parse_args()
-    source = args.run / "model.safetensors"
-    if not source.exists(): source = max((args.run / "stages").glob("*.safetensors"))
-    model, about = load(source), info(source)
-    model.net.vae()  # a ValueError where its autoencoder isn't the one that ships
-    about["command"] = re.sub(r" (--resume|--folder \S+|--kept \S+)", "", about.get("command", "diffusion-course train few-step"))
-    if "kept" in about.get("config", {}): about["config"]["kept"] = ""
-    save(model, args.out, **about)
-    args.out.chmod(0o644)
-    print(f"{source}: {args.out.stat().st_size / 2**20:.2f} MB, {about['images']:,} pairs seen, {about['seconds']} s, loss {about['loss']:.4f}")
+    ship(newest(parser.parse_args().run), "few-step", lambda model: model.net.vae())  # a ValueError where its autoencoder isn't the shipped one
 
 
 if __name__ == "__main__": main()

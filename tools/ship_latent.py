@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from pathlib import Path
 
 import torch
+from shipping import newest, ship
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.checkpoints import load
 from diffusion_course.evaluation import label_agreement
 from diffusion_course.images import cifar10, to_bytes
 from diffusion_course.latent import LatentUNet, LatentUNetConfig
+from diffusion_course.predictions import Denoiser
 from diffusion_course.vae import VAE, psnr, reconstruct
 
 
-def ship(run: Path, name: str, **about: float) -> None:
-    """Copy a run's model, and say what was copied."""
-    source, target = run / "model.safetensors", WEIGHTS / f"{name}.safetensors"
-    if not source.exists(): source = max((run / "stages").glob("*.safetensors"))
-    model, about = load(source), info(source) | about
-    if run.name == "latent": model.net.config = dataclasses.replace(model.net.config, decoder="vae-decoder")  # any decoder of its latents will do
-    about["command"] = re.sub(r" (--resume|--folder \S+)", "", about.get("command", f"diffusion-course train {run.name}"))
-    save(model, target, **about)
-    target.chmod(0o644)
-    print(f"{source}: {target.stat().st_size / 1e6:.2f} MB, {about['images']:,} seen, {about['seconds']} s, loss {about['loss']:.4f}")
+def with_decoder(model: Denoiser) -> None:
+    """Name the decoder: any that reads its latents will do, so that a run need not know it."""
+    model.net.config = dataclasses.replace(model.net.config, decoder="vae-decoder")
 
 
 def quality(vae: VAE) -> tuple[float, float]:
@@ -48,9 +42,8 @@ def main() -> None:
     before = quality(load("vae-small"))
     after = quality(LatentUNet(LatentUNetConfig(decoder=str(runs / "vae-decoder" / "model.safetensors"))).vae())
     noted = dict(zip(("psnr_before", "agreement_before", "psnr", "agreement"), before + after, strict=True))
-    ship(runs / "vae-decoder", "vae-decoder", **noted)
-    print(noted)
-    ship(runs / "latent", "cifar10-latent")
+    ship(runs / "vae-decoder" / "model.safetensors", "vae-decoder", **noted)
+    ship(newest(runs / "latent"), "cifar10-latent", with_decoder)
     load("cifar10-latent").net.vae()  # a ValueError where its autoencoder isn't the one that ships
 
 

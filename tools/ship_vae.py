@@ -7,10 +7,11 @@ on test pictures beside each.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from shipping import ship
+
+from diffusion_course.checkpoints import info, load
 from diffusion_course.images import cifar10, digits
 from diffusion_course.vae import psnr, reconstruct
 
@@ -25,14 +26,9 @@ def main() -> None:
     tests = {name: data("test").batch(slice(0, 1000))[0] for name, data in (("cifar10", cifar10), ("digits", digits))}
     names = {f"vae-{k}": f"vae-{k}" for k in ("small", "64", "512")} | {f"kl-{k}": f"vae-digits/kl-{k}" for k in KLS}
     for run, name in names.items():
-        source, target = runs / run / "model.safetensors", WEIGHTS / f"{name}.safetensors"
-        vae, about = load(source), info(source)
-        x = tests[about["config"]["data"]]
-        about["command"] = re.sub(r" (--resume|--folder \S+|--images \S+)", "", about.get("command", ""))
-        about["psnr"] = round(psnr(x, reconstruct(vae, x)).mean().item(), 2)
-        save(vae, target, **about)
-        target.chmod(0o644)
-        print(f"{name}: {target.stat().st_size / 2**20:.2f} MB, {about['psnr']} dB, {about['images']:,} pictures, {about['seconds']} s")
+        source = runs / run / "model.safetensors"
+        x = tests[info(source)["config"]["data"]]
+        ship(source, name, psnr=round(psnr(x, reconstruct(load(source), x)).mean().item(), 2))
 
 
 if __name__ == "__main__": main()
