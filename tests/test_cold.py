@@ -9,7 +9,7 @@ import torch
 
 from diffusion_course.checkpoints import WEIGHTS, load, save, shipped
 from diffusion_course.cold import (
-    DEGRADATIONS, PRESETS, START, Blur, ColdConfig, Masking, Pixelate, Restorer, improved, naive, restore,
+    DEGRADATIONS, PRESETS, START, Blur, ColdRecipe, Masking, Pixelate, Restorer, improved, naive, restore,
 )
 from diffusion_course.images import cifar10
 from diffusion_course.predictions import Denoiser
@@ -103,8 +103,8 @@ def test_pixelate_keeps_means_and_its_stages():
 @pytest.mark.parametrize("wrong", [
     lambda: Blur(0.0), lambda: Pixelate()(normal(1, 1, 12, 12), 0.5), lambda: Pixelate()(normal(1, 1, 8, 16), 0.5),
     lambda: restore(answers(torch.sin), normal(1, 1, 8, 8), "snow"),
-    lambda: ColdConfig(net=UNetConfig(n_labels=10)).fits(type("D", (), dict(x=torch.zeros(1, 3, 32, 32)))),
-    lambda: ColdConfig(net=UNetConfig(n_labels=3)).fits(type("D", (), dict(x=torch.zeros(1, 1, 8, 8)))),
+    lambda: ColdRecipe(net=UNetConfig(n_labels=10)).fits(type("D", (), dict(x=torch.zeros(1, 3, 32, 32)))),
+    lambda: ColdRecipe(net=UNetConfig(n_labels=3)).fits(type("D", (), dict(x=torch.zeros(1, 1, 8, 8)))),
 ])
 def test_wrong_input_says_what_is_expected(wrong):
     with pytest.raises(ValueError, match="expected"): wrong()
@@ -170,7 +170,7 @@ def test_restore_is_the_loop_with_its_parts():
 
 # ---- the restorer ----------------------------------------------------------------------------------------------------
 
-def small(**changes) -> ColdConfig:
+def small(**changes) -> ColdRecipe:
     """A tiny training on digits."""
     net = UNetConfig(shape=(1, 8, 8), widths=(16,), attention=(), head=16, patch=1, n_labels=3)
     return replace(PRESETS["cold-digits"], **dict(net=net, images=640, batch=32, warmup=64, log_every=320) | changes)

@@ -15,7 +15,7 @@ from diffusion_course.cli import main
 from diffusion_course.classifier import Classifier, ClassifierConfig, shifted
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.generation import generate
-from diffusion_course.images import Pictures, digits, to_float
+from diffusion_course.images import Images, digits, to_float
 from diffusion_course.predictions import Denoiser, ExactDenoiser
 from diffusion_course.samplers import euler_maruyama
 from diffusion_course.schedules import Linear, VariancePreserving, marginal
@@ -248,7 +248,7 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     model = Denoiser(Painter(means), Linear())
     y = torch.arange(100) % 2
     x = ((means[y][:, :, None, None] + 0.2 * torch.randn(100, 3, 8, 8, generator=rng())).clamp(-1, 1) * 127.5 + 127.5).byte()
-    real = Pictures(x, y, ("low", "high"))
+    real = Images(x, y, ("low", "high"))
     blue_or_red = lambda x: torch.stack([x[:, 2] - x[:, 0], x[:, 0] - x[:, 2]], 1).mean((2, 3))
     run = lambda **k: ev.evaluate(model, blue_or_red, real, 40, steps=4, progress=False, **k)
     scores = run()
@@ -403,7 +403,7 @@ def test_inception_fid_hands_bytes_to_torch_fidelity(monkeypatch, tmp_path):
 
 def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
     means = torch.linspace(-0.6, 0.6, 10)[:, None].repeat(1, 3)
-    monkeypatch.setattr(ev, "cifar10", lambda part: Pictures(some_pictures(50), torch.arange(50) % 10, tuple("0123456789")))
+    monkeypatch.setattr(ev, "cifar10", lambda part: Images(some_pictures(50), torch.arange(50) % 10, tuple("0123456789")))
     judge = Classifier(ClassifierConfig(shape=(3, 8, 8), stem=8, widths=(8, 16), blocks=(0, 0))).eval()
     checkpoints.save(judge, tmp_path / "judge.safetensors")
     known = {"model": Denoiser(Painter(means), Linear())}

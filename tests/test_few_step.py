@@ -11,7 +11,7 @@ from diffusion_course.checkpoints import WEIGHTS, load, save
 from diffusion_course.couplings import reflow_pairs
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.few_step import (
-    PRESETS, DistilConfig, FlowEnd, Pairs, ReflowConfig, consistency, consistency_loss, teacher_pairs,
+    PRESETS, ConsistencyRecipe, FlowEnd, Pairs, ReflowRecipe, consistency, consistency_loss, teacher_pairs,
 )
 from diffusion_course.guidance import classifier_free
 from diffusion_course.matching import MLP, matching_loss
@@ -207,12 +207,12 @@ def test_a_batch_of_pairs():
     lambda: Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3)).batch(slice(2), torch.ones(2) > 0),
     lambda: teacher_pairs(unet(), 0),
     lambda: teacher_pairs(unet(n_labels=0), 5, w=2.0),
-    lambda: ReflowConfig(flip=True),
-    lambda: ReflowConfig(first=1.5),
-    lambda: ReflowConfig(pairs=0),
-    lambda: DistilConfig(grid=0),
-    lambda: ReflowConfig(teacher="digits").fits(Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))),
-    lambda: ReflowConfig(teacher="cold").fits(Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))),
+    lambda: ReflowRecipe(flip=True),
+    lambda: ReflowRecipe(first=1.5),
+    lambda: ReflowRecipe(pairs=0),
+    lambda: ConsistencyRecipe(grid=0),
+    lambda: ReflowRecipe(teacher="digits").fits(Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))),
+    lambda: ReflowRecipe(teacher="cold").fits(Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))),
 ])
 def test_wrong_input_says_what_is_expected(wrong):
     with pytest.raises(ValueError, match="expected"): wrong()
@@ -228,7 +228,7 @@ def file(tmp_path):
     return path
 
 
-def small(file, kind="few-step-digits", **changes) -> ReflowConfig:
+def small(file, kind="few-step-digits", **changes) -> ReflowRecipe:
     """A tiny training of it."""
     how = dict(teacher=str(file), kept=str(file.parent), pairs=64, pair_steps=3, images=640, batch=32, warmup=64, log_every=320)
     return replace(PRESETS[kind], **how | changes)

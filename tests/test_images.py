@@ -1,4 +1,4 @@
-"""Pictures: bytes and numbers, CIFAR-10 read, fetched, cut off and resumed, spectra, the smallest network, the judge; bad input."""
+"""Images: bytes and numbers, CIFAR-10 read, fetched, cut off and resumed, spectra, the smallest network, the judge; bad input."""
 from __future__ import annotations
 
 import hashlib
@@ -18,7 +18,7 @@ from diffusion_course import images
 from diffusion_course.images import (
     CIFAR10_NAMES,
     DenoiseNet,
-    Pictures,
+    Images,
     cifar10,
     cifar10_at_hand,
     digit_classifier,
@@ -60,9 +60,9 @@ def test_bytes_bad_input() -> None:
     with pytest.raises(ValueError, match="torch.uint8: expected floating-point"): to_bytes(torch.zeros(2).byte())
 
 
-def some(n: int = 6) -> Pictures:
+def some(n: int = 6) -> Images:
     x = torch.randint(0, 256, (n, 3, 4, 5), generator=rng(1)).byte()
-    return Pictures(x, torch.arange(n) % 3, ("a", "b", "c"))
+    return Images(x, torch.arange(n) % 3, ("a", "b", "c"))
 
 
 def test_batch_mirrors_those_asked_for() -> None:
@@ -88,7 +88,7 @@ def test_batch_refuses_flips_that_do_not_fit(flip: torch.Tensor) -> None:
     (lambda x, y: (x, y - 1), "labels -1 to 1: expected 0 to 2"),
 ])
 def test_pictures_bad_input(change: Callable, said: str) -> None:
-    with pytest.raises(ValueError, match=said): Pictures(*change(some().x, some().y), some().names)
+    with pytest.raises(ValueError, match=said): Images(*change(some().x, some().y), some().names)
 
 
 def test_digits() -> None:

@@ -12,9 +12,9 @@ from diffusion_course.checkpoints import WEIGHTS, info, load, save
 from diffusion_course.classifier import Classifier, ClassifierConfig
 from diffusion_course.evaluation import EvaluateConfig, scores_of
 from diffusion_course.generation import SampleConfig, as_pictures, generate, sample_to_files
-from diffusion_course.images import CIFAR10_NAMES, Pictures, digits
+from diffusion_course.images import CIFAR10_NAMES, Images, digits
 from diffusion_course.latent import (
-    PRESETS, Decoder, DecoderConfig, DecoderTrainConfig, Latents, LatentConfig, LatentUNet, LatentUNetConfig, checksum, decode, encode_all,
+    PRESETS, Decoder, DecoderConfig, DecoderRecipe, Latents, LatentRecipe, LatentUNet, LatentUNetConfig, checksum, decode, encode_all,
     perceptual_loss,
 )
 from diffusion_course.matching import matching_loss
@@ -37,15 +37,15 @@ def digit_vae(tmp_path) -> str:
 
 
 @pytest.fixture
-def config(digit_vae) -> LatentConfig:
+def config(digit_vae) -> LatentRecipe:
     net = LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=digit_vae)
-    return LatentConfig(data="digits", net=net, flip=True, images=96, batch=32, log_every=32, save_every=64, precision="fp32")
+    return LatentRecipe(data="digits", net=net, flip=True, images=96, batch=32, log_every=32, save_every=64, precision="fp32")
 
 
-def some(n: int = 40) -> Pictures:
+def some(n: int = 40) -> Images:
     """Digits as pictures."""
     d = digits()
-    return Pictures(d.x[:n], d.y[:n], d.names)
+    return Images(d.x[:n], d.y[:n], d.names)
 
 
 def test_encode_all_is_encode_of_each_picture_and_of_its_mirror_image(digit_vae):
@@ -108,7 +108,7 @@ def critic(tmp_path) -> str:
 
 
 def test_a_decoder_trained_on_takes_the_place_of_the_first(digit_vae, critic, config, tmp_path):
-    recipe = DecoderTrainConfig(data="digits", flip=False, images=512, batch=64, lr=3e-3, warmup=0, ema=0.5, log_every=64, save_every=256,
+    recipe = DecoderRecipe(data="digits", flip=False, images=512, batch=64, lr=3e-3, warmup=0, ema=0.5, log_every=64, save_every=256,
                                 precision="fp32", vae=digit_vae, critic=critic)
     vae, x = load(digit_vae), digits("test").batch(slice(0, 200))[0]
     q, judge = vae.encode(x), load(critic)
@@ -135,7 +135,7 @@ def test_a_decoder_of_other_latents_is_refused(digit_vae, critic, config, tmp_pa
     with pytest.raises(ValueError, match=f"for latents of checksum 00000007: expected one for those of .*{code:08x}; or none"):
         replace(config, net=replace(config.net, decoder=path)).build()
     with pytest.raises(ValueError, match="decoder is .*, a VAE: expected a decoder"): replace(config, net=replace(config.net, decoder=digit_vae)).build()
-    recipe = DecoderTrainConfig(data="digits", vae=digit_vae, critic=critic)
+    recipe = DecoderRecipe(data="digits", vae=digit_vae, critic=critic)
     with pytest.raises(ValueError, match=f"start is .*: expected a decoder for latents of checksum {code:08x}"): replace(recipe, start=path).build()
     with pytest.raises(ValueError, match="critic is '': expected the file of a classifier"): replace(recipe, critic="").build()
     with pytest.raises(ValueError, match="critic is .*, a VAE: expected a classifier"): replace(recipe, critic=digit_vae).build()

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 
 from diffusion_course import checkpoints, training
 from diffusion_course.checkpoints import info, load, read_tensors, save, write_tensors
-from diffusion_course.images import Pictures, digit_classifier, digits
+from diffusion_course.images import Images, digit_classifier, digits
 from diffusion_course.options import as_dict, with_options
 from diffusion_course.predictions import Denoiser
 from diffusion_course.schedules import Linear
-from diffusion_course.training import PRESETS, Run, TrainConfig, autocast, batch_indices, ladder, saved_config, seeded, train
+from diffusion_course.training import PRESETS, Run, DenoiserRecipe, autocast, batch_indices, ladder, saved_config, seeded, train
 from diffusion_course.unet import UNet, UNetConfig
 
 NET = UNetConfig(shape=(1, 8, 8), widths=(32,), attention=(), patch=4)  # the smallest there is
@@ -41,7 +41,7 @@ class Interrupted(Exception):
     """What stands for the end of a process here."""
 
 
-def go(folder: Path, config: TrainConfig = TINY, stop_at: int | None = None, **kwargs) -> torch.nn.Module | None:
+def go(folder: Path, config: DenoiserRecipe = TINY, stop_at: int | None = None, **kwargs) -> torch.nn.Module | None:
     """Train, and end at the row of metrics with so many pictures."""
     def watch(run: Run) -> None:
         if run.seen == stop_at: raise Interrupted
@@ -49,7 +49,7 @@ def go(folder: Path, config: TrainConfig = TINY, stop_at: int | None = None, **k
     except Interrupted: return None
 
 
-def fresh(config: TrainConfig = TINY, folder: Path = Path("nowhere")) -> Run: return Run(config, folder, Accelerator(mixed_precision="no"))
+def fresh(config: DenoiserRecipe = TINY, folder: Path = Path("nowhere")) -> Run: return Run(config, folder, Accelerator(mixed_precision="no"))
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -353,7 +353,7 @@ def test_the_average_is_the_formula() -> None:
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    c = TrainConfig(images=100_000, batch=100, warmup=10_000, decay=0.4)
+    c = DenoiserRecipe(images=100_000, batch=100, warmup=10_000, decay=0.4)
     assert c.rate(0) == pytest.approx(0.01) and c.rate(4_900) == pytest.approx(0.5)
     assert c.rate(9_900) == c.rate(60_000) == 1.0
     assert c.rate(80_000) == pytest.approx(0.5) and c.rate(100_000) == pytest.approx(0, abs=1e-12) and c.rate(10**6) == pytest.approx(0, abs=1e-12)
@@ -368,12 +368,12 @@ def test_long_gradients_are_shortened() -> None:
 
 
 def test_the_floor_is_zero_where_the_label_tells_the_picture() -> None:
-    two = Pictures(digits().x[[0, 1]], torch.tensor([0, 1]), tuple("0123456789"))
+    two = Images(digits().x[[0, 1]], torch.tensor([0, 1]), tuple("0123456789"))
     known, half, unknown = (dataclasses.replace(TINY, drop=d).floor(two) for d in (0.0, 0.5, 1.0))
     assert known == pytest.approx(0, abs=1e-9) and unknown > 1e-3 and half == pytest.approx(unknown / 2, rel=1e-6)
     assert dataclasses.replace(TINY, net=dataclasses.replace(NET, n_labels=0)).floor(two) == pytest.approx(unknown, rel=1e-6)
     assert dataclasses.replace(TINY, kind="eps").floor(two) is None
-    assert TINY.floor(Pictures(torch.zeros(5001, 1, 1, 1, dtype=torch.uint8), torch.zeros(5001, dtype=torch.int64), ("a",))) is None
+    assert TINY.floor(Images(torch.zeros(5001, 1, 1, 1, dtype=torch.uint8), torch.zeros(5001, dtype=torch.int64), ("a",))) is None
     assert TINY.floor(digits()) == TINY.floor(digits()), "no chance in it"
 
 
@@ -391,7 +391,7 @@ def test_the_ladder_rises() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_survives_being_written_down(name: str) -> None:
     c = PRESETS[name]
-    assert with_options(TrainConfig(), as_dict(c)) == c
+    assert with_options(DenoiserRecipe(), as_dict(c)) == c
     with torch.device("meta"): net = UNet(c.net)
     x = torch.zeros(2, *c.net.shape, device="meta")
     assert net(x, torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")).shape == x.shape
@@ -490,13 +490,13 @@ torch.set_num_threads(1)
 from diffusion_course import images
 from diffusion_course.cli import main
 rank, out, arguments = int(os.environ["RANK"]), sys.argv[1], json.loads(sys.argv[2])
-seen, batch = [], images.Pictures.batch
+seen, batch = [], images.Images.batch
 
 def noted(self, i, flip=None):
     if isinstance(i, torch.Tensor) and len(i) < 100: seen.append(i.tolist())
     return batch(self, i, flip)
 
-images.Pictures.batch = noted
+images.Images.batch = noted
 for folder, more in (("a", ["--images", "320"]), ("b", ["--images", "160"]), ("b", ["--images", "320", "--resume"])):
     seen.clear()
     assert main([*arguments, "--folder", f"{out}/{folder}", *more]) == 0

@@ -14,7 +14,7 @@ from diffusion_course.checkpoints import WEIGHTS, info, load, save
 from diffusion_course.images import cifar10, digits, to_bytes, to_float
 from diffusion_course.options import with_options
 from diffusion_course.training import train
-from diffusion_course.vae import PRESETS, VAE, Block, Posterior, VAEConfig, VAETrainConfig, psnr, reconstruct, round_trips, vae_loss
+from diffusion_course.vae import PRESETS, VAE, Block, Posterior, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss
 
 SMALL = VAEConfig((1, 8, 8), (3, 2, 2), (16, 32))
 CONFIGS = [SMALL, VAEConfig(), VAEConfig((3, 16, 8), (2, 4, 2), (8,), (0,), (0,), patch=4), VAEConfig((2, 8, 8), (1, 1, 1), (4, 4, 8, 8), (1, 0, 0, 1), (0, 1, 0, 2), patch=1)]
@@ -190,9 +190,9 @@ def test_a_short_training_learns_notes_its_units_and_writes_a_model(tmp_path: Pa
 
 
 def test_recipes_that_can_not_be() -> None:
-    with pytest.raises(ValueError, match="kl is -1"): VAETrainConfig(kl=-1)
-    with pytest.raises(ValueError, match="kl is nan"): VAETrainConfig(kl=math.nan)
-    with pytest.raises(ValueError, match=r"net.shape is \(3, 32, 32\): expected the data's, \(1, 8, 8\)"): VAETrainConfig(data="digits").fits(digits())
+    with pytest.raises(ValueError, match="kl is -1"): VAERecipe(kl=-1)
+    with pytest.raises(ValueError, match="kl is nan"): VAERecipe(kl=math.nan)
+    with pytest.raises(ValueError, match=r"net.shape is \(3, 32, 32\): expected the data's, \(1, 8, 8\)"): VAERecipe(data="digits").fits(digits())
 
 
 @pytest.mark.parametrize("name", PRESETS)

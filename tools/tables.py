@@ -22,7 +22,7 @@ from tqdm import tqdm
 from diffusion_course import evaluation as ev
 from diffusion_course.checkpoints import WEIGHTS, info, load, write_tensors
 from diffusion_course.generation import generate
-from diffusion_course.images import Pictures, cifar10, to_bytes, to_float
+from diffusion_course.images import Images, cifar10, to_bytes, to_float
 
 SAMPLERS = {"euler (= ddim)": ("euler", 1), "heun": ("heun", 2), "dpmpp_2m": ("dpmpp_2m", 1), "ancestral": ("ancestral", 1),
             "euler_maruyama": ("euler_maruyama", 1)}
@@ -59,14 +59,14 @@ def damages(x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def write_reference(path: Path, real: Pictures, known: Tensor, name: str, seed: int) -> None:
+def write_reference(path: Path, real: Images, known: Tensor, name: str, seed: int) -> None:
     """Features of two sets of 1,000 pictures that share none, and mean and covariance of all, in less than 1 MB."""
     chosen = torch.cat(ev.split(1000, len(real), seed))
     tensors = dict(features=known[chosen].half(), labels=real.y[chosen].byte(), mean=known.mean(0).float(), covariance=torch.cov(known.T).float())
     write_tensors(path, tensors, dict(extractor=name, data="CIFAR-10, train", n=len(real), index=chosen.tolist()))
 
 
-def real_tables(book: Book, real: Pictures, known: Tensor, judge: torch.nn.Module, n: int, sizes: tuple[int, ...]) -> None:
+def real_tables(book: Book, real: Images, known: Tensor, judge: torch.nn.Module, n: int, sizes: tuple[int, ...]) -> None:
     """Floors by n, and what damage costs, both in features of training pictures."""
     name = ev.name_of(judge)
     for size in sizes:
@@ -96,7 +96,7 @@ def quantiles(distance: Tensor) -> dict:
     return dict(n=len(distance), quantiles=distance.double().quantile(torch.linspace(0, 1, 21, dtype=torch.float64)).tolist())
 
 
-def copies(model: torch.nn.Module, judge: torch.nn.Module, real: Pictures, test: Pictures, w: float, n: int, seed: int) -> dict:
+def copies(model: torch.nn.Module, judge: torch.nn.Module, real: Images, test: Images, w: float, n: int, seed: int) -> dict:
     """The nearest training pictures of 8 samples, and how far samples and test pictures are from their nearest."""
     y, found = torch.arange(n) % 10, {}
     x = to_bytes(generate(model, n, 20, "dpmpp_2m", w, seed, batch=100, progress=True, y=y))
@@ -124,7 +124,7 @@ def main() -> None:
     n, many, few, nearby = (60, 80, 6, 12) if args.quick else (args.n, 5 * args.n, args.n // 10, args.n // 2)
     nfes, scales, levels = ((4,), (1.0, 2.0), (-4, 4)) if args.quick else ((6, 12, 24), SCALES, range(-10, 13))
     model, judge, test, real = load(args.model), load(args.classifier), cifar10("test"), cifar10("train")
-    if args.quick: real = Pictures(real.x[:400], real.y[:400], real.names)
+    if args.quick: real = Images(real.x[:400], real.y[:400], real.names)
 
     if args.features and args.features.exists() and not args.quick: known = torch.load(args.features)
     else: known = ev.features(real, judge, progress=True)
@@ -147,7 +147,7 @@ def main() -> None:
 
     best = sweep(args.model, model)
 
-    def bits(data: Pictures) -> dict:
+    def bits(data: Images) -> dict:
         g = torch.Generator().manual_seed(args.seed)
         s = ev.bits_per_dim(model, data.x[:few], 2 if args.quick else 25, y=data.y[:few], generator=g, progress=True)
         return dict(value=s.value, error=s.error, how=s.extractor)
