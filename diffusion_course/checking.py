@@ -34,13 +34,19 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Exercise:
-    "A task with its reference, the inputs it is tried on, and the mistakes it recognises."
+    """A task with its reference, the inputs it is tried on, and the mistakes it recognises.
+
+    Attributes:
+        cases: makes the positional arguments of each trial, the same at every call.
+        praise: what the learner now has, in one sentence.
+        rtol: wide enough for an answer computed in float32.
+    """
 
     reference: Callable
-    cases: Callable[[], list[tuple]]  # makes the positional arguments of each trial, the same at every call
+    cases: Callable[[], list[tuple]]
     mistakes: tuple[Mistake, ...]
-    praise: str = ""  # what the learner now has, in one sentence
-    rtol: float = 1e-4  # wide enough for an answer computed in float32
+    praise: str = ""
+    rtol: float = 1e-4
     atol: float = 1e-6
 
 
@@ -62,10 +68,14 @@ def exercises() -> Iterator[tuple[str, Exercise]]:
 # %% ../nbs/toolbox/checking.ipynb #0de0c395
 @dataclass(frozen=True)
 class Report:
-    "What a check found. True only when the exercise is solved."
+    """What a check found. True only when the exercise is solved.
+
+    Attributes:
+        status: "solved", "not attempted" or "not yet".
+    """
 
     name: str
-    status: str  # "solved", "not attempted" or "not yet"
+    status: str
     message: str
 
     def __bool__(self) -> bool: return self.status == "solved"
@@ -156,11 +166,13 @@ def _changed_inputs(args: tuple, fresh: tuple) -> bool:
     return any(isinstance(a, Tensor) and not (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(args, fresh, strict=True))
 
 # %% ../nbs/toolbox/checking.ipynb #62bb8d12
-def check(
-    name: str,  # "lesson.exercise"
-    f: Callable,  # your function
-) -> Report:
-    "Try `f` on seeded inputs, compare it with the reference of the exercise, and say what was found."
+def check(name: str, f: Callable) -> Report:
+    """Try `f` on seeded inputs, compare it with the reference of the exercise, and say what was found.
+
+    Args:
+        name: "lesson.exercise".
+        f: your function.
+    """
     e = exercise(name)
     if not callable(f): raise ValueError(f"check({name!r}, …) was given {type(f).__name__}: expected a function")
     if _is_stub(f): return Report(name, "not attempted", "not attempted yet. Replace the ... above and run the cell again.")

@@ -76,13 +76,14 @@ def _build_net(name: str, config: dict[str, Any]) -> nn.Module:
     return _from_package(module, name)(**config) if settings is None else _from_package(module, name)(_from_package(module, settings)(**config))
 
 # %% ../nbs/toolbox/checkpoints.ipynb #b9f1e67c
-def save(
-    model: nn.Module,  # a Denoiser, or a network on its own, of one of this package's kinds
-    path: str | os.PathLike,
-    half: bool = True,  # 16 bits a number instead of 32
-    **info,  # what is worth knowing, as JSON can hold it: command, seed, quality
-) -> None:
-    "Write a model to a file that `load` reads."
+def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info) -> None:
+    """Write a model to a file that `load` reads.
+
+    Args:
+        model: a Denoiser, or a network on its own, of one of this package's kinds.
+        half: 16 bits a number instead of 32.
+        **info: what is worth knowing, as JSON can hold it: command, seed, quality.
+    """
     net = getattr(model, "net", model)
     if type(net).__name__ not in _NETS: raise ValueError(f"a {type(net).__name__}: expected a network among {', '.join(_NETS)}")
     config = dataclasses.asdict(net.config) if dataclasses.is_dataclass(net.config) else net.config
@@ -92,10 +93,12 @@ def save(
     write_tensors(path, {k: smaller(v) for k, v in net.state_dict().items()}, about)
 
 
-def shipped(
-    denoisers: bool = False,  # only those that draw: no autoencoders, no classifiers
-) -> tuple[str, ...]:
-    "The names of the models inside this package."
+def shipped(denoisers: bool = False) -> tuple[str, ...]:
+    """The names of the models inside this package.
+
+    Args:
+        denoisers: only those that draw: no autoencoders, no classifiers.
+    """
     found = WEIGHTS.glob("*.safetensors")
     return tuple(sorted(p.stem for p in found if not denoisers or "schedule" in _about(p)))
 
@@ -111,10 +114,15 @@ def _path(name_or_path: str | os.PathLike) -> Path:
     return WEIGHTS / f"{name_or_path}.safetensors"
 
 
-def load(
-    name_or_path: str | os.PathLike,  # one of `shipped()`, or a file that `save` wrote
-) -> nn.Module:  # a Denoiser where a denoiser was saved, else the network
-    "A model in single precision, ready to be asked. No code is run that the file brings, and nothing is fetched."
+def load(name_or_path: str | os.PathLike) -> nn.Module:
+    """A model in single precision, ready to be asked. No code is run that the file brings, and nothing is fetched.
+
+    Args:
+        name_or_path: one of `shipped()`, or a file that `save` wrote.
+
+    Returns:
+        a Denoiser where a denoiser was saved, else the network.
+    """
     path = _path(name_or_path)
     tensors, about = read_tensors(path)
     if about.get("format") != 1 or "net" not in about: raise ValueError(f"{path} is not a model: expected a file that `save` wrote")

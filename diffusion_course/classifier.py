@@ -91,12 +91,13 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor: return self.last(self.features(x))
 
 # %% ../nbs/toolbox/classifier.ipynb #57ea44c3
-def shifted(
-    x: Tensor,  # (B, C, H, W)
-    most: int,  # pixels
-    generator: torch.Generator,
-) -> Tensor:
-    "Each picture moved by up to so many pixels along both sides, at random. At the rim its mirror image comes in."
+def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each picture moved by up to so many pixels along both sides, at random. At the rim its mirror image comes in.
+
+    Args:
+        x: (B, C, H, W).
+        most: pixels.
+    """
     (B, _, H, W), count = x.shape, partial(torch.arange, device=x.device)
     padded = F.pad(x, (most,) * 4, mode="reflect").permute(0, 2, 3, 1)
     down, along = torch.randint(0, 2 * most + 1, (2, B, 1), generator=generator, device=x.device)

@@ -27,10 +27,12 @@ __all__ = ['WIDGET', 'keep_stills', 'keep_stills_on_save', 'without_news', 'less
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def keep_stills(
-    nb: dict,  # a notebook of format 4 as plain dictionaries; changed in place
-) -> dict:
-    "Drop links to live widgets: where an output holds a picture too, the picture is left; where not (a progress bar), nothing."
+def keep_stills(nb: dict) -> dict:
+    """Drop links to live widgets: where an output holds a picture too, the picture is left; where not (a progress bar), nothing.
+
+    Args:
+        nb: a notebook of format 4 as plain dictionaries; changed in place.
+    """
     for cell in nb.get("cells", []):
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -206,10 +208,12 @@ def _denoiser(name: str) -> nn.Module:
     return model
 
 
-def parser(
-    command: str | None = None,  # whose own arguments are wanted too: some are slow to find
-) -> argparse.ArgumentParser:
-    "The command line's arguments."
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line's arguments.
+
+    Args:
+        command: whose own arguments are wanted too: some are slow to find.
+    """
     top = argparse.ArgumentParser("diffusion-course", description="Diffusion and flow models from the ground up.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")

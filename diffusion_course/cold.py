@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .images import Pictures
+from .images import Images
 from .options import option
 from .predictions import Denoiser
 from .samplers import Model, Stepper, sample, uniform_grid
@@ -24,7 +24,7 @@ from .unet import UNet, UNetConfig
 Degradation = Callable[[Tensor, Tensor | float], Tensor]  # D(x1 (B, C, H, W), t () or (B,)) -> x
 
 # %% auto #0
-__all__ = ['Degradation', 'DEGRADATIONS', 'PRESETS', 'START', 'Blur', 'Masking', 'Pixelate', 'Restorer', 'ColdConfig', 'naive',
+__all__ = ['Degradation', 'DEGRADATIONS', 'PRESETS', 'START', 'Blur', 'Masking', 'Pixelate', 'Restorer', 'ColdRecipe', 'naive',
            'improved', 'restore']
 
 # %% ../nbs/20_cold.ipynb #bd5d30a2
@@ -40,9 +40,13 @@ def _cosines(side: int) -> Tensor:
 class Blur:
     """Heat flow between walls that let nothing out: a Gaussian blur, exact, with reflecting borders.
 
-    Its standard deviation is `width (1 - t) / t`: at t = 0 only the mean colour is left."""
+    Its standard deviation is `width (1 - t) / t`: at t = 0 only the mean colour is left.
 
-    width: float = 1 / 16  # standard deviation at t = 1/2, as a share of the height
+    Attributes:
+        width: standard deviation at t = 1/2, as a share of the height.
+    """
+
+    width: float = 1 / 16
 
     def __post_init__(self):
         if not self.width > 0: raise ValueError(f"width is {self.width}: expected a positive number")
@@ -125,14 +129,14 @@ class Restorer(UNet):
 
 
 @dataclass(frozen=True)
-class ColdConfig(Recipe):
+class ColdRecipe(Recipe):
     "How to train one restorer for all of DEGRADATIONS: a `Recipe` and a network whose label says which."
 
     net: UNetConfig = option(UNetConfig(widths=(32, 64, 64), attention=(4,), n_labels=3), "the network")
 
     def build(self) -> Denoiser: return Denoiser(Restorer(self.net, self.seed), Linear(), "x1")
 
-    def fits(self, data: Pictures) -> None:
+    def fits(self, data: Images) -> None:
         shape, n = tuple(data.x.shape[1:]), len(DEGRADATIONS)
         if shape != self.net.shape:
             raise ValueError(f"net.shape is {self.net.shape}: expected that of the data, {shape}")
@@ -156,12 +160,12 @@ class ColdConfig(Recipe):
         return torch.cat([x1, *(y for kind, x in seen.items() for y in (x, restore(model, x, kind)))])
 
 
-PRESETS: dict[str, ColdConfig] = {
-    "cold": ColdConfig(
+PRESETS: dict[str, ColdRecipe] = {
+    "cold": ColdRecipe(
         "The shipped restorer of CIFAR-10 pictures: 1.2 M weights, a quarter of an hour of one CPU core.",
         images=120_000, batch=64, lr=1.5e-3, decay=0.7, ema=0.998, stages=(40_000, 80_000),
     ),
-    "cold-digits": ColdConfig(
+    "cold-digits": ColdRecipe(
         "A restorer of 8 x 8 digits: some seconds.", data="digits", images=24_000, batch=64, lr=4e-3,
         warmup=3_200, decay=0.6, ema=0.99, flip=False, save_every=10**6,
         net=UNetConfig(shape=(1, 8, 8), widths=(32, 32), attention=(), patch=1, n_labels=3),
@@ -191,14 +195,18 @@ START = {"blur": 0.6, "masking": 0.3, "pixelate": 0.8}  # where restoring begins
 
 
 def restore(
-    model: Model,  # a restorer, as load("cold")
-    x: Tensor,  # (B, C, H, W) degraded pictures
-    kind: str,  # one of DEGRADATIONS
-    steps: int = 20,
-    sampler: Callable[[Degradation], Stepper] = improved,  # or naive
-    start: float | None = None,  # how degraded they are; default: START[kind]
+    model: Model, x: Tensor, kind: str, steps: int = 20,
+    sampler: Callable[[Degradation], Stepper] = improved, start: float | None = None,
 ) -> Tensor:
-    "Degraded pictures on the way back to t = 1, with as many steps of the loop of lesson 7."
+    """Degraded pictures on the way back to t = 1, with as many steps of the loop of lesson 7.
+
+    Args:
+        model: a restorer, as load("cold").
+        x: (B, C, H, W) degraded pictures.
+        kind: one of DEGRADATIONS.
+        sampler: or naive.
+        start: how degraded they are; default: START[kind].
+    """
     if kind not in DEGRADATIONS:
         raise ValueError(f"kind is {kind!r}: expected one of {', '.join(DEGRADATIONS)}")
     ts = uniform_grid(steps, START[kind] if start is None else start)

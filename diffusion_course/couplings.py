@@ -25,15 +25,17 @@ def _assign(x0: Tensor, x1: Tensor) -> Tensor:
     return torch.as_tensor(linear_sum_assignment(cost.T.cpu().numpy())[1], device=x0.device)
 
 
-def pair(
-    x0: Tensor,  # (B, ...) noise
-    x1: Tensor,  # (B, ...) data
-    labels: Tensor | None = None,  # (B,), of the data: with them, noise is exchanged within a label only
-) -> Tensor:
+def pair(x0: Tensor, x1: Tensor, labels: Tensor | None = None) -> Tensor:
     """x0 in the order that pairs it with x1 at the least mean square distance: minibatch optimal transport.
 
     Pooladian et al. (2023); Tong et al. (2024). The exact assignment takes up to B³ operations:
-    about 30 ms for 512 points."""
+    about 30 ms for 512 points.
+
+    Args:
+        x0: (B, ...) noise.
+        x1: (B, ...) data.
+        labels: (B,), of the data: with them, noise is exchanged within a label only.
+    """
     if x0.shape != x1.shape or x0.ndim < 2:
         shapes = f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}"
         raise ValueError(f"{shapes}: expected the same, (B, ...)")
@@ -51,14 +53,16 @@ def pair(
 
 # %% ../nbs/11_straight_flows.ipynb #a6329e13
 def ot_matching_loss(
-    model: Callable[..., Prediction],
-    x1: Tensor,  # (B, ...)
-    *,
-    y: Tensor | None = None,  # (B,) labels: the coupling is made within each
-    generator: torch.Generator | None = None,
-    **options,  # handed on to `matching_loss`
+    model: Callable[..., Prediction], x1: Tensor, *, y: Tensor | None = None,
+    generator: torch.Generator | None = None, **options,
 ) -> Tensor:
-    "`matching_loss` on pairs from minibatch optimal transport: for `fit(..., loss=ot_matching_loss)`."
+    """`matching_loss` on pairs from minibatch optimal transport: for `fit(..., loss=ot_matching_loss)`.
+
+    Args:
+        x1: (B, ...).
+        y: (B,) labels: the coupling is made within each.
+        **options: handed on to `matching_loss`.
+    """
     if "x0" in options: raise ValueError("x0 is given: expected data alone, noise is drawn and paired here")
     x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
     cond = {} if y is None else dict(y=y)
@@ -66,16 +70,18 @@ def ot_matching_loss(
 
 # %% ../nbs/11_straight_flows.ipynb #6a0a9083
 def reflow_pairs(
-    model: Callable[..., Prediction],
-    x0: Tensor,  # (n, ...) noise
-    steps: int = 50,
-    stepper: Stepper | None = None,  # deterministic; default heun()
-    batch_size: int = 2048,
-    **cond,  # numbers, or tensors (n, ...) that are cut into the same batches
+    model: Callable[..., Prediction], x0: Tensor, steps: int = 50, stepper: Stepper | None = None,
+    batch_size: int = 2048, **cond,
 ) -> tuple[Tensor, Tensor]:
     """(x0, x1), both (n, ...): noise and where the model's ODE takes it, for `fit` to train on.
 
-    Rectified flow (Liu et al. 2023, algorithm 1)."""
+    Rectified flow (Liu et al. 2023, algorithm 1).
+
+    Args:
+        x0: (n, ...) noise.
+        stepper: deterministic; default heun().
+        **cond: numbers, or tensors (n, ...) that are cut into the same batches.
+    """
     if x0.ndim < 2 or not len(x0):
         raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected (n, ...) with n >= 1")
     if batch_size < 1: raise ValueError(f"batch_size is {batch_size}: expected 1 or more")
@@ -90,16 +96,18 @@ def reflow_pairs(
 
 # %% ../nbs/11_straight_flows.ipynb #8d3198fe
 def path_energy(
-    model: Callable[..., Prediction],
-    x0: Tensor,  # (n, ...) noise
-    steps: int = 50,
-    stepper: Stepper | None = None,  # default heun()
+    model: Callable[..., Prediction], x0: Tensor, steps: int = 50, stepper: Stepper | None = None,
     **cond,
 ) -> float:
     """The mean over samples of the integral of |velocity|² along their paths, in squared units of x.
 
     Taken over steps as |Δx|² / Δt. Never less than the squared 2-Wasserstein distance of the two ends
-    (Benamou and Brenier 2000); equal to it only if paths are straight, at an even pace, and their ends optimally paired."""
+    (Benamou and Brenier 2000); equal to it only if paths are straight, at an even pace, and their ends optimally paired.
+
+    Args:
+        x0: (n, ...) noise.
+        stepper: default heun().
+    """
     ts = uniform_grid(steps)
     xs = trajectory(model, x0, ts, stepper or heun(), **cond).xs
     return (xs.diff(dim=0).square().flatten(2).sum(2).mean(1) / ts.diff().to(xs)).sum().item()

@@ -55,27 +55,31 @@ def _alike(name: str, x: Tensor, x1: Tensor) -> None:
 
 
 def q_sample(
-    x1: Tensor,  # (B, ...) data
-    i: Tensor | int,  # () or (B,), from 0
-    schedule: DDPM,
-    *,
-    eps: Tensor | None = None,  # standard normal, of the shape of x1; drawn where it is not given
+    x1: Tensor, i: Tensor | int, schedule: DDPM, *, eps: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    "A draw from q(x_i | x1), (B, ...), after i + 1 increments at once (Ho et al. 2020, eq. 4)."
+    """A draw from q(x_i | x1), (B, ...), after i + 1 increments at once (Ho et al. 2020, eq. 4).
+
+    Args:
+        x1: (B, ...) data.
+        i: () or (B,), from 0.
+        eps: standard normal, of the shape of x1; drawn where it is not given.
+    """
     i = _index(i, schedule, x1)
     if eps is None: eps = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
     _alike("eps", eps, x1)
     return schedule.mix(x1, eps, schedule.t_of(i))
 
 # %% ../nbs/08_ddpm.ipynb #f6c55987
-def finish_noising(
-    betas: Tensor,  # (T,), T >= 2
-    alpha: float = 1e-3,  # what is left of the data after all increments, > 0
-) -> Tensor:
+def finish_noising(betas: Tensor, alpha: float = 1e-3) -> Tensor:
     """Increments (T,) whose sqrt(alpha-bar) is that of betas, shifted and scaled to end at alpha, and to begin as before.
 
-    Lin et al. (2024), algorithm 1, who take alpha = 0: then eps says nothing about the data at the noisiest step."""
+    Lin et al. (2024), algorithm 1, who take alpha = 0: then eps says nothing about the data at the noisiest step.
+
+    Args:
+        betas: (T,), T >= 2.
+        alpha: what is left of the data after all increments, > 0.
+    """
     root = DDPM(betas)._knots[1:].div(2).exp()
     if len(root) < 2: raise ValueError(f"betas has shape {tuple(root.shape)}: expected (T,) with T >= 2")
     if not 0 < alpha < root[0]:
@@ -86,13 +90,16 @@ def finish_noising(
 
 # %% ../nbs/08_ddpm.ipynb #cbbe6c7e
 def ddpm_loss(
-    model: Callable[..., Prediction],  # on a DDPM schedule
-    x1: Tensor,  # (B, ...)
-    *,
-    generator: torch.Generator | None = None,
-    **options,  # handed on to `matching_loss`
+    model: Callable[..., Prediction], x1: Tensor, *, generator: torch.Generator | None = None,
+    **options,
 ) -> Tensor:
-    "`matching_loss`, a scalar, at the discrete times alone. For kind 'eps' the simple loss of Ho et al. (2020, eq. 14)."
+    """`matching_loss`, a scalar, at the discrete times alone. For kind 'eps' the simple loss of Ho et al. (2020, eq. 14).
+
+    Args:
+        model: on a DDPM schedule.
+        x1: (B, ...).
+        **options: handed on to `matching_loss`.
+    """
     schedule = model.schedule
     if not isinstance(schedule, DDPM): raise ValueError(f"the model's schedule is {schedule}: expected DDPM(betas)")
     i = torch.randint(len(schedule.betas), x1.shape[:1], generator=generator, device=x1.device)
@@ -107,13 +114,14 @@ class Posterior(NamedTuple):
     beta: Tensor
 
 
-def posterior(
-    x1: Tensor,  # (B, ...) data, or a prediction of it
-    x: Tensor,  # (B, ...) at index i
-    i: Tensor | int,  # () or (B,), from 0
-    schedule: DDPM,
-) -> Posterior:
-    "Where x was one increment earlier, if x1 were the data (Ho et al. 2020, eq. 6 and 7). At i = 0: x1, variance 0."
+def posterior(x1: Tensor, x: Tensor, i: Tensor | int, schedule: DDPM) -> Posterior:
+    """Where x was one increment earlier, if x1 were the data (Ho et al. 2020, eq. 6 and 7). At i = 0: x1, variance 0.
+
+    Args:
+        x1: (B, ...) data, or a prediction of it.
+        x: (B, ...) at index i.
+        i: () or (B,), from 0.
+    """
     _alike("x", x, x1)
     i = _index(i, schedule, x1).to(x1.device)
     knots, beta = schedule._knots.to(x1.device), schedule.betas.to(x1.device)[i]
@@ -124,15 +132,18 @@ def posterior(
 
 # %% ../nbs/08_ddpm.ipynb #7bd5c7fa
 def invert(
-    model: Callable[..., Prediction],
-    x1: Tensor,  # (B, ...) data
-    ts: Tensor | Sequence[float],  # (T + 1,) rising times, those that `sample` will use to come back
-    stepper: Stepper | None = None,  # deterministic; default ddim()
-    **cond,
+    model: Callable[..., Prediction], x1: Tensor, ts: Tensor | Sequence[float],
+    stepper: Stepper | None = None, **cond,
 ) -> Tensor:
     """The noise (B, ...) at ts[0] from which a deterministic sampler finds these data: the same ODE, run towards noise.
 
-    Song, Meng and Ermon (2021), section 4.3. Coming back is as exact as the steps are small."""
+    Song, Meng and Ermon (2021), section 4.3. Coming back is as exact as the steps are small.
+
+    Args:
+        x1: (B, ...) data.
+        ts: (T + 1,) rising times, those that `sample` will use to come back.
+        stepper: deterministic; default ddim().
+    """
     def no_noise(*_): raise ValueError("the stepper draws noise: expected a deterministic one, as ddim() or heun()")
 
     ts = torch.as_tensor(ts, dtype=torch.float64)

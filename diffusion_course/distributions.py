@@ -82,14 +82,18 @@ def toy_names() -> list[str]:
     return list(_TOYS)
 
 
-def toy(
-    name: str,  # one of `toy_names()`
-    n: int,  # how many points
-    seed: int = 0,
-) -> Tensor:  # (n, 2), about zero mean and unit scale
+def toy(name: str, n: int, seed: int = 0) -> Tensor:
     """Samples of a toy distribution in the plane. The same name, n and seed give the same points.
 
-    "digits" is real data (scikit-learn's 1,797 digits on two principal components), drawn with replacement."""
+    "digits" is real data (scikit-learn's 1,797 digits on two principal components), drawn with replacement.
+
+    Args:
+        name: one of `toy_names()`.
+        n: how many points.
+
+    Returns:
+        (n, 2), about zero mean and unit scale.
+    """
     if name not in toy_names():
         raise ValueError(f"no toy set {name!r}: expected one of {', '.join(_TOYS)}")
     return _TOYS[name](_count(n), torch.Generator().manual_seed(seed))
@@ -153,14 +157,18 @@ class GaussianMixture:
     """p(x) = sum_k weights_k N(x; means_k, stds_k² I): density, score and samples in closed form.
 
     Where components have labels, `y` (an int, or (n,) integers) asks for p(x | y).
-    Results follow the device and dtype of x. Whatever does not fit raises a `ValueError`."""
+    Results follow the device and dtype of x. Whatever does not fit raises a `ValueError`.
+
+    Args:
+        means: (K, D).
+        stds: (K,), positive.
+        weights: (K,), not negative; scaled to sum to 1; default equal.
+        labels: (K,) integers from 0; components may share one.
+    """
 
     def __init__(
-        self,
-        means: Tensor | Sequence,  # (K, D)
-        stds: Tensor | Sequence,  # (K,), positive
-        weights: Tensor | Sequence | None = None,  # (K,), not negative; scaled to sum to 1; default equal
-        labels: Tensor | Sequence | None = None,  # (K,) integers from 0; components may share one
+        self, means: Tensor | Sequence, stds: Tensor | Sequence,
+        weights: Tensor | Sequence | None = None, labels: Tensor | Sequence | None = None,
     ):
         self.means, self.stds, self.weights, self.labels = _components(means, stds, weights, labels)
 

@@ -30,13 +30,16 @@ class Preconditioning(NamedTuple):
 
 
 def preconditioning(
-    t: Tensor | float,  # () or (B,)
-    schedule: Schedule,
-    sigma_data: float = 0.5,  # the spread of the data
+    t: Tensor | float, schedule: Schedule, sigma_data: float = 0.5,
 ) -> Preconditioning:
     """The scalings under which a network's input and target have variance 1 at every t.
 
-    Karras et al. (2022), table 1, for any schedule."""
+    Karras et al. (2022), table 1, for any schedule.
+
+    Args:
+        t: () or (B,).
+        sigma_data: the spread of the data.
+    """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data is {sigma_data}: expected a positive spread of the data")
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -66,16 +69,17 @@ def preconditioned(net: nn.Module, schedule: Schedule, sigma_data: float = 0.5) 
 
 # %% ../nbs/10_design_space.ipynb #1bb80255
 def log_normal_times(
-    n: int,
-    schedule: Schedule,
-    mean: float = -1.2,  # of log(sigma / alpha)
-    std: float = 1.2,
+    n: int, schedule: Schedule, mean: float = -1.2, std: float = 1.2,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """(n,) training times whose log noise ratio is normal, one from each of n equal parts of it.
 
     Karras et al. (2022), table 1. On the linear path it is the logit-normal of Stable Diffusion 3
-    (Esser et al. 2024), whose clock has noise at 1: their m is this mean."""
+    (Esser et al. 2024), whose clock has noise at 1: their m is this mean.
+
+    Args:
+        mean: of log(sigma / alpha).
+    """
     if n < 1 or not math.isfinite(mean) or not 0 < std < math.inf:
         raise ValueError(f"n is {n}, mean {mean}, std {std}: expected n >= 1, a finite mean, a positive std")
     device = generator.device if generator else None
@@ -86,28 +90,32 @@ def log_normal_times(
 
 
 def edm_loss(
-    model: Callable[..., Prediction],
-    x1: Tensor,  # (B, ...)
-    *,
-    mean: float = -1.2,
-    std: float = 1.2,
-    generator: torch.Generator | None = None,
-    **options,  # handed on to `matching_loss`
+    model: Callable[..., Prediction], x1: Tensor, *, mean: float = -1.2, std: float = 1.2,
+    generator: torch.Generator | None = None, **options,
 ) -> Tensor:
-    "`matching_loss` at log-normal noise levels."
+    """`matching_loss` at log-normal noise levels.
+
+    Args:
+        x1: (B, ...).
+        **options: handed on to `matching_loss`.
+    """
     t = log_normal_times(len(x1), model.schedule, mean, std, generator).to(x1)
     return matching_loss(model, x1, t=t, generator=generator, **options)
 
 # %% ../nbs/10_design_space.ipynb #c93224fe
 def edm_heun(
-    gamma: float = 0.0,  # share by which a step first raises the noise: Karras' min(S_churn / N, sqrt(2) - 1)
-    ratios: tuple[float, float] = (0.0, math.inf),  # where it is raised: Karras' (S_tmin, S_tmax)
-    noise: float = 1.0,  # spread of the added noise: Karras' S_noise
+    gamma: float = 0.0, ratios: tuple[float, float] = (0.0, math.inf), noise: float = 1.0,
 ) -> Stepper:
     """Karras' sampler (2022, algorithm 2): raise the noise, then Heun in (x / alpha, sigma / alpha).
 
     Two calls a step, one in a step into sigma = 0 or out of alpha = 0. With gamma = 0 it is deterministic, of order
-    2. Noise is not raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0."""
+    2. Noise is not raised beyond the schedule's own at t = 0, nor before the call that ends a path with sigma(1) > 0.
+
+    Args:
+        gamma: share by which a step first raises the noise: Karras' min(S_churn / N, sqrt(2) - 1).
+        ratios: where it is raised: Karras' (S_tmin, S_tmax).
+        noise: spread of the added noise: Karras' S_noise.
+    """
     if not (0 <= gamma < math.inf and 0 <= noise < math.inf):
         raise ValueError(f"gamma is {gamma}, noise is {noise}: expected numbers >= 0")
     if not 0 <= ratios[0] <= ratios[1]: raise ValueError(f"ratios is {ratios}: expected 0 <= lowest <= highest")

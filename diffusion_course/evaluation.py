@@ -23,7 +23,7 @@ from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
 from .generation import SAMPLERS, as_pictures, generate
-from .images import Pictures, cifar10, to_bytes, to_float
+from .images import Images, cifar10, to_bytes, to_float
 from .options import option
 from .predictions import singular
 from .samplers import Model, Stepper
@@ -32,7 +32,7 @@ from .training import Recipe
 
 
 @dataclass(frozen=True)
-class ClassifyConfig(Recipe):
+class ClassifierRecipe(Recipe):
     "How to train a classifier: a `Recipe` and what belongs to telling labels apart."
 
     net: ClassifierConfig = option(ClassifierConfig(), "the network")
@@ -52,23 +52,23 @@ class ClassifyConfig(Recipe):
         return F.cross_entropy(model(x), y, label_smoothing=self.smoothing)
 
 
-PRESETS: dict[str, ClassifyConfig] = {
-    "cifar10-classifier": ClassifyConfig(
+PRESETS: dict[str, ClassifierRecipe] = {
+    "cifar10-classifier": ClassifierRecipe(
         "The classifier behind the course's scores of CIFAR-10 pictures: 1.1 M weights.", images=700_000, batch=128,
         lr=4e-3, warmup=100_000, decay=1.0, weight_decay=0.05, ema=0.99, save_every=25_600,
     ),
 }
 
 # %% auto #0
-__all__ = ['PRESETS', 'INCEPTION_WEIGHTS', 'INCEPTION_URL', 'ClassifyConfig', 'as_bytes', 'features', 'name_of',
+__all__ = ['PRESETS', 'INCEPTION_WEIGHTS', 'INCEPTION_URL', 'ClassifierRecipe', 'as_bytes', 'features', 'name_of',
            'label_agreement', 'frechet_distance', 'kernel_distance', 'precision_recall', 'Score', 'compare', 'split',
            'real_scores', 'evaluate', 'likelihood_grid', 'log_prob', 'bits_per_dim', 'information_rate', 'Nearest',
            'nearest', 'inception_fid', 'EvaluateConfig', 'scores_of']
 
 # %% ../nbs/16_evaluation.ipynb #79b9d0e9
-def as_bytes(x: Pictures | Tensor) -> Tensor:
+def as_bytes(x: Images | Tensor) -> Tensor:
     "Pictures as bytes (n, C, H, W), whether they come as `Pictures`, as bytes or as numbers from -1 to 1."
-    if isinstance(x, Pictures): return x.x
+    if isinstance(x, Images): return x.x
     if not isinstance(x, Tensor) or x.ndim != 4: raise ValueError(f"x is {_given(x)}: expected pictures (n, C, H, W)")
     return x if x.dtype == torch.uint8 else to_bytes(_finite("x", x))
 
@@ -83,7 +83,7 @@ def _finite(name: str, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _asked(net: Callable, owner: object, x: Pictures | Tensor, batch: int, progress: bool) -> Tensor:
+def _asked(net: Callable, owner: object, x: Images | Tensor, batch: int, progress: bool) -> Tensor:
     "net(x) of all pictures, in batches, on the device of its weights, in 32 bits."
     if getattr(owner, "training", False):
         raise ValueError("the network is in training mode: expected net.eval(), or its answers depend on the batch")
@@ -98,12 +98,18 @@ def _asked(net: Callable, owner: object, x: Pictures | Tensor, batch: int, progr
 
 
 def features(
-    x: Pictures | Tensor,  # (n, C, H, W), as `as_bytes` takes them
-    extractor: nn.Module | Callable[[Tensor], Tensor],  # pictures in [-1, 1] -> (B, d); its `features` if it has any
-    batch: int = 500,
+    x: Images | Tensor, extractor: nn.Module | Callable[[Tensor], Tensor], batch: int = 500,
     progress: bool = False,
-) -> Tensor:  # (n, d) of torch.float64, on the CPU
-    "What an extractor says about each picture."
+) -> Tensor:
+    """What an extractor says about each picture.
+
+    Args:
+        x: (n, C, H, W), as `as_bytes` takes them.
+        extractor: pictures in [-1, 1] -> (B, d); its `features` if it has any.
+
+    Returns:
+        (n, d) of torch.float64, on the CPU.
+    """
     ask = getattr(extractor, "features", extractor)
     return _asked(ask, extractor, x, batch, progress).flatten(1).double()
 
@@ -117,12 +123,15 @@ def name_of(extractor: nn.Module | Callable) -> str:
 
 
 def label_agreement(
-    classifier: nn.Module,  # pictures (B, C, H, W) in [-1, 1] -> logits (B, labels)
-    x: Pictures | Tensor,  # (n, C, H, W)
-    y: Tensor,  # (n,) the labels they were made for
-    batch: int = 500,
+    classifier: nn.Module, x: Images | Tensor, y: Tensor, batch: int = 500,
 ) -> float:
-    "The share of pictures that a classifier takes for what they were meant to be."
+    """The share of pictures that a classifier takes for what they were meant to be.
+
+    Args:
+        classifier: pictures (B, C, H, W) in [-1, 1] -> logits (B, labels).
+        x: (n, C, H, W).
+        y: (n,) the labels they were made for.
+    """
     if y.shape != (len(x),): raise ValueError(f"y has shape {tuple(y.shape)}: expected ({len(x)},)")
     return float((_asked(classifier, classifier, x, batch, False).argmax(1) == y.cpu()).double().mean())
 
@@ -137,13 +146,15 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def frechet_distance(
-    a: Tensor,  # (n, d) features
-    b: Tensor,  # (m, d)
-) -> float:
+def frechet_distance(a: Tensor, b: Tensor) -> float:
     """The squared 2-Wasserstein distance of the Gaussians with the means and covariances of a, b (Heusel et al. 2017).
 
-    Biased upwards, by about a constant times 1/n + 1/m: compare only at equal n, with the floor beside it."""
+    Biased upwards, by about a constant times 1/n + 1/m: compare only at equal n, with the floor beside it.
+
+    Args:
+        a: (n, d) features.
+        b: (m, d).
+    """
     a, b = _pair(a, b)
     A, B = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
     values, vectors = torch.linalg.eigh(A)
@@ -152,14 +163,15 @@ def frechet_distance(
     return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * cross))
 
 
-def kernel_distance(
-    a: Tensor,  # (n, d) features
-    b: Tensor,  # (m, d)
-    rows: int = 2048,
-) -> float:
+def kernel_distance(a: Tensor, b: Tensor, rows: int = 2048) -> float:
     """The squared maximum mean discrepancy for the kernel (x·y / d + 1)³, over all pairs (Bińkowski et al. 2018).
 
-    Unbiased: 0 on average for two samples of one distribution, so that many such values are negative."""
+    Unbiased: 0 on average for two samples of one distribution, so that many such values are negative.
+
+    Args:
+        a: (n, d) features.
+        b: (m, d).
+    """
     a, b = _pair(a, b)
     kernel = lambda dots: float((dots / a.shape[1] + 1).pow(3).sum())
     total = lambda x, y: sum(kernel(part @ y.T) for part in x.split(rows))
@@ -175,14 +187,16 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 
 
 def precision_recall(
-    real: Tensor,  # (n, d) features
-    fake: Tensor,  # (m, d)
-    k: int = 3,
-    rows: int = 1024,
+    real: Tensor, fake: Tensor, k: int = 3, rows: int = 1024,
 ) -> tuple[float, float]:
     """The share of fake pictures among the real, and of real ones among the fake (Kynkäänniemi et al. 2019, eq. 1, 2).
 
-    A picture is among a set if it is as near to some member as that member's k-th nearest neighbour in the set."""
+    A picture is among a set if it is as near to some member as that member's k-th nearest neighbour in the set.
+
+    Args:
+        real: (n, d) features.
+        fake: (m, d).
+    """
     real, fake = _pair(real, fake)
     most = min(len(real), len(fake)) - 1
     if not 1 <= k <= most: raise ValueError(f"k is {k}: expected 1 to {most}")
@@ -197,14 +211,21 @@ def precision_recall(
 # %% ../nbs/16_evaluation.ipynb #0de0c395
 @dataclass(frozen=True)
 class Score:
-    "A number and what it depends on. Scores that can't be compared refuse to be."
+    """A number and what it depends on. Scores that can't be compared refuse to be.
+
+    Attributes:
+        n: pictures that were scored; a distance is between sets of this size.
+        extractor: whose features, or whose word, it rests on.
+        floor: the same for real pictures in place of those made.
+        error: one standard error.
+    """
 
     name: str
     value: float
-    n: int  # pictures that were scored; a distance is between sets of this size
-    extractor: str  # whose features, or whose word, it rests on
-    floor: float | None = None  # the same for real pictures in place of those made
-    error: float | None = None  # one standard error
+    n: int
+    extractor: str
+    floor: float | None = None
+    error: float | None = None
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" ± {self.error:.2g}"
@@ -228,12 +249,16 @@ class Score:
 
 
 def compare(
-    real: Tensor,  # (n, d) features
-    fake: Tensor,  # (n, d)
-    extractor: str,  # its name
-    floor: dict[str, Score] | None = None,  # of `real_scores`
+    real: Tensor, fake: Tensor, extractor: str, floor: dict[str, Score] | None = None,
 ) -> dict[str, Score]:
-    "Every distance of this lesson between equally many real and made pictures."
+    """Every distance of this lesson between equally many real and made pictures.
+
+    Args:
+        real: (n, d) features.
+        fake: (n, d).
+        extractor: its name.
+        floor: of `real_scores`.
+    """
     if len(real) != len(fake):
         raise ValueError(f"{len(real)} real and {len(fake)} made pictures: expected equally many, as both count")
     values = {"Fréchet distance": frechet_distance(real, fake), "kernel distance": kernel_distance(real, fake),
@@ -243,47 +268,48 @@ def compare(
     return {name: replace(score, floor=score._other(floor[name])) for name, score in scores.items()}
 
 
-def split(
-    n: int,  # in each half
-    among: int,  # how many pictures there are
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # (n,), (n,)
-    "Which pictures are in two halves that share none."
+def split(n: int, among: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Which pictures are in two halves that share none.
+
+    Args:
+        n: in each half.
+        among: how many pictures there are.
+
+    Returns:
+        (n,), (n,).
+    """
     if not 1 <= n <= among // 2:
         raise ValueError(f"n is {n}: expected 1 to {among // 2}, as two sets are drawn of {among} pictures")
     chosen = torch.randperm(among, generator=torch.Generator().manual_seed(seed))
     return chosen[:n], chosen[n: 2 * n]
 
 
-def real_scores(
-    real: Tensor,  # (N, d) features of real pictures, N >= 2 n
-    n: int,  # pictures in each set
-    extractor: str,
-    seed: int = 0,
-) -> dict[str, Score]:
-    "The floor: what the distances are between n real pictures and n other real pictures."
+def real_scores(real: Tensor, n: int, extractor: str, seed: int = 0) -> dict[str, Score]:
+    """The floor: what the distances are between n real pictures and n other real pictures.
+
+    Args:
+        real: (N, d) features of real pictures, N >= 2 n.
+        n: pictures in each set.
+    """
     a, b = split(n, len(real), seed)
     return compare(real[a], real[b], extractor)
 
 
 def evaluate(
-    model: Model,
-    classifier: nn.Module,  # extractor and judge of labels
-    real: Pictures,  # 2 n or more; of those that the classifier was trained on it knows the labels better
-    n: int = 2000,
-    *,
-    x: Tensor | None = None,  # (n, C, H, W) pictures that were made already, and below it their labels
-    y: Tensor | None = None,
-    steps: int = 20,
-    sampler: str | Stepper = "dpmpp_2m",
-    seed: int = 0,
-    batch: int = 100,
-    progress: bool = True,
-    **how,  # guidance and other arguments of `generate`
+    model: Model, classifier: nn.Module, real: Images, n: int = 2000, *, x: Tensor | None = None,
+    y: Tensor | None = None, steps: int = 20, sampler: str | Stepper = "dpmpp_2m", seed: int = 0,
+    batch: int = 100, progress: bool = True, **how,
 ) -> dict[str, Score]:
     """Draw n pictures, equally many of each label, and score them against n real ones; the floor: n others.
 
-    Model and classifier are asked on the devices that hold them."""
+    Model and classifier are asked on the devices that hold them.
+
+    Args:
+        classifier: extractor and judge of labels.
+        real: 2 n or more; of those that the classifier was trained on it knows the labels better.
+        x: (n, C, H, W) pictures that were made already, and below it their labels.
+        **how: guidance and other arguments of `generate`.
+    """
     first, second = split(n, len(real), seed)
     if x is None:
         labels = getattr(getattr(model, "net", None), "n_labels", 0)
@@ -308,18 +334,23 @@ def likelihood_grid(n: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
 
 
 def log_prob(
-    model: Model,
-    x: Tensor,  # (B, ...) data
-    ts: Tensor | int = 25,  # falling times from 1 to 0, or how many steps of `likelihood_grid`
-    *,
-    step: Callable = rk4_step,  # any step of lesson 2
-    probe: Tensor | None = None,  # random signs of the shape of x; default: the divergence itself, by D gradients
-    **cond,
-) -> Tensor:  # (B,)
+    model: Model, x: Tensor, ts: Tensor | int = 25, *, step: Callable = rk4_step,
+    probe: Tensor | None = None, **cond,
+) -> Tensor:
     """log p(x) along the model's probability-flow ODE (Song et al. 2021, eq. 39; the probe is Hutchinson's, eq. 40).
 
     Begins at t = 1 where the model can be asked there (a velocity model can), else at the end of t_range, or 0.001
-    before 1: then alpha x stands for the data. What is left at the last time counts as noise."""
+    before 1: then alpha x stands for the data. What is left at the last time counts as noise.
+
+    Args:
+        x: (B, ...) data.
+        ts: falling times from 1 to 0, or how many steps of `likelihood_grid`.
+        step: any step of lesson 2.
+        probe: random signs of the shape of x; default: the divergence itself, by D gradients.
+
+    Returns:
+        (B,).
+    """
     if isinstance(ts, int):
         lo, hi = model.schedule.t_range
         start = 1.0 if not singular(model, 1.0) else hi if hi < 1 else 1 - 1e-3
@@ -351,22 +382,22 @@ def _one(i: int, x: Tensor) -> Tensor:
 
 
 def bits_per_dim(
-    model: Model,
-    x: Pictures | Tensor,  # (B, ...) bytes
-    ts: Tensor | int = 25,
-    *,
-    step: Callable = rk4_step,
-    probes: int = 1,  # draws of uniform part and probe for each picture; 0: one, and the divergence itself
-    batch: int = 50,
-    generator: torch.Generator | None = None,  # on the CPU
-    y: Tensor | None = None,  # (B,) labels
-    progress: bool = False,
+    model: Model, x: Images | Tensor, ts: Tensor | int = 25, *, step: Callable = rk4_step,
+    probes: int = 1, batch: int = 50, generator: torch.Generator | None = None,
+    y: Tensor | None = None, progress: bool = False,
 ) -> Score:
     """How many bits a number of a picture costs: -log2 p(u) / D + 7, at u = (byte + uniform) / 128 - 1.
 
     A byte's bin has width 2/256, hence the 7. With the uniform part it is, on average, an upper bound of what the
-    bytes cost (Theis et al. 2016). The error is the standard error of the mean over pictures, probes included."""
-    x = x.x if isinstance(x, Pictures) else x
+    bytes cost (Theis et al. 2016). The error is the standard error of the mean over pictures, probes included.
+
+    Args:
+        x: (B, ...) bytes.
+        probes: draws of uniform part and probe for each picture; 0: one, and the divergence itself.
+        generator: on the CPU.
+        y: (B,) labels.
+    """
+    x = x.x if isinstance(x, Images) else x
     if x.dtype != torch.uint8 or x.ndim < 2 or not len(x):
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}: expected bytes (B, ...), torch.uint8")
     if probes < 0: raise ValueError(f"probes is {probes}: expected 0 or more")
@@ -389,18 +420,22 @@ def bits_per_dim(
 # %% ../nbs/16_evaluation.ipynb #0b455a59
 @torch.no_grad()
 def information_rate(
-    model: Model,
-    x1: Tensor,  # (B, ...) data
-    log_snr: float,  # log(alpha² / sigma²), between the model's ends
-    *,
-    noise: Tensor | None = None,  # of the shape of x1; drawn where it is not given
-    generator: torch.Generator | None = None,
-    **cond,
-) -> Tensor:  # (B,)
+    model: Model, x1: Tensor, log_snr: float, *, noise: Tensor | None = None,
+    generator: torch.Generator | None = None, **cond,
+) -> Tensor:
     """Bits per dimension and unit of log-SNR at one noise level: snr |x1 - predicted x1|² / (2 D ln 2), for one noise.
 
     Its integral is what x_t tells about x1, for the exact model (Guo, Shamai and Verdú 2005), and part of a bound on
-    the bits of a learned one (Kingma et al. 2021, the loss in continuous time)."""
+    the bits of a learned one (Kingma et al. 2021, the loss in continuous time).
+
+    Args:
+        x1: (B, ...) data.
+        log_snr: log(alpha² / sigma²), between the model's ends.
+        noise: of the shape of x1; drawn where it is not given.
+
+    Returns:
+        (B,).
+    """
     t = float(model.schedule.t_from_log_snr(log_snr))
     alpha, sigma = float(model.schedule.alpha(t)), float(model.schedule.sigma(t))
     if not alpha > 0 or not sigma > 0: raise ValueError(f"log_snr is {log_snr}: expected one that the schedule reaches")
@@ -411,22 +446,30 @@ def information_rate(
 # %% ../nbs/16_evaluation.ipynb #c31e0669
 @dataclass(frozen=True)
 class Nearest:
-    "The k nearest data of each picture, the nearest first: (n, k) each."
+    """The k nearest data of each picture, the nearest first: (n, k) each.
 
-    distance: Tensor  # root mean square over pixels (from -1 to 1), or over features
+    Attributes:
+        distance: root mean square over pixels (from -1 to 1), or over features.
+        flipped: whether the mirror image of the datum is meant.
+    """
+
+    distance: Tensor
     index: Tensor
-    flipped: Tensor  # whether the mirror image of the datum is meant
+    flipped: Tensor
 
 
 def nearest(
-    x: Pictures | Tensor,  # (n, C, H, W)
-    data: Pictures | Tensor,  # (N, C, H, W)
-    extractor: nn.Module | Callable | None = None,  # default: pixels
-    k: int = 1,
-    flips: bool = True,  # take the mirror image of a datum where it is nearer
-    batch: int = 1000,
+    x: Images | Tensor, data: Images | Tensor, extractor: nn.Module | Callable | None = None,
+    k: int = 1, flips: bool = True, batch: int = 1000,
 ) -> Nearest:
-    "Which training pictures come closest: is this one new?"
+    """Which training pictures come closest: is this one new?
+
+    Args:
+        x: (n, C, H, W).
+        data: (N, C, H, W).
+        extractor: default: pixels.
+        flips: take the mirror image of a datum where it is nearer.
+    """
     x, data = as_bytes(x), as_bytes(data)
     if not 1 <= k <= len(data): raise ValueError(f"k is {k}: expected 1 to {len(data)}, the number of data")
     if x.shape[1:] != data.shape[1:]:
@@ -457,14 +500,18 @@ class _Bytes(torch.utils.data.Dataset):
 
 
 def inception_fid(
-    x: Pictures | Tensor,  # (n, 3, H, W); papers take n = 50,000
-    real: Pictures | Tensor,  # (N, 3, H, W); papers take the training set
-    weights: str | os.PathLike | None = None,  # of Inception-v3; default: where torch-fidelity keeps what it fetched
+    x: Images | Tensor, real: Images | Tensor, weights: str | os.PathLike | None = None,
     batch: int = 64,
 ) -> Score:
     """The Fréchet distance in the features of Inception-v3 (Heusel et al. 2017), by the package torch-fidelity.
 
-    Package and weights aren't part of this course, and nothing is fetched here: an error says what is missing."""
+    Package and weights aren't part of this course, and nothing is fetched here: an error says what is missing.
+
+    Args:
+        x: (n, 3, H, W); papers take n = 50,000.
+        real: (N, 3, H, W); papers take the training set.
+        weights: of Inception-v3; default: where torch-fidelity keeps what it fetched.
+    """
     try: from torch_fidelity import calculate_metrics
     except ImportError:
         raise ImportError("torch-fidelity isn't installed: expected it after `pip install torch-fidelity`") from None
@@ -497,12 +544,12 @@ class EvaluateConfig:
     out: str = option("", "file for the scores, in JSON")
 
 
-def scores_of(
-    model: Model,  # of CIFAR-10
-    config: EvaluateConfig,
-    progress: bool = True,
-) -> dict[str, Score]:
-    "Every score the configuration asks for. They are also written to a file where it names one."
+def scores_of(model: Model, config: EvaluateConfig, progress: bool = True) -> dict[str, Score]:
+    """Every score the configuration asks for. They are also written to a file where it names one.
+
+    Args:
+        model: of CIFAR-10.
+    """
     net = getattr(model, "net", None)
     if config.bits and hasattr(net, "decode"):
         raise ValueError(f"bits is {config.bits}: expected 0 for a model of latents, which says nothing about pixels")

@@ -28,20 +28,20 @@ from .schedules import Linear, per_sample
 from .training import Recipe, seeded
 
 # %% auto #0
-__all__ = ['PRESETS', 'FlowEnd', 'consistency', 'consistency_loss', 'Pairs', 'teacher_pairs', 'ReflowConfig', 'DistilConfig']
+__all__ = ['PRESETS', 'FlowEnd', 'consistency', 'consistency_loss', 'Pairs', 'teacher_pairs', 'ReflowRecipe', 'ConsistencyRecipe']
 
 # %% ../nbs/21_few_step.ipynb #b8155cab
 class FlowEnd:
     """A model whose predicted x1 is where the ODE of another one ends: its consistency function, solved finely.
 
-    The truth that a few-step student is after. f(x, 1) = x, and f is constant along each path (Song et al. 2023)."""
+    The truth that a few-step student is after. f(x, 1) = x, and f is constant along each path (Song et al. 2023).
 
-    def __init__(
-        self,
-        model: Model,
-        steps: int = 50,  # from any time to the end
-        stepper: Stepper | None = None,  # deterministic; default heun()
-    ):
+    Args:
+        steps: from any time to the end.
+        stepper: deterministic; default heun().
+    """
+
+    def __init__(self, model: Model, steps: int = 50, stepper: Stepper | None = None):
         if steps != int(steps) or steps < 1: raise ValueError(f"steps is {steps}: expected a whole number, 1 or more")
         self.model, self.schedule, self.steps, self.stepper = model, model.schedule, int(steps), stepper or heun()
 
@@ -49,7 +49,8 @@ class FlowEnd:
         "Whether the model can't be asked at t: at t = 1 there is nothing left to do, and no noise to name."
         return singular(self.model, t) or t == 1
 
-    def __call__(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:  # t is one number for all
+    def __call__(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
+        "The end of the flow from x at time t, one number for all samples."
         t = float(t)
         end = x if t == 1 else sample(self.model, x, uniform_grid(self.steps, t), self.stepper, **cond)
         return to_prediction(end, "x1", x, torch.tensor(t, dtype=torch.float64), self.schedule)
@@ -78,21 +79,27 @@ def _distance(a: Tensor, b: Tensor, huber: float) -> Tensor:
 
 
 def consistency_loss(
-    student: Model,  # its predicted x1 is to become the end of the teacher's flow; x1 = x at t = 1 by construction
-    target: Model,  # asked one step later, without a gradient: the student itself, or a moving average of it
-    teacher: Model,  # guided or not
-    x1: Tensor,  # (B, ...) data, or samples of the teacher
-    *,
-    steps: int = 10,  # N: the teacher walks 1 / N
-    t: Tensor | None = None,  # (B,) times; default: one in each of B equal parts of [0, 1)
-    x0: Tensor | None = None,  # (B, ...) noise; default: standard normal
-    huber: float = 0.03,  # c of the pseudo-Huber distance; 0: the squared distance
-    generator: torch.Generator | None = None,
-    **cond,  # handed on to all three
+    student: Model, target: Model, teacher: Model, x1: Tensor, *, steps: int = 10,
+    t: Tensor | None = None, x0: Tensor | None = None, huber: float = 0.03,
+    generator: torch.Generator | None = None, **cond,
 ) -> Tensor:
     """How far the ends disagree that the student names from two points of one path, a scalar: consistency distillation.
 
-    Song et al. (2023, algorithm 2), at any time instead of N of them. The teacher's step is Heun's, two calls."""
+    Song et al. (2023, algorithm 2), at any time instead of N of them. The teacher's step is Heun's, two calls.
+
+    Args:
+        student: its predicted x1 is to become the end of the teacher's flow; x1 = x at t = 1 by
+            construction.
+        target: asked one step later, without a gradient: the student itself, or a moving average of
+            it.
+        teacher: guided or not.
+        x1: (B, ...) data, or samples of the teacher.
+        steps: N: the teacher walks 1 / N.
+        t: (B,) times; default: one in each of B equal parts of [0, 1).
+        x0: (B, ...) noise; default: standard normal.
+        huber: c of the pseudo-Huber distance; 0: the squared distance.
+        **cond: handed on to all three.
+    """
     if steps < 1: raise ValueError(f"steps is {steps}: expected 1 or more")
     if not 0 <= huber < math.inf: raise ValueError(f"huber is {huber}: expected 0 or more")
     schedule = teacher.schedule
@@ -110,11 +117,17 @@ def consistency_loss(
 # %% ../nbs/21_few_step.ipynb #0de0c395
 @dataclass(frozen=True)
 class Pairs:
-    "Noise and where a teacher's flow takes it, with the labels it was told, in memory."
+    """Noise and where a teacher's flow takes it, with the labels it was told, in memory.
 
-    x0: Tensor  # (n, ...) of torch.float16
-    x1: Tensor  # (n, ...)
-    y: Tensor  # (n,)
+    Attributes:
+        x0: (n, ...) of torch.float16.
+        x1: (n, ...).
+        y: (n,).
+    """
+
+    x0: Tensor
+    x1: Tensor
+    y: Tensor
 
     def __post_init__(self):
         if self.x0.shape != self.x1.shape or self.y.shape != self.x0.shape[:1]:
@@ -135,16 +148,18 @@ class Pairs:
 
 @torch.no_grad()
 def teacher_pairs(
-    teacher: Denoiser,
-    n: int,
-    w: float = 1.0,  # guidance
-    steps: int = 16,  # of DPM-Solver++(2M)
-    seed: int = 0,
-    folder: Path | str | None = None,  # where they are kept, in parts: what is there is not drawn again
-    part: int = 2000,  # pairs a part
-    progress: bool | None = False,  # None: in a terminal
+    teacher: Denoiser, n: int, w: float = 1.0, steps: int = 16, seed: int = 0,
+    folder: Path | str | None = None, part: int = 2000, progress: bool | None = False,
 ) -> Pairs:
-    "n pairs of a teacher with guidance w: drawn, or read where the folder has them. A stopped run goes on."
+    """n pairs of a teacher with guidance w: drawn, or read where the folder has them. A stopped run goes on.
+
+    Args:
+        w: guidance.
+        steps: of DPM-Solver++(2M).
+        folder: where they are kept, in parts: what is there is not drawn again.
+        part: pairs a part.
+        progress: None: in a terminal.
+    """
     if n < 1 or part < 1: raise ValueError(f"n is {n}, part is {part}: expected 1 or more each")
     labels, device, part = teacher.net.n_labels, next(teacher.parameters()).device, min(part, n)
     if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")
@@ -165,7 +180,7 @@ def teacher_pairs(
 
 # %% ../nbs/21_few_step.ipynb #c31e0669
 @dataclass(frozen=True)
-class ReflowConfig(Recipe):
+class ReflowRecipe(Recipe):
     "How to train a student on pairs of its teacher and the straight lines between them. To be sampled with `euler`."
 
     teacher: str = option("cifar10-latent", "the name of a shipped model, or a file")
@@ -235,7 +250,7 @@ def _teacher(name: str, w: float, device: torch.device) -> Model:
 
 
 @dataclass(frozen=True)
-class DistilConfig(ReflowConfig):
+class ConsistencyRecipe(ReflowRecipe):
     "How to train a student to name the ends of its teacher's paths. To be sampled with `consistency`."
 
     first: float = option(0.0, "share of the training times that are 0; more: the start learns from what isn't known yet")
@@ -256,22 +271,22 @@ class DistilConfig(ReflowConfig):
     def stepper(self) -> Stepper: return consistency()
 
 
-PRESETS: dict[str, ReflowConfig] = {
-    "few-step": ReflowConfig(
+PRESETS: dict[str, ReflowRecipe] = {
+    "few-step": ReflowRecipe(
         "The shipped student of cifar10-latent: 50,000 pairs, then reflow. Half an hour of one idle CPU core.",
         images=800_000, batch=128, lr=7e-4, warmup=12_800, decay=0.8, ema=0.9995, save_every=25_600,
         stages=(100_096, 200_064, 400_000, 800_000),
     ),
-    "few-step-consistency": DistilConfig(
+    "few-step-consistency": ConsistencyRecipe(
         "The same student by consistency distillation, on the same pairs: as long.",
         images=300_000, batch=128, lr=7e-4, warmup=12_800, decay=0.8, ema=0.9995, save_every=25_600,
         stages=(100_096, 200_064),
     ),
-    "few-step-digits": ReflowConfig(
+    "few-step-digits": ReflowRecipe(
         "A student of the digits model: some seconds.", teacher="digits", w=2.0, pairs=1500, pair_steps=8,
         images=12_800, batch=64, lr=1e-3, warmup=1_920, decay=0.7, ema=0.98, save_every=10**6,
     ),
-    "few-step-digits-consistency": DistilConfig(
+    "few-step-digits-consistency": ConsistencyRecipe(
         "The same student by consistency distillation.", teacher="digits", w=2.0, pairs=1500, pair_steps=8,
         images=12_800, batch=64, lr=1e-3, warmup=1_920, decay=0.7, ema=0.98, save_every=10**6,
     ),

@@ -48,12 +48,15 @@ def _shape(model: Model) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def noise(
-    model: Model,
-    n: int,
-    seed: int | None = None,  # the same seed gives the same noise, and more of it for a larger n; None: a new one
-) -> Tensor:  # (n, ...) standard normal, of the shape of the model's samples, on its device
-    "Where sampling begins, before it is scaled by sigma(0)."
+def noise(model: Model, n: int, seed: int | None = None) -> Tensor:
+    """Where sampling begins, before it is scaled by sigma(0).
+
+    Args:
+        seed: the same seed gives the same noise, and more of it for a larger n; None: a new one.
+
+    Returns:
+        (n, ...) standard normal, of the shape of the model's samples, on its device.
+    """
     return _draw(_streams(n, seed), _shape(model)).to(next(model.parameters()).device)
 
 # %% ../nbs/15_sampling_pictures.ipynb #76e02a2a
@@ -78,11 +81,13 @@ SAMPLERS: dict[str, Callable[[], Stepper]] = {
 }
 
 
-def stepper_of(
-    sampler: str | Stepper,  # a name in SAMPLERS, or any stepper
-    churn: float | None = None,  # how much of the SDE is switched on: for "euler_maruyama" alone
-) -> Stepper:
-    "The stepper of that name."
+def stepper_of(sampler: str | Stepper, churn: float | None = None) -> Stepper:
+    """The stepper of that name.
+
+    Args:
+        sampler: a name in SAMPLERS, or any stepper.
+        churn: how much of the SDE is switched on: for "euler_maruyama" alone.
+    """
     if not callable(sampler) and sampler not in tuple(SAMPLERS):
         raise ValueError(f"sampler is {sampler!r}: expected one of {', '.join(SAMPLERS)}, or a stepper")
     if churn is None: return sampler if callable(sampler) else SAMPLERS[sampler]()
@@ -93,13 +98,21 @@ def stepper_of(
 # %% ../nbs/15_sampling_pictures.ipynb #0de0c395
 @dataclass(frozen=True)
 class Preview:
-    "A sampling run at one moment."
+    """A sampling run at one moment.
 
-    step: int  # steps made
-    t: float  # the time reached
-    x: Tensor  # (n, ...) at t
-    x1: Tensor  # (n, ...) the data predicted at the beginning of the step; at the end x itself
-    nfe: int  # evaluations of the network so far, of each sample
+    Attributes:
+        step: steps made.
+        t: the time reached.
+        x: (n, ...) at t.
+        x1: (n, ...) the data predicted at the beginning of the step; at the end x itself.
+        nfe: evaluations of the network so far, of each sample.
+    """
+
+    step: int
+    t: float
+    x: Tensor
+    x1: Tensor
+    nfe: int
 
 
 @dataclass(frozen=True)
@@ -141,21 +154,28 @@ def _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, c
 
 # %% ../nbs/15_sampling_pictures.ipynb #88b2d313
 def generate(
-    model: Model,  # with .net.shape, as `load("cifar10")`
-    n: int,  # pictures
-    steps: int = 50,
-    sampler: str | Stepper = "heun",  # a name in SAMPLERS, or a stepper
-    guidance: float = 1.0,  # 0: labels are ignored, 1: as they are, more: stressed
-    seed: int | None = None,  # the same seed and settings give the same pictures; None: new ones
-    *,
-    churn: float | None = None,  # for sampler "euler_maruyama": 0 is the ODE
-    grid: str = "uniform",  # or "karras"
-    precision: str = "auto",  # of the network: bf16, fp32 or the quicker of them
-    batch: int | None = None,  # pictures at a time, which saves memory; default: all. They stay the same but for rounding
-    progress: bool = False,
-    **cond,  # y: a label, or one for each picture
-) -> Tensor:  # (n, C, H, W), about [-1, 1]
-    "Pictures out of noise."
+    model: Model, n: int, steps: int = 50, sampler: str | Stepper = "heun", guidance: float = 1.0,
+    seed: int | None = None, *, churn: float | None = None, grid: str = "uniform",
+    precision: str = "auto", batch: int | None = None, progress: bool = False, **cond,
+) -> Tensor:
+    """Pictures out of noise.
+
+    Args:
+        model: with .net.shape, as `load("cifar10")`.
+        n: pictures.
+        sampler: a name in SAMPLERS, or a stepper.
+        guidance: 0: labels are ignored, 1: as they are, more: stressed.
+        seed: the same seed and settings give the same pictures; None: new ones.
+        churn: for sampler "euler_maruyama": 0 is the ODE.
+        grid: or "karras".
+        precision: of the network: bf16, fp32 or the quicker of them.
+        batch: pictures at a time, which saves memory; default: all. They stay the same but for
+            rounding.
+        **cond: y: a label, or one for each picture.
+
+    Returns:
+        (n, C, H, W), about [-1, 1].
+    """
     if batch is not None and batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more, or None for all")
     whole = _setting(model, n, steps, sampler, guidance, seed, churn, grid, precision, cond)
     starts = tqdm(range(0, n, batch or n), "samples", disable=not progress)

@@ -75,13 +75,17 @@ class ClassifierGuided(_Wrapped):
 
 
 def classifier_guided(
-    model: Callable[..., Prediction],
-    classifier: Callable[[Tensor, Tensor], Tensor],  # classifier(x_t (B, ...), t) -> (B, labels), logits
-    w: float = 1.0,  # 1: Bayes' rule, if the classifier is right about noisy data
+    model: Callable[..., Prediction], classifier: Callable[[Tensor, Tensor], Tensor],
+    w: float = 1.0,
 ) -> ClassifierGuided:
     """Classifier guidance, score + w ∇ log p(y | x_t), as a model that takes y, a label or (B,) labels.
 
-    Dhariwal and Nichol (2021, algorithm 2); Song et al. (2021, eq. 14). Costs one evaluation more, of the classifier."""
+    Dhariwal and Nichol (2021, algorithm 2); Song et al. (2021, eq. 14). Costs one evaluation more, of the classifier.
+
+    Args:
+        classifier: classifier(x_t (B, ...), t) -> (B, labels), logits.
+        w: 1: Bayes' rule, if the classifier is right about noisy data.
+    """
     return ClassifierGuided(model, classifier, w)
 
 # %% ../nbs/09_guidance.ipynb #a1e05c61
@@ -125,23 +129,28 @@ class ClassifierFree(_Wrapped):
 
 
 def classifier_free(
-    model: Callable[..., Prediction],  # trained with labels that were sometimes dropped
-    w: float,  # 0: no label, 1: the label, above: more than the label
-    null: int | None = None,  # the label that stands for none; default: that of the network, if it has n_labels
-    interval: tuple[float, float] = (0.0, 1.0),  # of the times at which w holds; elsewhere it is 1
+    model: Callable[..., Prediction], w: float, null: int | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> ClassifierFree:
     """Classifier-free guidance, (1 - w) u(x) + w u(x | y), as a model that takes y, a label or (B,) labels.
 
     Ho and Salimans (2022, eq. 6), whose w is ours minus 1. w = 0 and w = 1 ask once; others twice, as one doubled batch
-    where the null label is known, else (exact models) in two calls. The interval is that of Kynkäänniemi et al. (2024)."""
+    where the null label is known, else (exact models) in two calls. The interval is that of Kynkäänniemi et al. (2024).
+
+    Args:
+        model: trained with labels that were sometimes dropped.
+        w: 0: no label, 1: the label, above: more than the label.
+        null: the label that stands for none; default: that of the network, if it has n_labels.
+        interval: of the times at which w holds; elsewhere it is 1.
+    """
     if null is None: null = getattr(getattr(model, "net", None), "n_labels", None)
     return ClassifierFree(model, w, null, interval)
 
 # %% ../nbs/09_guidance.ipynb #69814687
-def tilted_log_prob(
-    mixture: GaussianMixture,  # with labels
-    y: int,
-    w: float,
-) -> Callable[[Tensor], Tensor]:
-    "x (n, D) -> log p(x) + w log p(y | x), not normalised: what guidance is often said to sample."
+def tilted_log_prob(mixture: GaussianMixture, y: int, w: float) -> Callable[[Tensor], Tensor]:
+    """x (n, D) -> log p(x) + w log p(y | x), not normalised: what guidance is often said to sample.
+
+    Args:
+        mixture: with labels.
+    """
     return lambda x: (1 - w) * mixture.log_prob(x) + w * mixture.log_prob(x, y)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .matching import as_labels
 
 # %% auto #0
-__all__ = ['CIFAR10_URL', 'CIFAR10_MD5', 'CIFAR10_NAMES', 'to_float', 'to_bytes', 'Pictures', 'digits', 'cifar10',
+__all__ = ['CIFAR10_URL', 'CIFAR10_MD5', 'CIFAR10_NAMES', 'to_float', 'to_bytes', 'Images', 'digits', 'cifar10',
            'cifar10_at_hand', 'radial_spectrum', 'sinusoidal', 'DenoiseNet', 'digit_classifier']
 
 # %% ../nbs/12_pictures.ipynb #8e5d669b
@@ -41,12 +41,18 @@ def to_bytes(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    "Labelled pictures in memory, as bytes."
+class Images:
+    """Labelled pictures in memory, as bytes.
 
-    x: Tensor  # (n, C, H, W) of torch.uint8
-    y: Tensor  # (n,) labels of torch.int64
-    names: tuple[str, ...]  # of the labels
+    Attributes:
+        x: (n, C, H, W) of torch.uint8.
+        y: (n,) labels of torch.int64.
+        names: of the labels.
+    """
+
+    x: Tensor
+    y: Tensor
+    names: tuple[str, ...]
 
     def __post_init__(self):
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
@@ -59,11 +65,17 @@ class Pictures:
     def __len__(self) -> int: return len(self.x)
 
     def batch(
-        self,
-        i: Tensor | Sequence[int] | slice,  # which pictures
-        flip: Tensor | None = None,  # (B,) booleans: which of them are mirrored, left to right
-    ) -> tuple[Tensor, Tensor]:  # (B, C, H, W) from -1 to 1, (B,)
-        "Some pictures as the numbers a network sees, and their labels."
+        self, i: Tensor | Sequence[int] | slice, flip: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Some pictures as the numbers a network sees, and their labels.
+
+        Args:
+            i: which pictures.
+            flip: (B,) booleans: which of them are mirrored, left to right.
+
+        Returns:
+            (B, C, H, W) from -1 to 1, (B,).
+        """
         x = self.x[i]
         if flip is not None:
             if flip.shape != x.shape[:1] or flip.dtype != torch.bool:
@@ -71,9 +83,9 @@ class Pictures:
             x = torch.where(flip[:, None, None, None], x.flip(3), x)
         return to_float(x), self.y[i]
 
-    def to(self, device: torch.device | str) -> Pictures:
+    def to(self, device: torch.device | str) -> Images:
         "The same pictures in the memory of another device."
-        return Pictures(self.x.to(device), self.y.to(device), self.names)
+        return Images(self.x.to(device), self.y.to(device), self.names)
 
 # %% ../nbs/12_pictures.ipynb #d84e4576
 def _is_train(split: str) -> bool:
@@ -81,7 +93,7 @@ def _is_train(split: str) -> bool:
     return split == "train"
 
 
-def digits(split: str = "train") -> Pictures:
+def digits(split: str = "train") -> Images:
     """Handwritten digits of 8 x 8 pixels, which come with scikit-learn: 1,500 to train on, 297 to test with.
 
     From the UCI repository (Alpaydin and Kaynak 1998)."""
@@ -89,7 +101,7 @@ def digits(split: str = "train") -> Pictures:
 
     found, part = load_digits(), slice(1500) if _is_train(split) else slice(1500, None)
     x = torch.from_numpy(found.images[part] * (255 / 16)).round().byte()[:, None]
-    return Pictures(x, torch.from_numpy(found.target[part]).long(), tuple("0123456789"))
+    return Images(x, torch.from_numpy(found.target[part]).long(), tuple("0123456789"))
 
 # %% ../nbs/12_pictures.ipynb #dbd3494c
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -164,33 +176,42 @@ def _records(file: Path) -> np.ndarray:
 
 # %% ../nbs/12_pictures.ipynb #424572f4
 def cifar10(
-    split: str = "train",  # "train": 50,000 pictures; "test": 10,000
-    folder: str | os.PathLike | None = None,  # default: $DIFFUSION_COURSE_DATA, else the user's cache
-    download: bool = True,  # fetch the official archive (162 MB) if there is nothing in the cache
-) -> Pictures:
+    split: str = "train", folder: str | os.PathLike | None = None, download: bool = True,
+) -> Images:
     """CIFAR-10 (Krizhevsky 2009): colour pictures (n, 3, 32, 32) of ten kinds of things.
 
-    Read from the official binary files. A `FileNotFoundError` says what to do where they are not at hand."""
+    Read from the official binary files. A `FileNotFoundError` says what to do where they are not at hand.
+
+    Args:
+        split: "train": 50,000 pictures; "test": 10,000.
+        folder: default: $DIFFUSION_COURSE_DATA, else the user's cache.
+        download: fetch the official archive (162 MB) if there is nothing in the cache.
+    """
     names = [f"data_batch_{k}.bin" for k in range(1, 6)] if _is_train(split) else ["test_batch.bin"]
     place = _found(folder, download)
     parts = [_records(place / name) for name in names]
     x = torch.from_numpy(np.concatenate([p[:, 1:] for p in parts])).reshape(-1, 3, 32, 32)
-    return Pictures(x, torch.from_numpy(np.concatenate([p[:, 0] for p in parts])).long(), CIFAR10_NAMES)
+    return Images(x, torch.from_numpy(np.concatenate([p[:, 0] for p in parts])).long(), CIFAR10_NAMES)
 
 
-def cifar10_at_hand(split: str = "train") -> Pictures | None:
+def cifar10_at_hand(split: str = "train") -> Images | None:
     "CIFAR-10 if it is on this machine. Otherwise None, and a line says how to get it. Nothing is ever downloaded here."
     try: return cifar10(split, download=False)
     except FileNotFoundError as missing:
         print(f"{missing}. What needs CIFAR-10 is left out; the rest runs.")
 
 # %% ../nbs/12_pictures.ipynb #0aa28ef4
-def radial_spectrum(
-    x: Tensor,  # (n, C, H, W)
-) -> tuple[Tensor, Tensor]:  # turns k = 1, 2, …, (K,), and the power, (K,)
+def radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared Fourier coefficient of pictures by frequency, averaged over directions, channels and pictures.
 
-    k turns across the picture, rounded, up to half of the shorter side. Unitary transform: N(0, 1) has power 1."""
+    k turns across the picture, rounded, up to half of the shorter side. Unitary transform: N(0, 1) has power 1.
+
+    Args:
+        x: (n, C, H, W).
+
+    Returns:
+        turns k = 1, 2, …, (K,), and the power, (K,).
+    """
     if x.ndim != 4 or not x.is_floating_point() or min(x.shape) < 1 or min(x.shape[2:]) < 2:
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}: expected numbers (n, C, H, W), H and W >= 2")
     power = torch.fft.fft2(x, norm="ortho").abs().square().mean((0, 1))
@@ -214,15 +235,18 @@ def sinusoidal(t: Tensor, width: int) -> Tensor:
 class DenoiseNet(nn.Module):
     """The smallest denoiser: two convolutions, and between them, if asked for, what time it is and which label.
 
-    net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W). It begins as zero."""
+    net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W). It begins as zero.
+
+    Args:
+        shape: of a picture: channels, height, width.
+        width: channels between the convolutions, an even number.
+        time: is the network told t?
+        n_labels: labels 0 to n_labels - 1, and n_labels for none; 0: the network is told none.
+    """
 
     def __init__(
-        self,
-        shape: Sequence[int] = (1, 8, 8),  # of a picture: channels, height, width
-        width: int = 64,  # channels between the convolutions, an even number
-        time: bool = True,  # is the network told t?
-        n_labels: int = 0,  # labels 0 to n_labels - 1, and n_labels for none; 0: the network is told none
-        seed: int = 0,
+        self, shape: Sequence[int] = (1, 8, 8), width: int = 64, time: bool = True,
+        n_labels: int = 0, seed: int = 0,
     ):
         super().__init__()
         if len(shape) != 3 or min(shape) < 1: raise ValueError(f"shape is {shape}: expected (channels, height, width)")

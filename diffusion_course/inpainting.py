@@ -18,11 +18,17 @@ from .schedules import Schedule, per_sample
 from .vae import VAE
 
 
-def checked(
-    mask: Tensor,  # booleans, True = known: for pictures (H, W), or (B, 1, H, W) for one each; else a sample's shape
-    x: Tensor,  # (B, ...)
-) -> Tensor:  # of as many dimensions as x
-    "The mask, if it fits x: a `ValueError` says what was given and what is expected."
+def checked(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask, if it fits x: a `ValueError` says what was given and what is expected.
+
+    Args:
+        mask: booleans, True = known: for pictures (H, W), or (B, 1, H, W) for one each; else a
+            sample's shape.
+        x: (B, ...).
+
+    Returns:
+        of as many dimensions as x.
+    """
     shape = tuple(x.shape)
     form = shape[2:] if x.ndim == 4 else shape[1:]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -67,11 +73,14 @@ def box(
 
 
 def brush(
-    points: Sequence[tuple[float, float]] | Tensor,  # (n, 2) rows and columns, joined by straight lines
-    radius: float = 3.0,
+    points: Sequence[tuple[float, float]] | Tensor, radius: float = 3.0,
     shape: tuple[int, int] = (32, 32),
 ) -> Tensor:
-    "A mask (H, W) with the stroke of a round brush to be filled."
+    """A mask (H, W) with the stroke of a round brush to be filled.
+
+    Args:
+        points: (n, 2) rows and columns, joined by straight lines.
+    """
     points = torch.as_tensor(points, dtype=torch.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not radius > 0:
         given = f"points of shape {tuple(points.shape)}, radius {radius}"
@@ -92,14 +101,15 @@ def _given(x1: Tensor, x: Tensor) -> Tensor:
     return x1.repeat(len(x) // len(x1), *(1,) * (x.ndim - 1))
 
 
-def known_region(
-    stepper: Stepper,
-    x1: Tensor,  # (1 or B, ...) data; only what is known of it counts
-    mask: Tensor,  # True = known, as `checked` takes it
-) -> Stepper:
+def known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
     """After each step to time s what is known is put back, with fresh noise: alpha(s) x1 + sigma(s) eps.
 
-    Song et al. (2021, appendix I.2); Lugmayr et al. (2022, eq. 8). Costs no evaluation."""
+    Song et al. (2021, appendix I.2); Lugmayr et al. (2022, eq. 8). Costs no evaluation.
+
+    Args:
+        x1: (1 or B, ...) data; only what is known of it counts.
+        mask: True = known, as `checked` takes it.
+    """
     mask = checked(mask, x1)
 
     def step(model, x, t, s):
@@ -110,14 +120,14 @@ def known_region(
     return step
 
 # %% ../nbs/19_inpainting.ipynb #20663865
-def noised_again(
-    schedule: Schedule,
-    x: Tensor,  # (B, ...) at time s
-    s: float,
-    t: float,  # earlier, t <= s: more noise
-    noise: Tensor,  # standard normal, of the shape of x
-) -> Tensor:
-    "x carried from s back up to t by adding noise, so that a sample of p_s becomes one of p_t."
+def noised_again(schedule: Schedule, x: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
+    """x carried from s back up to t by adding noise, so that a sample of p_s becomes one of p_t.
+
+    Args:
+        x: (B, ...) at time s.
+        t: earlier, t <= s: more noise.
+        noise: standard normal, of the shape of x.
+    """
     if not 0 <= t <= s <= 1 or schedule.alpha(s) == 0:
         raise ValueError(f"from s = {s} to t = {t}: expected 0 <= t <= s <= 1, and data at s")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.weights(t), schedule.weights(s)
@@ -126,16 +136,19 @@ def noised_again(
 
 
 def resampling(
-    stepper: Stepper,
-    x1: Tensor,  # (1 or B, ...) data; only what is known of it counts
-    mask: Tensor,  # True = known
-    repeats: int = 5,  # how often each stretch is walked; 1: `known_region`
-    jump: int = 1,  # into how many steps a stretch, a step of the grid, is split
+    stepper: Stepper, x1: Tensor, mask: Tensor, repeats: int = 5, jump: int = 1,
 ) -> Stepper:
     """`known_region`, but each stretch is walked several times: noise takes it back up to where it began.
 
     RePaint (Lugmayr et al. 2022, algorithm 1). Costs repeats x jump times the evaluations of a step, and multistep
-    methods become first order."""
+    methods become first order.
+
+    Args:
+        x1: (1 or B, ...) data; only what is known of it counts.
+        mask: True = known.
+        repeats: how often each stretch is walked; 1: `known_region`.
+        jump: into how many steps a stretch, a step of the grid, is split.
+    """
     for name, n in (("repeats", repeats), ("jump", jump)):
         if n != int(n) or n < 1: raise ValueError(f"{name} is {n}: expected a whole number, 1 or more")
     down = known_region(stepper, x1, mask)
@@ -190,24 +203,32 @@ class ReconstructionGuided(nn.Module):
 
 
 def reconstruction_guided(
-    model: Model,
-    x1: Tensor,  # (1 or B, ...) data; only what is known of it counts
-    mask: Tensor,  # True = known
-    weight: float = 1.0,  # 0: not at all
+    model: Model, x1: Tensor, mask: Tensor, weight: float = 1.0,
 ) -> ReconstructionGuided:
     """The predicted x1 less weight · alpha / 2 · the gradient at x of its squared error where x1 is known.
 
-    Ho et al. (2022), Video diffusion models, section 3.1. Chung et al. (2023) scale it otherwise."""
+    Ho et al. (2022), Video diffusion models, section 3.1. Chung et al. (2023) scale it otherwise.
+
+    Args:
+        x1: (1 or B, ...) data; only what is known of it counts.
+        mask: True = known.
+        weight: 0: not at all.
+    """
     return ReconstructionGuided(model, x1, mask, weight)
 
 # %% ../nbs/19_inpainting.ipynb #26050ace
-def seam(
-    x: Tensor,  # (B, C, H, W)
-    mask: Tensor,  # True = known
-) -> Tensor:  # (B,)
+def seam(x: Tensor, mask: Tensor) -> Tensor:
     """How much larger the jump between neighbours is across the mask's border than on both sides of it.
 
-    Mean over all four pixels p q | r s in a row or column: |q - r| less the mean of |p - q| and |r - s|."""
+    Mean over all four pixels p q | r s in a row or column: |q - r| less the mean of |p - q| and |r - s|.
+
+    Args:
+        x: (B, C, H, W).
+        mask: True = known.
+
+    Returns:
+        (B,).
+    """
     known, jump, count = checked(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:]), 0.0, 0
     for dim in (2, 3):
         inside = known.shape[dim] - 3
@@ -222,13 +243,15 @@ def seam(
     return jump / count
 
 # %% ../nbs/19_inpainting.ipynb #b0626f16
-def paste_back(
-    edited: Tensor,  # (B, C, H, W), numbers or bytes
-    original: Tensor,  # the same shape and type
-    mask: Tensor,  # True = known, left as it was
-    feather: int = 0,  # pixels inside the edited region over which the original fades out
-) -> Tensor:
-    "The edited picture where it was to be edited, and everywhere else the original, bit for bit."
+def paste_back(edited: Tensor, original: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
+    """The edited picture where it was to be edited, and everywhere else the original, bit for bit.
+
+    Args:
+        edited: (B, C, H, W), numbers or bytes.
+        original: the same shape and type.
+        mask: True = known, left as it was.
+        feather: pixels inside the edited region over which the original fades out.
+    """
     if edited.shape != original.shape or edited.dtype != original.dtype:
         given = f"edited is {edited.dtype} of shape {tuple(edited.shape)}"
         raise ValueError(f"{given}: expected the original's, {original.dtype} {tuple(original.shape)}")
@@ -253,11 +276,15 @@ def _depth(mask: Tensor, most: int) -> Tensor:
 
 
 def crop_around(
-    mask: Tensor,  # (H, W), True = known
-    margin: int = 4,  # known pixels to take along on each side
-    size: tuple[int, int] | None = None,  # rows and columns of the window; default: as small as it gets
+    mask: Tensor, margin: int = 4, size: tuple[int, int] | None = None,
 ) -> tuple[slice, slice]:
-    "The rows and columns of a window around all that is to be filled, inside the picture."
+    """The rows and columns of a window around all that is to be filled, inside the picture.
+
+    Args:
+        mask: (H, W), True = known.
+        margin: known pixels to take along on each side.
+        size: rows and columns of the window; default: as small as it gets.
+    """
     if mask.ndim != 2 or mask.all() or margin < 0:
         given = f"mask of shape {tuple(mask.shape)}, {int((~mask).sum())} pixels to fill, margin {margin}"
         raise ValueError(f"{given}: expected (H, W), at least one pixel, margin >= 0")
@@ -273,11 +300,16 @@ def crop_around(
     return tuple(window)
 
 # %% ../nbs/19_inpainting.ipynb #2195671e
-def latent_mask(
-    mask: Tensor,  # (..., H, W), True = known
-    cells: tuple[int, int],  # rows and columns of the latent
-) -> Tensor:  # (..., h, w)
-    "Which cells of a latent are known: those of which every pixel is."
+def latent_mask(mask: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Which cells of a latent are known: those of which every pixel is.
+
+    Args:
+        mask: (..., H, W), True = known.
+        cells: rows and columns of the latent.
+
+    Returns:
+        (..., h, w).
+    """
     (H, W), (h, w) = mask.shape[-2:], cells
     if H % h or W % w: raise ValueError(f"cells are {cells}: expected numbers that divide {H} and {W}")
     return mask.unflatten(-1, (w, W // w)).unflatten(-3, (h, H // h)).all(-1).all(-2)
@@ -285,21 +317,21 @@ def latent_mask(
 
 @torch.no_grad()
 def latent_inpaint(
-    model: Model,  # of latents as `vae.to_unit` makes them
-    vae: VAE,
-    x: Tensor,  # (B, C, H, W) in [-1, 1]
-    mask: Tensor,  # True = known
-    ts: Tensor | Sequence[float],
-    stepper: Stepper,
-    *,
-    paste: bool = True,  # put the known pixels back; False: what the decoder made of them
-    generator: torch.Generator | None = None,
-    noise: Noise | None = None,  # in its place
+    model: Model, vae: VAE, x: Tensor, mask: Tensor, ts: Tensor | Sequence[float], stepper: Stepper,
+    *, paste: bool = True, generator: torch.Generator | None = None, noise: Noise | None = None,
     **cond,
 ) -> Tensor:
     """Pictures filled by a model of latents: encode, fill, decode, paste back.
 
-    A cell is filled if any of its pixels is unknown; unknown pixels are encoded as grey."""
+    A cell is filled if any of its pixels is unknown; unknown pixels are encoded as grey.
+
+    Args:
+        model: of latents as `vae.to_unit` makes them.
+        x: (B, C, H, W) in [-1, 1].
+        mask: True = known.
+        paste: put the known pixels back; False: what the decoder made of them.
+        noise: in its place.
+    """
     z = vae.to_unit(vae.encode(torch.where(checked(mask, x), x, 0)).mode)
     cells = latent_mask(checked(mask, x).all(1, keepdim=True), z.shape[2:])
     ts = torch.as_tensor(ts, dtype=torch.float64)

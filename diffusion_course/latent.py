@@ -16,27 +16,34 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load
 from .classifier import Classifier
-from .images import Pictures
+from .images import Images
 from .options import option
 from .predictions import Denoiser
 from .schedules import Linear
-from .training import Recipe, TrainConfig, autocast
+from .training import Recipe, DenoiserRecipe, autocast
 from .unet import UNet, UNetConfig
-from .vae import VAE, VAEConfig, VAETrainConfig
+from .vae import VAE, VAEConfig, VAERecipe
 
 # %% auto #0
 __all__ = ['PRESETS', 'Latents', 'encode_all', 'checksum', 'DecoderConfig', 'Decoder', 'LatentUNetConfig', 'LatentUNet', 'decode',
-           'LatentConfig', 'perceptual_loss', 'DecoderTrainConfig']
+           'LatentRecipe', 'perceptual_loss', 'DecoderRecipe']
 
 # %% ../nbs/18_latent.ipynb #0de0c395
 @dataclass(frozen=True)
 class Latents:
-    "Labelled pictures as what an encoder says of them, both of each picture and of its mirror image, in memory."
+    """Labelled pictures as what an encoder says of them, both of each picture and of its mirror image, in memory.
 
-    mean: Tensor  # (2, n, c, h, w) of torch.float16, channels of deviation 1: as they are, and mirrored
-    std: Tensor  # (2, n, c, h, w) the posterior's standard deviations, in the same unit
-    y: Tensor  # (n,) labels
-    names: tuple[str, ...]  # of the labels
+    Attributes:
+        mean: (2, n, c, h, w) of torch.float16, channels of deviation 1: as they are, and mirrored.
+        std: (2, n, c, h, w) the posterior's standard deviations, in the same unit.
+        y: (n,) labels.
+        names: of the labels.
+    """
+
+    mean: Tensor
+    std: Tensor
+    y: Tensor
+    names: tuple[str, ...]
 
     def __post_init__(self):
         if self.mean.ndim != 5 or len(self.mean) != 2 or self.std.shape != self.mean.shape:
@@ -47,12 +54,16 @@ class Latents:
 
     def __len__(self) -> int: return len(self.y)
 
-    def batch(
-        self,
-        i: Tensor | slice,  # which pictures
-        flip: Tensor | None = None,  # (B,) booleans: of which of them the mirror image
-    ) -> tuple[Tensor, Tensor]:  # (B, 2 c, h, w): means, then standard deviations; and (B,) labels
-        "What is believed of some latents: drawing one is left to who asks."
+    def batch(self, i: Tensor | slice, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is believed of some latents: drawing one is left to who asks.
+
+        Args:
+            i: which pictures.
+            flip: (B,) booleans: of which of them the mirror image.
+
+        Returns:
+            (B, 2 c, h, w): means, then standard deviations; and (B,) labels.
+        """
         y = self.y[i]
         mirrored = torch.zeros_like(y, dtype=torch.bool) if flip is None else flip
         if mirrored.shape != y.shape:
@@ -67,12 +78,13 @@ class Latents:
 
 @torch.no_grad()
 def encode_all(
-    vae: VAE,
-    pictures: Pictures,
-    batch: int = 500,
-    progress: bool | None = False,  # None: in a terminal
+    vae: VAE, pictures: Images, batch: int = 500, progress: bool | None = False,
 ) -> Latents:
-    "Every picture and its mirror image through the encoder, once. Means are in units of a channel's deviation."
+    """Every picture and its mirror image through the encoder, once. Means are in units of a channel's deviation.
+
+    Args:
+        progress: None: in a terminal.
+    """
     device, rows = next(vae.parameters()).device, []
     parts = torch.arange(len(pictures)).split(batch)
     for i in tqdm(parts, "encoding", disable=None if progress is None else not progress):
@@ -159,12 +171,16 @@ class LatentUNet(UNet):
 
 # %% ../nbs/18_latent.ipynb #0b455a59
 @torch.no_grad()
-def decode(
-    model: Denoiser | VAE,  # of latents, or an autoencoder
-    z: Tensor,  # (n, c, h, w) latents in units of a channel's deviation, as `generate` returns them
-    batch: int = 256,
-) -> Tensor:  # (n, C, H, W), about [-1, 1]
-    "The pictures that latents stand for."
+def decode(model: Denoiser | VAE, z: Tensor, batch: int = 256) -> Tensor:
+    """The pictures that latents stand for.
+
+    Args:
+        model: of latents, or an autoencoder.
+        z: (n, c, h, w) latents in units of a channel's deviation, as `generate` returns them.
+
+    Returns:
+        (n, C, H, W), about [-1, 1].
+    """
     if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
     net = getattr(model, "net", model)
     if not hasattr(net, "decode"):
@@ -175,8 +191,8 @@ def decode(
 
 # %% ../nbs/18_latent.ipynb #c31e0669
 @dataclass(frozen=True)
-class LatentConfig(TrainConfig):
-    "How to train a denoiser of latents: a `TrainConfig`, and whose latents they are."
+class LatentRecipe(DenoiserRecipe):
+    "How to train a denoiser of latents: a `DenoiserRecipe`, and whose latents they are."
 
     net: LatentUNetConfig = option(LatentUNetConfig(), "the network, and the autoencoder it works for")
     posterior: str = option("sample", "what stands for a picture: a sample of the encoder's Gaussian, or its mean")
@@ -216,14 +232,18 @@ class LatentConfig(TrainConfig):
         return decode(model, super().preview(model))
 
 # %% ../nbs/18_latent.ipynb #32ba33e5
-def perceptual_loss(
-    critic: Classifier,
-    x: Tensor,  # (B, C, H, W) pictures in [-1, 1]
-    back: Tensor,  # (B, C, H, W) what became of them
-) -> Tensor:  # ()
+def perceptual_loss(critic: Classifier, x: Tensor, back: Tensor) -> Tensor:
     """How differently a classifier sees two pictures, 0 to 4, the mean over its activations and their places.
 
-    Zhang et al. (2018, eq. 1), all channels with the same weight."""
+    Zhang et al. (2018, eq. 1), all channels with the same weight.
+
+    Args:
+        x: (B, C, H, W) pictures in [-1, 1].
+        back: (B, C, H, W) what became of them.
+
+    Returns:
+        ().
+    """
     both = zip(critic.maps(x), critic.maps(back), strict=True)
     unit = lambda maps: F.normalize(maps.float(), dim=1)
     return torch.stack([(unit(a) - unit(b)).square().sum(1).mean() for a, b in both]).mean()
@@ -238,7 +258,7 @@ def _critic(name: str, device: torch.device) -> Classifier:
 
 
 @dataclass(frozen=True)
-class DecoderTrainConfig(Recipe):
+class DecoderRecipe(Recipe):
     "How to train a decoder on, for latents that stay: squared error, and a perceptual loss."
 
     vae: str = option("vae-small", "the autoencoder: the name of a shipped one, or a file")
@@ -266,16 +286,16 @@ class DecoderTrainConfig(Recipe):
         "Sixteen test pictures, and below each what comes back."
         vae = load(self.vae).to(next(model.parameters()).device)
         vae.decoder = model.decoder
-        return VAETrainConfig(data=self.data).preview(vae)
+        return VAERecipe(data=self.data).preview(vae)
 
 
 PRESETS: dict[str, Recipe] = {
-    "latent": LatentConfig(
+    "latent": LatentRecipe(
         "CIFAR-10 in the latents of vae-small: 2 M weights, 45 minutes on an idle CPU core.", images=2_000_000,
         batch=128, lr=1.5e-3, ema=0.9995, save_every=25_600, guidance=3.0, net=LatentUNetConfig(decoder="vae-decoder"),
         stages=(50_048, 100_096, 200_064, 400_000, 700_032, 1_000_064, 1_500_032, 2_000_000),
     ),
-    "vae-decoder": DecoderTrainConfig(
+    "vae-decoder": DecoderRecipe(
         "A better decoder for vae-small's latents: 6 minutes on an idle CPU core, and a classifier (--critic).",
         images=100_000, batch=64, lr=1e-3, warmup=6_400, decay=1.0, ema=0.998, save_every=25_600,
     ),

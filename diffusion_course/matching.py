@@ -24,12 +24,17 @@ from .schedules import combine
 __all__ = ['as_labels', 'MLP', 'matching_loss', 'one_thread_if_small', 'History', 'fit']
 
 # %% ../nbs/05_flow_matching.ipynb #a0d24061
-def as_labels(
-    y: Tensor | int | None,  # a label, (B,) labels, or None for the null label
-    n_labels: int,  # labels are 0 to n_labels - 1; the null label, none given, is n_labels
-    x: Tensor,  # (B, ...)
-) -> Tensor:  # (B,)
-    "One label for each sample of x."
+def as_labels(y: Tensor | int | None, n_labels: int, x: Tensor) -> Tensor:
+    """One label for each sample of x.
+
+    Args:
+        y: a label, (B,) labels, or None for the null label.
+        n_labels: labels are 0 to n_labels - 1; the null label, none given, is n_labels.
+        x: (B, ...).
+
+    Returns:
+        (B,).
+    """
     y = torch.as_tensor(n_labels if y is None else y)
     if y.shape not in ((), x.shape[:1]):
         raise ValueError(f"y has shape {tuple(y.shape)} beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
@@ -68,18 +73,23 @@ def _waves(a: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../nbs/05_flow_matching.ipynb #8880a6d8
 def matching_loss(
-    model: Callable[..., Prediction],  # a Denoiser, or any model: its prediction is turned into the velocity
-    x1: Tensor,  # (B, ...) data
-    *,
-    t: Tensor | None = None,  # (B,) times; default: one in each of B equal parts of schedule.t_range
-    x0: Tensor | None = None,  # (B, ...) the noise eps, which may be of another kind (lesson 11); default: standard normal
-    weight: Callable[[Tensor], Tensor] | None = None,  # weight(t (B,)) -> (B,)
-    generator: torch.Generator | None = None,
-    **cond,  # handed on to the model
+    model: Callable[..., Prediction], x1: Tensor, *, t: Tensor | None = None,
+    x0: Tensor | None = None, weight: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None, **cond,
 ) -> Tensor:
     """The mean squared distance of the model's output from the conditional target a x1 + b x0, a scalar.
 
-    Flow matching for the velocity (Lipman et al. 2023, eq. 9); the same line for every other target of `predictions`."""
+    Flow matching for the velocity (Lipman et al. 2023, eq. 9); the same line for every other target of `predictions`.
+
+    Args:
+        model: a Denoiser, or any model: its prediction is turned into the velocity.
+        x1: (B, ...) data.
+        t: (B,) times; default: one in each of B equal parts of schedule.t_range.
+        x0: (B, ...) the noise eps, which may be of another kind (lesson 11); default: standard
+            normal.
+        weight: weight(t (B,)) -> (B,).
+        **cond: handed on to the model.
+    """
     schedule, kind = model.schedule, getattr(model, "kind", "velocity")
     if t is None:
         lo, hi = schedule.t_range
@@ -130,28 +140,33 @@ def _check_data(x0: Tensor | None, x1: Tensor, labels: Tensor | None, steps: int
 # %% ../nbs/05_flow_matching.ipynb #0de0c395
 @dataclass(frozen=True)
 class History:
-    "What a training leaves: the smoothed model (a moving average of the weights) and the loss of each step."
+    """What a training leaves: the smoothed model (a moving average of the weights) and the loss of each step.
+
+    Attributes:
+        loss: (steps,).
+    """
 
     model: Denoiser
-    loss: Tensor  # (steps,)
+    loss: Tensor
 
 
 @one_thread_if_small
 def fit(
-    model: Denoiser,  # trained in place
-    data: Tensor | tuple[Tensor, Tensor],  # (n, ...) data, or pairs (x0, x1) of noise and data, both (n, ...)
-    steps: int = 2000,
-    *,
-    labels: Tensor | None = None,  # (n,), handed to the model as y
-    drop: float = 0.1,  # share of labels replaced by the null label
-    loss: Callable[..., Tensor] = matching_loss,
-    batch_size: int = 512,
-    lr: float = 3e-3,  # at its highest, after a short warm-up; it falls to zero along a cosine
-    seed: int = 0,
-    progress: bool = True,
-    watch: Callable[[int, Denoiser], None] | None = None,  # watch(step, smoothed model), 25 times
+    model: Denoiser, data: Tensor | tuple[Tensor, Tensor], steps: int = 2000, *,
+    labels: Tensor | None = None, drop: float = 0.1, loss: Callable[..., Tensor] = matching_loss,
+    batch_size: int = 512, lr: float = 3e-3, seed: int = 0, progress: bool = True,
+    watch: Callable[[int, Denoiser], None] | None = None,
 ) -> History:
-    "Train a model: random batches, Adam, and a moving average of the weights over the last twentieth or so of the way."
+    """Train a model: random batches, Adam, and a moving average of the weights over the last twentieth or so of the way.
+
+    Args:
+        model: trained in place.
+        data: (n, ...) data, or pairs (x0, x1) of noise and data, both (n, ...).
+        labels: (n,), handed to the model as y.
+        drop: share of labels replaced by the null label.
+        lr: at its highest, after a short warm-up; it falls to zero along a cosine.
+        watch: watch(step, smoothed model), 25 times.
+    """
     x0, x1 = data if isinstance(data, tuple) else (None, data)
     _check_data(x0, x1, labels, steps)
     g, n = torch.Generator().manual_seed(seed), len(x1)

@@ -32,26 +32,29 @@ def _mean_distance(x: Tensor, y: Tensor, rows: int = 1024) -> float:
     return total / (len(x) * len(y))
 
 
-def energy_distance(
-    x: Tensor,  # (n, D)
-    y: Tensor,  # (m, D)
-) -> float:
+def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, in the unit of x (Székely & Rizzo 2013, eq. 5, all pairs counted).
 
-    Zero only for identical samples, and zero in the limit only for identical distributions. Costs (n + m)² distances."""
+    Zero only for identical samples, and zero in the limit only for identical distributions. Costs (n + m)² distances.
+
+    Args:
+        x: (n, D).
+        y: (m, D).
+    """
     x, y = _two_samples(x, y)
     return 2 * _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y)
 
 
-def sliced_wasserstein(
-    x: Tensor,  # (n, D)
-    y: Tensor,  # (m, D)
-    n_projections: int = 200,
-    seed: int = 0,  # of the random directions
-) -> float:
+def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 200, seed: int = 0) -> float:
     """The 2-Wasserstein distance of the shadows on random lines: the root of its mean square (Bonneel et al. 2015).
 
-    In one dimension optimal transport pairs equal quantiles, so this costs a sort for each line. In the unit of x."""
+    In one dimension optimal transport pairs equal quantiles, so this costs a sort for each line. In the unit of x.
+
+    Args:
+        x: (n, D).
+        y: (m, D).
+        seed: of the random directions.
+    """
     x, y = _two_samples(x, y)
     if n_projections < 1: raise ValueError(f"n_projections is {n_projections}: expected 1 or more")
     directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
@@ -64,13 +67,15 @@ def sliced_wasserstein(
     return (width @ (a - b).square()).mean().sqrt().item()
 
 
-def wasserstein2(
-    x: Tensor,  # (n, D), n <= 5,000
-    y: Tensor,  # (n, D)
-) -> float:
+def wasserstein2(x: Tensor, y: Tensor) -> float:
     """The exact 2-Wasserstein distance of two sets of equal size, by optimal assignment (scipy). In the unit of x.
 
-    The assignment takes about n³ operations: a second for 1,000 points, a minute for 5,000."""
+    The assignment takes about n³ operations: a second for 1,000 points, a minute for 5,000.
+
+    Args:
+        x: (n, D), n <= 5,000.
+        y: (n, D).
+    """
     from scipy.optimize import linear_sum_assignment
 
     x, y = _two_samples(x, y)
@@ -83,25 +88,31 @@ def wasserstein2(
 # %% ../nbs/toolbox/metrics.ipynb #0de0c395
 @dataclass(frozen=True)
 class Floor:
-    "What a metric gives for two independent samples of the same distribution."
+    """What a metric gives for two independent samples of the same distribution.
+
+    Attributes:
+        n: points in each sample.
+    """
 
     mean: float
     std: float
     q99: float
-    n: int  # points in each sample
+    n: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3g} ± {self.std:.1g} (99 % quantile {self.q99:.3g}; two real samples of {self.n:,})"
 
 
 def real_floor(
-    metric: Callable[[Tensor, Tensor], float],
-    draw: Callable[[int, torch.Generator], Tensor],  # draw(n, generator) -> (n, D), fresh samples of the truth
-    n: int,  # points in each sample
-    repeats: int = 20,
-    seed: int = 0,
+    metric: Callable[[Tensor, Tensor], float], draw: Callable[[int, torch.Generator], Tensor],
+    n: int, repeats: int = 20, seed: int = 0,
 ) -> Floor:
-    "The real-versus-real floor of a metric: its distribution over pairs of independent real samples of n points."
+    """The real-versus-real floor of a metric: its distribution over pairs of independent real samples of n points.
+
+    Args:
+        draw: draw(n, generator) -> (n, D), fresh samples of the truth.
+        n: points in each sample.
+    """
     if n < 1 or repeats < 2: raise ValueError(f"n is {n} and repeats {repeats}: expected n >= 1 and repeats >= 2")
     generator = torch.Generator().manual_seed(seed)
     values = torch.tensor([metric(draw(n, generator), draw(n, generator)) for _ in range(repeats)], dtype=torch.float64)

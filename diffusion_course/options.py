@@ -15,11 +15,12 @@ from typing import Any
 __all__ = ['option', 'as_dict', 'add_options', 'with_options']
 
 # %% ../nbs/toolbox/options.ipynb #8d1b0aa7
-def option(
-    default: Any,
-    help: str,  # one sentence, which `--help` shows
-) -> Any:
-    "A field of a dataclass with a default and an explanation."
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass with a default and an explanation.
+
+    Args:
+        help: one sentence, which `--help` shows.
+    """
     if dataclasses.is_dataclass(default): return field(default_factory=lambda: default, metadata=dict(help=help))
     return field(default=default, metadata=dict(help=help))
 
@@ -56,12 +57,12 @@ def _reader(value: Any) -> tuple[Any, str]:
     return str, "NAME"
 
 # %% ../nbs/toolbox/options.ipynb #225c469a
-def add_options(
-    parser: argparse.ArgumentParser,
-    config: Any,  # an instance of a dataclass: its values are the defaults that the help shows
-    prefix: str = "",
-) -> None:
-    "A flag for each field of a dataclass, and of those inside it. A flag that isn't given leaves nothing in the parsed arguments."
+def add_options(parser: argparse.ArgumentParser, config: Any, prefix: str = "") -> None:
+    """A flag for each field of a dataclass, and of those inside it. A flag that isn't given leaves nothing in the parsed arguments.
+
+    Args:
+        config: an instance of a dataclass: its values are the defaults that the help shows.
+    """
     for f in dataclasses.fields(config):
         name, value = prefix + f.name, getattr(config, f.name)
         if dataclasses.is_dataclass(value):

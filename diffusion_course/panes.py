@@ -39,17 +39,28 @@ def dequantise(q: np.ndarray, view: tuple[float, float]) -> np.ndarray:
 # %% ../nbs/toolbox/panes.ipynb #730c6d34
 @dataclass
 class Pane:
-    "What one canvas shows. T + 1 iterates of n points in D = 1 or 2 dimensions."
+    """What one canvas shows. T + 1 iterates of n points in D = 1 or 2 dimensions.
+
+    Attributes:
+        ts: (T + 1,).
+        q: (T + 1, n, D) int16.
+        view: the range of values shown, on each axis where D = 2.
+        ids: (n,) uint8, places in the palette.
+        density: uint8: (F, H, W) where D = 2, (F, M) where D = 1.
+        field: int8 (F, ARROWS, ARROWS, 2), 127 = 1.4 cells.
+        targets: (m, 2) int16.
+        peak: the density that fills the side panel, where D = 1.
+    """
     title: str
-    ts: np.ndarray  # (T + 1,)
-    q: np.ndarray  # (T + 1, n, D) int16
-    view: tuple[float, float]  # the range of values shown, on each axis where D = 2
-    ids: np.ndarray  # (n,) uint8, places in the palette
+    ts: np.ndarray
+    q: np.ndarray
+    view: tuple[float, float]
+    ids: np.ndarray
     palette: list[str]
-    density: np.ndarray | None = None  # uint8: (F, H, W) where D = 2, (F, M) where D = 1
-    field: np.ndarray | None = None  # int8 (F, ARROWS, ARROWS, 2), 127 = 1.4 cells
-    targets: np.ndarray | None = None  # (m, 2) int16
-    peak: float = 1.0  # the density that fills the side panel, where D = 1
+    density: np.ndarray | None = None
+    field: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    peak: float = 1.0
 
     def positions(self, t: float) -> np.ndarray:
         "Where the points (n, D) are at time t, on the polygon through the iterates."

@@ -250,23 +250,28 @@ def _pane(x: np.ndarray, ts: np.ndarray, title: Any, labels: Any, color: Any, de
 
 
 def play(
-    paths: Any,  # (T+1, n, 2) points in the plane, or (T+1, n, 1) or (T+1, n) values; a trajectory; a list of iterates; a dict of panes by title, or a list of them
-    ts: Any = None,  # (T+1,) increasing times in [0, 1]; default: the trajectory's own, or evenly spaced
-    *,
-    titles: str | Sequence[str] | None = None,
-    labels: Any = None,  # (n,) integers: one colour each
-    color: str | list[str] | None = None,  # a role or a colour, where there are no labels; default "learned"
-    density: Any = None,  # p(x) or p(x, t) on points (m, D), or an array (H, W) or (T, H, W), rows from the bottom
-    field: Any = None,  # f(x (m, 2), t) -> (m, 2): arrows
-    targets: Any = None,  # (m, 2) points that stand still
-    extent: Any = None,  # half width of the view, or (lo, hi); default: from the data, the same for all panes
-    seconds: float = 4.0,  # from t = 0 to t = 1
-    tail: float = 0.25,  # length of the tails, as a share of the clock
-    loop: bool = True,
-    size: int = 340,  # width of a square pane in pixels; panes shrink and wrap on a narrow page
-    autoplay: bool = True,
+    paths: Any, ts: Any = None, *, titles: str | Sequence[str] | None = None, labels: Any = None,
+    color: str | list[str] | None = None, density: Any = None, field: Any = None,
+    targets: Any = None, extent: Any = None, seconds: float = 4.0, tail: float = 0.25,
+    loop: bool = True, size: int = 340, autoplay: bool = True,
 ) -> Scene:
-    "A scene that plays paths from noise to data. Raises `ValueError` where an argument does not fit."
+    """A scene that plays paths from noise to data. Raises `ValueError` where an argument does not fit.
+
+    Args:
+        paths: (T+1, n, 2) points in the plane, or (T+1, n, 1) or (T+1, n) values; a trajectory; a
+            list of iterates; a dict of panes by title, or a list of them.
+        ts: (T+1,) increasing times in [0, 1]; default: the trajectory's own, or evenly spaced.
+        labels: (n,) integers: one colour each.
+        color: a role or a colour, where there are no labels; default "learned".
+        density: p(x) or p(x, t) on points (m, D), or an array (H, W) or (T, H, W), rows from the
+            bottom.
+        field: f(x (m, 2), t) -> (m, 2): arrows.
+        targets: (m, 2) points that stand still.
+        extent: half width of the view, or (lo, hi); default: from the data, the same for all panes.
+        seconds: from t = 0 to t = 1.
+        tail: length of the tails, as a share of the clock.
+        size: width of a square pane in pixels; panes shrink and wrap on a narrow page.
+    """
     if not seconds > 0 or not 0 <= tail <= 1 or not size >= 80: raise ValueError(f"seconds={seconds}, tail={tail}, size={size}: expected seconds > 0, tail in [0, 1], size >= 80")
     names, panes = _split(paths)
     k, xs = len(panes), [_paths(p) for p in panes]

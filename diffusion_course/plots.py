@@ -39,17 +39,20 @@ def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> n
 
 
 def show_samples(
-    x: Tensor,  # (n, 2)
-    labels: Tensor | None = None,  # (n,) integers: one colour each
-    *,
-    color: str = "data",  # a role or a colour, where there are no labels
-    extent: float = 3.0,  # half width of the view
-    title: str | None = None,
-    name: str | None = None,  # for a legend
-    size: float | None = None,  # area of a dot in points squared
+    x: Tensor, labels: Tensor | None = None, *, color: str = "data", extent: float = 3.0,
+    title: str | None = None, name: str | None = None, size: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    "Points in the plane."
+    """Points in the plane.
+
+    Args:
+        x: (n, 2).
+        labels: (n,) integers: one colour each.
+        color: a role or a colour, where there are no labels.
+        extent: half width of the view.
+        name: for a legend.
+        size: area of a dot in points squared.
+    """
     x, ax = as_points(x), axes_or_new(ax)
     if labels is not None:
         labels = torch.as_tensor(labels).cpu().numpy()
@@ -93,17 +96,18 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 0.95)
 
 
 def show_density(
-    p: Callable[[Tensor], Tensor],  # points (m, 2) -> densities (m,)
-    *,
-    color: str = "exact",
-    shares: Sequence[float] | None = SHARES,  # draw the level sets that hold these shares of the mass
-    extent: float = 3.0,
-    n: int = 100,  # lattice points a side
-    top: float | None = None,  # the value of the darkest shade; default: the largest there is
-    title: str | None = None,
+    p: Callable[[Tensor], Tensor], *, color: str = "exact", shares: Sequence[float] | None = SHARES,
+    extent: float = 3.0, n: int = 100, top: float | None = None, title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    "A density as shades, with level sets drawn over it."
+    """A density as shades, with level sets drawn over it.
+
+    Args:
+        p: points (m, 2) -> densities (m,).
+        shares: draw the level sets that hold these shares of the mass.
+        n: lattice points a side.
+        top: the value of the darkest shade; default: the largest there is.
+    """
     ax = axes_or_new(ax)
     values = scalars(p, grid(extent, n)).reshape(n, n).numpy()
     box = [-extent, extent, -extent, extent]
@@ -121,18 +125,18 @@ def speed(u: Tensor) -> float:
 
 
 def show_field(
-    f: Callable[[Tensor, float], Tensor],  # f(x (m, 2), t) -> (m, 2)
-    t: float = 0.0,
-    *,
-    color: str = "exact",
-    extent: float = 3.0,
-    n: int = 17,  # arrows a side
-    power: float = 1.0,  # lengths go with speed**power: below 1 to show slow and fast in one picture
-    unit: float | None = None,  # the speed drawn as long as the arrows are apart; default: nearly the largest there is
-    title: str | None = None,
-    ax: Axes | None = None,
+    f: Callable[[Tensor, float], Tensor], t: float = 0.0, *, color: str = "exact",
+    extent: float = 3.0, n: int = 17, power: float = 1.0, unit: float | None = None,
+    title: str | None = None, ax: Axes | None = None,
 ) -> Figure:
-    "A vector field as arrows."
+    """A vector field as arrows.
+
+    Args:
+        f: f(x (m, 2), t) -> (m, 2).
+        n: arrows a side.
+        power: lengths go with speed**power: below 1 to show slow and fast in one picture.
+        unit: the speed drawn as long as the arrows are apart; default: nearly the largest there is.
+    """
     ax, x = axes_or_new(ax), grid(extent * (1 - 1 / n), n)
     u = vectors(f, x, t)
     pace = u.norm(dim=1, keepdim=True).clamp_min(1e-12) / (unit or speed(u))
@@ -143,14 +147,15 @@ def show_field(
 
 # %% ../nbs/toolbox/plots.ipynb #d722953a
 def compare(
-    learned: Callable[..., Tensor],  # f(x (m, 2)) -> (m,), or f(x, t) -> (m, 2) when t is given
-    exact: Callable[..., Tensor],
-    t: float | None = None,  # a time: compare two fields; None: compare two scalar functions
-    *,
-    extent: float = 3.0,
-    names: tuple[str, str, str] = ("learned", "exact", "error"),
+    learned: Callable[..., Tensor], exact: Callable[..., Tensor], t: float | None = None, *,
+    extent: float = 3.0, names: tuple[str, str, str] = ("learned", "exact", "error"),
 ) -> Figure:
-    "Three panels, on one scale: what was learned, what is true, and the size of the difference, its mean written above."
+    """Three panels, on one scale: what was learned, what is true, and the size of the difference, its mean written above.
+
+    Args:
+        learned: f(x (m, 2)) -> (m,), or f(x, t) -> (m, 2) when t is given.
+        t: a time: compare two fields; None: compare two scalar functions.
+    """
     (fig, axes), x, fine = figure(3), grid(extent, 100), grid(extent, 200)
     for ax, f, role, name in zip(axes, (learned, exact), ("learned", "exact"), names, strict=False):
         if t is None: show_density(f, color=role, top=scalars(exact, x).max().item(), extent=extent, title=name, ax=ax)
@@ -166,17 +171,16 @@ def compare(
 
 # %% ../nbs/toolbox/plots.ipynb #f03e8fcf
 def show_paths(
-    xs: Tensor,  # (T + 1, n, 2), or (T + 1, n) or (T + 1, n, 1) for values against time
-    ts: Tensor | None = None,  # (T + 1,), for values against time
-    *,
-    color: str = "learned",
-    extent: float = 3.0,
-    dots: bool = False,  # mark every iterate
-    name: str | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
+    xs: Tensor, ts: Tensor | None = None, *, color: str = "learned", extent: float = 3.0,
+    dots: bool = False, name: str | None = None, title: str | None = None, ax: Axes | None = None,
 ) -> Figure:
-    "Paths of points in the plane, or of numbers against time."
+    """Paths of points in the plane, or of numbers against time.
+
+    Args:
+        xs: (T + 1, n, 2), or (T + 1, n) or (T + 1, n, 1) for values against time.
+        ts: (T + 1,), for values against time.
+        dots: mark every iterate.
+    """
     xs = torch.as_tensor(xs).detach().cpu()
     if xs.ndim == 2: xs = xs[..., None]
     if xs.ndim != 3 or xs.shape[-1] not in (1, 2) or 0 in xs.shape:
@@ -217,17 +221,18 @@ def _log_x(ax: Axes) -> None:
 
 
 def show_curves(
-    curves: Mapping[str, tuple],  # name -> (x, y)
-    *,
-    log: str = "",  # "x", "y" or "xy": logarithmic axes
-    slopes: bool = False,  # both axes logarithmic, and the slope beside each name
-    colors: Mapping[str, str] | None = None,  # name -> role or colour
-    xlabel: str = "",
-    ylabel: str = "",
-    title: str | None = None,
-    ax: Axes | None = None,
+    curves: Mapping[str, tuple], *, log: str = "", slopes: bool = False,
+    colors: Mapping[str, str] | None = None, xlabel: str = "", ylabel: str = "",
+    title: str | None = None, ax: Axes | None = None,
 ) -> Figure:
-    "Curves y(x) by name, with the slope of each where asked."
+    """Curves y(x) by name, with the slope of each where asked.
+
+    Args:
+        curves: name -> (x, y).
+        log: "x", "y" or "xy": logarithmic axes.
+        slopes: both axes logarithmic, and the slope beside each name.
+        colors: name -> role or colour.
+    """
     ax = axes_or_new(ax, size=(4.4, 3.2))
     for k, (name, (x, y)) in enumerate(curves.items()):
         x, y = (torch.as_tensor(v).detach().cpu().numpy() for v in (x, y))
@@ -246,17 +251,17 @@ def show_curves(
 
 
 def show_histogram(
-    values: Tensor,  # (n,)
-    density: Callable[[Tensor], Tensor] | None = None,  # the exact density, (m,) -> (m,)
-    *,
-    color: str = "learned",
-    bins: int = 60,
-    extent: tuple[float, float] | None = None,  # range of values shown
-    name: str | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
+    values: Tensor, density: Callable[[Tensor], Tensor] | None = None, *, color: str = "learned",
+    bins: int = 60, extent: tuple[float, float] | None = None, name: str | None = None,
+    title: str | None = None, ax: Axes | None = None,
 ) -> Figure:
-    "A histogram of numbers, with the exact density over it."
+    """A histogram of numbers, with the exact density over it.
+
+    Args:
+        values: (n,).
+        density: the exact density, (m,) -> (m,).
+        extent: range of values shown.
+    """
     values = as_points(torch.as_tensor(values).reshape(-1, 1), "values", dim=1)[:, 0]
     ax = axes_or_new(ax, size=(4.0, 2.6))
     lo, hi = extent or np.quantile(values, [0.001, 0.999])
@@ -279,14 +284,15 @@ def _pictures(x: Tensor) -> Tensor:
     return x
 
 
-def tile(
-    x: Tensor,  # (n, C, H, W) in [-1, 1], C = 1 or 3
-    ncols: int | None = None,  # default: as square as it gets
-    *,
-    scale: int = 1,  # pixels on the screen for each of the pictures', along a side
-    gap: int = 1,  # white pixels between pictures
-) -> Image.Image:
-    "Pictures side by side as one image, pixel by pixel, nothing smoothed. Values beyond [-1, 1] are clipped."
+def tile(x: Tensor, ncols: int | None = None, *, scale: int = 1, gap: int = 1) -> Image.Image:
+    """Pictures side by side as one image, pixel by pixel, nothing smoothed. Values beyond [-1, 1] are clipped.
+
+    Args:
+        x: (n, C, H, W) in [-1, 1], C = 1 or 3.
+        ncols: default: as square as it gets.
+        scale: pixels on the screen for each of the pictures', along a side.
+        gap: white pixels between pictures.
+    """
     x = _pictures(x)
     ncols = min(ncols or math.ceil(math.sqrt(len(x))), len(x))
     n, c, h, w = x.shape
@@ -300,14 +306,15 @@ def tile(
 
 
 class Film:
-    "Images one after the other, over and over: a GIF, for notebooks and files. It has 256 colours."
+    """Images one after the other, over and over: a GIF, for notebooks and files. It has 256 colours.
 
-    def __init__(
-        self,
-        frames: Sequence[Image.Image],  # of one size
-        seconds: float = 3.0,  # from the first to the last
-        pause: float = 1.0,  # on the last one, in seconds
-    ):
+    Args:
+        frames: of one size.
+        seconds: from the first to the last.
+        pause: on the last one, in seconds.
+    """
+
+    def __init__(self, frames: Sequence[Image.Image], seconds: float = 3.0, pause: float = 1.0):
         if not len(frames): raise ValueError("no frames: expected one image or more")
         frames = [f.convert("RGB") for f in frames]
         some = frames[:: max(1, len(frames) // 8)] + frames[-1:]  # of these the colours are chosen
@@ -333,14 +340,17 @@ def save_grid(x: Tensor, path: str | os.PathLike, ncols: int | None = None, **op
 
 # %% ../nbs/toolbox/plots.ipynb #d6b7c3f6
 def show_images(
-    x: Tensor,  # (n, C, H, W) in [-1, 1], C = 1 or 3
-    ncols: int | None = None,  # default: as square as it gets
-    *,
-    titles: Sequence[str] | None = None,  # one above each picture
-    title: str | None = None,
-    width: float = 5.0,  # of the whole grid, in inches
+    x: Tensor, ncols: int | None = None, *, titles: Sequence[str] | None = None,
+    title: str | None = None, width: float = 5.0,
 ) -> Figure:
-    "Pictures on a grid. Values beyond [-1, 1] are clipped."
+    """Pictures on a grid. Values beyond [-1, 1] are clipped.
+
+    Args:
+        x: (n, C, H, W) in [-1, 1], C = 1 or 3.
+        ncols: default: as square as it gets.
+        titles: one above each picture.
+        width: of the whole grid, in inches.
+    """
     x = _pictures(x)
     if titles is not None and len(titles) != len(x): raise ValueError(f"{len(titles)} titles for {len(x)} pictures: expected one each")
     ncols = min(ncols or math.ceil(math.sqrt(len(x))), len(x))
@@ -356,10 +366,12 @@ def show_images(
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #e05202d7
-def show_stages(
-    stages: Mapping[str, tuple[int, int]],  # name -> channels and side of what it returns, in the order of work
-) -> Figure:
-    "A U-Net: stages \"down...\" with one before them, others, then as many \"up...\". The coarser, the lower; a skip goes across."
+def show_stages(stages: Mapping[str, tuple[int, int]]) -> Figure:
+    """A U-Net: stages "down..." with one before them, others, then as many "up...". The coarser, the lower; a skip goes across.
+
+    Args:
+        stages: name -> channels and side of what it returns, in the order of work.
+    """
     names = list(stages)
     up = [name for name in names if name.startswith("up")]
     kept = names[: len(up)]  # what skips carry

@@ -93,12 +93,15 @@ KINDS = ("x1", "eps", "velocity", "v", "score", "F")
 
 
 def target_row(
-    kind: str,  # one of KINDS
-    t: Tensor | float,  # () or (B,)
-    schedule: Schedule,
-    sigma_data: float = 0.5,  # the spread of the data, for "F" alone
+    kind: str, t: Tensor | float, schedule: Schedule, sigma_data: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
-    "The coefficients (a, b) of a training target y = a x1 + b eps, each of the shape of t."
+    """The coefficients (a, b) of a training target y = a x1 + b eps, each of the shape of t.
+
+    Args:
+        kind: one of KINDS.
+        t: () or (B,).
+        sigma_data: the spread of the data, for "F" alone.
+    """
     _known(kind, sigma_data)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     if kind == "x1": return torch.ones_like(alpha), torch.zeros_like(alpha)
@@ -143,16 +146,17 @@ class _Solved(Prediction):
 
 # %% ../nbs/04_predictions.ipynb #b30f82a5
 def to_prediction(
-    y: Tensor,  # (B, ...), a value of the target `kind` at x
-    kind: str,
-    x: Tensor,  # (B, ...)
-    t: Tensor | float,  # () or (B,)
-    schedule: Schedule,
-    sigma_data: float = 0.5,
+    y: Tensor, kind: str, x: Tensor, t: Tensor | float, schedule: Schedule, sigma_data: float = 0.5,
 ) -> Prediction:
     """Everything that y says about x, by solving y = a x1 + b eps and x = alpha x1 + sigma eps.
 
-    Singular where D = alpha b - sigma a is 0 or infinite: for x1 and score where sigma = 0, for eps and score where alpha = 0."""
+    Singular where D = alpha b - sigma a is 0 or infinite: for x1 and score where sigma = 0, for eps and score where alpha = 0.
+
+    Args:
+        y: (B, ...), a value of the target `kind` at x.
+        x: (B, ...).
+        t: () or (B,).
+    """
     if y.shape != x.shape: raise ValueError(f"y has shape {tuple(y.shape)} and x {tuple(x.shape)}: expected the same")
     _known(kind, sigma_data)
     return _Solved(y, kind, x, _time(t, _batch(x)), schedule, sigma_data)
@@ -166,13 +170,15 @@ def singular(model: Callable[..., Prediction], t: float) -> bool:
 
 
 class Denoiser(nn.Module):
-    "A network that was trained for a target, as a model: (x, t, **cond) -> Prediction."
+    """A network that was trained for a target, as a model: (x, t, **cond) -> Prediction.
+
+    Args:
+        net: net(x, t (B,), **cond) -> y, of the shape of x.
+        kind: what y is, one of KINDS.
+    """
 
     def __init__(
-        self,
-        net: nn.Module | Callable[..., Tensor],  # net(x, t (B,), **cond) -> y, of the shape of x
-        schedule: Schedule,
-        kind: str = "velocity",  # what y is, one of KINDS
+        self, net: nn.Module | Callable[..., Tensor], schedule: Schedule, kind: str = "velocity",
         sigma_data: float = 0.5,
     ):
         super().__init__()

@@ -31,14 +31,14 @@ class Recorder:
     """A model as a stepper sees it: conditions bound, noise at hand, calls counted, not asked at a singular end.
 
     nfe counts evaluations of the network: `model.cost(t)` for each call where the model has it, else 1.
-    first and previous are the first prediction of this step and of the step before."""
+    first and previous are the first prediction of this step and of the step before.
+
+    Args:
+        noise: in place of the generator.
+    """
 
     def __init__(
-        self,
-        model: Model,
-        *,
-        generator: torch.Generator | None = None,
-        noise: Noise | None = None,  # in place of the generator
+        self, model: Model, *, generator: torch.Generator | None = None, noise: Noise | None = None,
         **cond,
     ):
         if not isinstance(getattr(model, "schedule", None), Schedule):
@@ -85,18 +85,20 @@ class Recorder:
 # %% ../nbs/07_samplers.ipynb #0b455a59
 @torch.no_grad()
 def sample(
-    model: Model,
-    x: Tensor,  # (B, ...) at ts[0]: noise scaled by sigma(ts[0])
-    ts: Tensor | Sequence[float],  # (T + 1,) rising times, the last one 1
-    stepper: Stepper,
-    *,
-    generator: torch.Generator | None = None,  # of the steppers' noise
-    noise: Noise | None = None,  # in its place, noise of your own, such as `BrownianPath`
-    **cond,  # handed on to the model
+    model: Model, x: Tensor, ts: Tensor | Sequence[float], stepper: Stepper, *,
+    generator: torch.Generator | None = None, noise: Noise | None = None, **cond,
 ) -> Tensor:
     """x at ts[-1], of the shape of x.
 
-    Where the path ends with noise, sigma(1) > 0, one more call follows the last step, and x is the predicted x1."""
+    Where the path ends with noise, sigma(1) > 0, one more call follows the last step, and x is the predicted x1.
+
+    Args:
+        x: (B, ...) at ts[0]: noise scaled by sigma(ts[0]).
+        ts: (T + 1,) rising times, the last one 1.
+        generator: of the steppers' noise.
+        noise: in its place, noise of your own, such as `BrownianPath`.
+        **cond: handed on to the model.
+    """
     end = x
     for end in Recorder(model, generator=generator, noise=noise, **cond).walk(stepper, x, ts): pass  # noqa: B007
     return end
@@ -104,12 +106,19 @@ def sample(
 
 @dataclass(frozen=True)
 class Trajectory:
-    "A sampling run with all its steps."
+    """A sampling run with all its steps.
 
-    ts: Tensor  # (T + 1,)
-    xs: Tensor  # (T + 1, B, ...)
-    x1s: Tensor  # (T, B, ...): the x1 predicted at the beginning of each step
-    nfe: int  # evaluations of the network
+    Attributes:
+        ts: (T + 1,).
+        xs: (T + 1, B, ...).
+        x1s: (T, B, ...): the x1 predicted at the beginning of each step.
+        nfe: evaluations of the network.
+    """
+
+    ts: Tensor
+    xs: Tensor
+    x1s: Tensor
+    nfe: int
 
 
 @torch.no_grad()
@@ -262,13 +271,15 @@ def trailing_grid(n: int, schedule: DDPM) -> Tensor:
     return torch.cat([schedule.t_of(i), torch.ones(1, dtype=torch.float64)])
 
 # %% ../nbs/07_samplers.ipynb #94a93267
-def adaptive(
-    rtol: float = 1e-6,  # the error allowed in each step of its own, relative to x
-    atol: float = 1e-6,  # and absolute
-) -> Stepper:
+def adaptive(rtol: float = 1e-6, atol: float = 1e-6) -> Stepper:
     """The ODE solved by SciPy's DOP853, order 8, which chooses its own steps: for reference solutions, not for speed.
 
-    In double precision on the CPU, one step size for all samples. ts = [0, 1] is enough; times in between are kept."""
+    In double precision on the CPU, one step size for all samples. ts = [0, 1] is enough; times in between are kept.
+
+    Args:
+        rtol: the error allowed in each step of its own, relative to x.
+        atol: and absolute.
+    """
     if not (rtol > 0 and atol > 0): raise ValueError(f"rtol is {rtol}, atol is {atol}: expected positive numbers")
 
     def step(model, x, t, s):
@@ -329,15 +340,15 @@ class BrownianPath:
         return (self.w[j] - self.w[i]) / abs(j - i) ** 0.5
 
 # %% ../nbs/07_samplers.ipynb #7a23eaa4
-def with_langevin(
-    stepper: Stepper,
-    steps: int = 1,
-    step: float = 0.05,  # in units of sigma(t)², at most 1
-) -> Stepper:
+def with_langevin(stepper: Stepper, steps: int = 1, step: float = 0.05) -> Stepper:
     """Each step followed by Langevin steps at its end: predictor and corrector (Song et al. 2021, algorithm 1).
 
     `steps` more calls a step, save for a step that touches an end where the model can't be asked, or sigma = 0.
-    Langevin's noise always comes from `generator`."""
+    Langevin's noise always comes from `generator`.
+
+    Args:
+        step: in units of sigma(t)², at most 1.
+    """
     def corrected(model, x, t, s):
         y = stepper(model, x, t, s)
         if model.singular(s) or model.schedule.sigma(s) == 0: return y

@@ -20,11 +20,13 @@ __all__ = ['per_sample', 'combine', 'as_time', 'Schedule', 'Linear', 'marginal',
            'VarianceExploding', 'DDPM']
 
 # %% ../nbs/03_paths.ipynb #3ff5e204
-def per_sample(
-    a: Tensor | float,  # () or (B,)
-    x: Tensor,  # (B, ...)
-) -> Tensor:
-    "a, shaped and cast so that it multiplies x sample by sample: the one place where times meet data."
+def per_sample(a: Tensor | float, x: Tensor) -> Tensor:
+    """a, shaped and cast so that it multiplies x sample by sample: the one place where times meet data.
+
+    Args:
+        a: () or (B,).
+        x: (B, ...).
+    """
     a = torch.as_tensor(a).to(device=x.device, dtype=x.dtype)
     if a.shape not in ((), x.shape[:1]):
         raise ValueError(f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")

@@ -31,41 +31,40 @@ def _bracket(schedule: Schedule, t: Tensor) -> Tensor:
     return schedule.sigma(t) * schedule.d_alpha(t) - schedule.alpha(t) * schedule.d_sigma(t)
 
 
-def diffusion(
-    schedule: Schedule,
-    t: Tensor | float,  # () or (B,)
-    churn: Churn = 1.0,
-) -> Tensor:
-    "The diffusion coefficient g(t), g² = churn 2 sigma (sigma alpha' - alpha sigma'). Past t_range: its end."
+def diffusion(schedule: Schedule, t: Tensor | float, churn: Churn = 1.0) -> Tensor:
+    """The diffusion coefficient g(t), g² = churn 2 sigma (sigma alpha' - alpha sigma'). Past t_range: its end.
+
+    Args:
+        t: () or (B,).
+    """
     t = as_time(t).clamp(*schedule.t_range)
     return (_amount(churn, t) * 2 * schedule.sigma(t) * _bracket(schedule, t)).sqrt()
 
 
-def drift(
-    prediction: Prediction,
-    churn: Churn = 1.0,
-    backwards: bool = False,  # for a clock that runs from data to noise: ds < dt
-) -> Tensor:
-    "velocity + g²/2 score, never divided by sigma. Backwards: velocity - g²/2 score, which a negative step turns into +g²/2 score."
+def drift(prediction: Prediction, churn: Churn = 1.0, backwards: bool = False) -> Tensor:
+    """velocity + g²/2 score, never divided by sigma. Backwards: velocity - g²/2 score, which a negative step turns into +g²/2 score.
+
+    Args:
+        backwards: for a clock that runs from data to noise: ds < dt.
+    """
     p = prediction
     pull = _amount(churn, p.t) * _bracket(p.schedule, p.t)
     return p.velocity - per_sample(-pull if backwards else pull, p.eps) * p.eps
 
 # %% ../nbs/06_score_matching.ipynb #f70c2c6f
 def sde_step(
-    model: Callable[..., Prediction],
-    churn: Churn,  # 0: a step of Euler along the ODE
-    x: Tensor,
-    t: float,
-    s: float,  # s < t runs from data to noise
-    *,
-    generator: torch.Generator | None = None,
-    noise: Tensor | None = None,  # standard normal, of the shape of x; drawn where it is not given
-    **cond,
+    model: Callable[..., Prediction], churn: Churn, x: Tensor, t: float, s: float, *,
+    generator: torch.Generator | None = None, noise: Tensor | None = None, **cond,
 ) -> Tensor:
     """x at time s from x at time t, dx = (velocity + g²/2 score) dt + g dW. One call of the model, at t.
 
-    The step into sigma = 0 returns the predicted x1. For `integrate`: partial(sde_step, model, churn)."""
+    The step into sigma = 0 returns the predicted x1. For `integrate`: partial(sde_step, model, churn).
+
+    Args:
+        churn: 0: a step of Euler along the ODE.
+        s: s < t runs from data to noise.
+        noise: standard normal, of the shape of x; drawn where it is not given.
+    """
     p = model(x, t, **cond)
     if s > t and model.schedule.sigma(s) == 0: return p.x1
     u, g = drift(p, churn, backwards=s < t), diffusion(model.schedule, t, churn)
@@ -73,16 +72,14 @@ def sde_step(
 
 # %% ../nbs/06_score_matching.ipynb #cf92be60
 def langevin_correct(
-    model: Callable[..., Prediction],
-    x: Tensor,
-    t: float,
-    steps: int = 10,
-    step: float = 0.1,  # in units of sigma(t)², at most 1
-    *,
-    generator: torch.Generator | None = None,
-    **cond,
+    model: Callable[..., Prediction], x: Tensor, t: float, steps: int = 10, step: float = 0.1, *,
+    generator: torch.Generator | None = None, **cond,
 ) -> Tensor:
-    "x after Langevin steps on p_t, at a fixed t: a sample of p_t stays one, up to the step's error."
+    """x after Langevin steps on p_t, at a fixed t: a sample of p_t stays one, up to the step's error.
+
+    Args:
+        step: in units of sigma(t)², at most 1.
+    """
     if steps < 1 or not 0 < step <= 1:
         raise ValueError(f"steps is {steps}, step is {step}: expected steps >= 1 and 0 < step <= 1")
     sigma, duration = float(model.schedule.sigma(t)), steps * step

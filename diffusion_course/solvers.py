@@ -80,14 +80,21 @@ def rk4_step(u: Field, x: Tensor, t: float, s: float) -> Tensor:
 
 # %% ../nbs/02_simulation.ipynb #54c93a78
 def integrate(
-    step: Callable[[Tensor, float, float], Tensor],  # step(x, t, s) -> x at s
-    x: Tensor,  # any shape, finite
-    ts: Tensor | Sequence[float],  # (T + 1,) times in [0, 1], rising or falling
-) -> Iterator[Tensor]:  # T + 1 iterates, the first is x itself
+    step: Callable[[Tensor, float, float], Tensor], x: Tensor, ts: Tensor | Sequence[float],
+) -> Iterator[Tensor]:
     """The loop: every path in this course is made by it.
 
     Iterates come one at a time: `*_, x = integrate(...)` keeps the last, `torch.stack(list(...))` all of them.
-    Bad input raises a `ValueError` at the call, before the first iterate."""
+    Bad input raises a `ValueError` at the call, before the first iterate.
+
+    Args:
+        step: step(x, t, s) -> x at s.
+        x: any shape, finite.
+        ts: (T + 1,) times in [0, 1], rising or falling.
+
+    Yields:
+        T + 1 iterates, the first is x itself.
+    """
     return _iterates(step, _start(x), _times(ts))
 
 
@@ -101,16 +108,16 @@ def _iterates(step: Callable, x: Tensor, times: list[float]) -> Iterator[Tensor]
 
 # %% ../nbs/02_simulation.ipynb #884cb116
 def em_step(
-    u: Field,  # the drift
-    g: Field | float,  # the diffusion coefficient: a number, or g(x, t) that broadcasts with x
-    x: Tensor,
-    t: float,
-    s: float,
-    *,
-    generator: torch.Generator | None = None,
-    noise: Tensor | None = None,  # standard normal, of the shape of x; drawn where it is not given
+    u: Field, g: Field | float, x: Tensor, t: float, s: float, *,
+    generator: torch.Generator | None = None, noise: Tensor | None = None,
 ) -> Tensor:
-    "x at time s from x at time t for dx = u dt + g dW (Euler-Maruyama, in the sense of Itô)."
+    """x at time s from x at time t for dx = u dt + g dW (Euler-Maruyama, in the sense of Itô).
+
+    Args:
+        u: the drift.
+        g: the diffusion coefficient: a number, or g(x, t) that broadcasts with x.
+        noise: standard normal, of the shape of x; drawn where it is not given.
+    """
     h, drift = _length(t, s), _ask(u, x, t)
     if noise is None: noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     elif noise.shape != x.shape: raise ValueError(f"noise has {_given(noise)}: expected that of x, {tuple(x.shape)}")

@@ -63,11 +63,15 @@ def shrink(data: bytes) -> bytes:
 
 
 def figure(
-    ncols: int = 1,  # panels side by side
-    nrows: int = 1,  # rows of panels
-    size: tuple[float, float] | None = None,  # width and height of one panel in inches
+    ncols: int = 1, nrows: int = 1, size: tuple[float, float] | None = None,
 ) -> tuple[CourseFigure, Axes | np.ndarray]:
-    "A new figure in the course's style, with its axes (one `Axes`, or an array of them as `Figure.subplots` gives)."
+    """A new figure in the course's style, with its axes (one `Axes`, or an array of them as `Figure.subplots` gives).
+
+    Args:
+        ncols: panels side by side.
+        nrows: rows of panels.
+        size: width and height of one panel in inches.
+    """
     w, h = size or (3.2, 3.2)
     fig = CourseFigure(figsize=(w * ncols, h * nrows), layout="constrained", facecolor="white")
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
 from .files import whole_file
 from .guidance import classifier_free
-from .images import Pictures, cifar10, digits
+from .images import Images, cifar10, digits
 from .matching import matching_loss
 from .options import as_dict, option, with_options
 from .plots import save_grid
@@ -39,7 +39,7 @@ from .schedules import Linear
 from .unet import UNet, UNetConfig
 
 # %% auto #0
-__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'TrainConfig', 'seeded',
+__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'DenoiserRecipe', 'seeded',
            'batch_indices', 'Objective', 'Run', 'Metrics', 'saved_config', 'train', 'ladder']
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
@@ -94,7 +94,7 @@ class Recipe:
                 value = getattr(self, name)
                 if not right(value): raise ValueError(f"{name} is {value!r}: expected {what}")
 
-    def pictures(self) -> Pictures:
+    def pictures(self) -> Images:
         "The data to train on."
         return DATA[self.data]("train")
 
@@ -109,12 +109,12 @@ class Recipe:
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
-    def fits(self, data: Pictures) -> None: "A ValueError where the data can't be what this model learns."
-    def floor(self, data: Pictures) -> float | None: "The least loss that any model can have, where it is known."
-    def preview(self, model: nn.Module) -> Tensor | None: "Pictures (n, C, H, W) that show how far it has come."
+    def fits(self, data: Images) -> None: "A ValueError where the data can't be what this model learns."
+    def floor(self, data: Images) -> float | None: "The least loss that any model can have, where it is known."
+    def preview(self, model: nn.Module) -> Tensor | None: "Images (n, C, H, W) that show how far it has come."
 
 
-DATA: dict[str, Callable[[str], Pictures]] = {"cifar10": cifar10, "digits": digits}
+DATA: dict[str, Callable[[str], Images]] = {"cifar10": cifar10, "digits": digits}
 _EXPECTED = (
     ("'cifar10' or 'digits'", lambda v: v in DATA, ["data"]),
     ("'auto', 'bf16' or 'fp32'", lambda v: v in ("auto", "bf16", "fp32"), ["precision"]),
@@ -129,7 +129,7 @@ _EXPECTED = (
 
 # %% ../nbs/14_training.ipynb #c31e0669
 @dataclass(frozen=True)
-class TrainConfig(Recipe):
+class DenoiserRecipe(Recipe):
     "How to train a U-Net to denoise pictures of a label: a `Recipe` and what belongs to diffusion."
 
     net: UNetConfig = option(UNetConfig(), "the network")
@@ -154,7 +154,7 @@ class TrainConfig(Recipe):
                              f" expected {self.kind} with {self.net}")
         return model.train()
 
-    def fits(self, data: Pictures) -> None:
+    def fits(self, data: Images) -> None:
         shape, n = tuple(data.x.shape[1:]), self.net.n_labels
         if shape != self.net.shape:
             raise ValueError(f"net.shape is {self.net.shape}: expected that of the data, {shape}")
@@ -175,7 +175,7 @@ class TrainConfig(Recipe):
             cond = dict(y=torch.where(lost, self.net.n_labels, y))
         return matching_loss(model, x, t=t, generator=generator, **cond)
 
-    def floor(self, data: Pictures, n: int = 2048) -> float | None:
+    def floor(self, data: Images, n: int = 2048) -> float | None:
         "The loss of the perfect model of these very pictures, which can only give them back. For small sets."
         if len(data) > 5000 or self.kind != "velocity": return None
         g = torch.Generator().manual_seed(self.seed)
@@ -195,18 +195,18 @@ class TrainConfig(Recipe):
         return sample(guided, x, uniform_grid(15), dpmpp_2m(), **y)
 
 
-PRESETS: dict[str, TrainConfig] = {
-    "digits": TrainConfig(
+PRESETS: dict[str, DenoiserRecipe] = {
+    "digits": DenoiserRecipe(
         "Digits of 8 x 8 pixels: 0.3 M weights, a minute on two CPU cores. A classifier knows 97 % or more.",
         data="digits", images=80_000, lr=2e-3, warmup=6_400, ema=0.995, flip=False, save_every=25_600,
         net=UNetConfig(shape=(1, 8, 8), widths=(32, 32), attention=(4,), patch=1),
     ),
-    "cifar10-small": TrainConfig(
+    "cifar10-small": DenoiserRecipe(
         "The shipped CIFAR-10 model: 6 M weights, 5 hours on two CPU cores. A classifier knows 91 % (w = 1.75).",
         images=2_000_000, decay=0.25,
         stages=(5_000, 10_000, 20_000, 40_000, 80_000, 150_000, 300_000, 600_000, 1_000_000, 1_500_000, 2_000_000),
     ),
-    "cifar10-base": TrainConfig(
+    "cifar10-base": DenoiserRecipe(
         "The U-Net of DDPM with labels, 36 M weights: an hour or two of a GPU, we reckon. Not run yet.",
         images=12_000_000, lr=2e-4, warmup=640_000, ema=0.9999, betas=(0.9, 0.999), log_every=64_000, save_every=512_000,
         compile=True, net=UNetConfig(widths=(128, 256, 256, 256), blocks=2, attention=(16,), patch=1, dropout=0.1,
@@ -224,11 +224,12 @@ def _averaging(ema: float) -> Callable:
     return update
 
 # %% ../nbs/14_training.ipynb #72f8d324
-def seeded(
-    device: torch.device | str,
-    *numbers: int,  # 0 or more each
-) -> torch.Generator:
-    "A generator whose state follows from some whole numbers: a run that resumes has nothing to remember."
+def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
+    """A generator whose state follows from some whole numbers: a run that resumes has nothing to remember.
+
+    Args:
+        *numbers: 0 or more each.
+    """
     seed = int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).view(np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
@@ -237,13 +238,15 @@ def seeded(
 def _order(n: int, seed: int, epoch: int) -> Tensor: return torch.randperm(n, generator=seeded("cpu", seed, 1, epoch))
 
 
-def batch_indices(
-    n: int,  # pictures
-    batch: int,
-    step: int,
-    seed: int,
-) -> Tensor:  # (batch,)
-    "Which pictures step number `step` sees: batches follow each other through one shuffled epoch after the other."
+def batch_indices(n: int, batch: int, step: int, seed: int) -> Tensor:
+    """Which pictures step number `step` sees: batches follow each other through one shuffled epoch after the other.
+
+    Args:
+        n: pictures.
+
+    Returns:
+        (batch,).
+    """
     if n < 1 or batch < 1 or step < 0:
         raise ValueError(f"n is {n}, batch is {batch}, step is {step}: expected n >= 1, batch >= 1, step >= 0")
     first, last = step * batch, (step + 1) * batch
@@ -263,14 +266,14 @@ class Objective(nn.Module):
 
 
 class Run:
-    "A training at one moment: model, averaged model, optimiser, and how many steps were made."
+    """A training at one moment: model, averaged model, optimiser, and how many steps were made.
+
+    Args:
+        resume: `restore` follows, so that `start` isn't needed.
+    """
 
     def __init__(
-        self,
-        config: Recipe,
-        folder: Path,
-        accelerator: Accelerator,
-        resume: bool = False,  # `restore` follows, so that `start` isn't needed
+        self, config: Recipe, folder: Path, accelerator: Accelerator, resume: bool = False,
     ):
         self.config, self.folder, self.accelerator, self.device = config, folder, accelerator, accelerator.device
         self.processes, self.rank = accelerator.num_processes, accelerator.process_index
@@ -324,8 +327,15 @@ class Run:
         if self.processes == 1: return here
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.device)))
 
-    def measured(self) -> Tensor:  # (steps, 2)
-        "Loss and length of the gradient, mean over the processes, of the steps since the last row of metrics.csv."
+    def measured(self) -> Tensor:
+        """Loss and length of the gradient, mean over the processes, of the steps since the last row of metrics.csv.
+
+        Args:
+            self: (steps, 2).
+
+        Returns:
+            (steps, 2).
+        """
         values = self.accelerator.reduce(torch.stack(self.recent), "mean")
         if not values.isfinite().all():
             raise ValueError(f"the loss is {values[-1, 0]:g} after {self.seen:,} pictures: expected finite numbers."
@@ -426,11 +436,12 @@ CHANGEABLE = ("about", "images", "decay", "log_every", "save_every", "stages", "
 COLUMNS = ("images", "loss", "grad_norm", "lr", "images_per_second", "seconds")
 
 
-def saved_config(
-    config: Recipe,  # of the same kind; what an older run doesn't know is taken from here
-    folder: str | os.PathLike,
-) -> Recipe | None:
-    "The configuration of the run in this folder, if there is one that can be resumed."
+def saved_config(config: Recipe, folder: str | os.PathLike) -> Recipe | None:
+    """The configuration of the run in this folder, if there is one that can be resumed.
+
+    Args:
+        config: of the same kind; what an older run doesn't know is taken from here.
+    """
     path = Path(folder) / "state.safetensors"
     if not path.exists(): return None
     _, about = read_tensors(path)
@@ -481,18 +492,23 @@ def _go_on(run: Run, asked: list[int], progress: bool, watch: Callable | None, i
 
 # %% ../nbs/14_training.ipynb #4301db75
 def train(
-    config: Recipe,
-    folder: str | os.PathLike,  # for the state to resume from, metrics.csv, stages, samples and the model
-    *,
-    resume: bool = False,  # go on with what the folder holds; from the beginning where it holds nothing
-    progress: bool = True,
-    watch: Callable[[Run], None] | None = None,  # called whenever a row of metrics was written
-    **info: Any,  # noted beside the model
-) -> nn.Module:  # the averaged model, in eval mode
+    config: Recipe, folder: str | os.PathLike, *, resume: bool = False, progress: bool = True,
+    watch: Callable[[Run], None] | None = None, **info: Any,
+) -> nn.Module:
     """Train as configured, on one device or, under `accelerate launch`, on many.
 
     SIGTERM and Ctrl-C save the state first. A killed run loses what came after its last checkpoint, no more;
-    a resumed one does what it would have done: everything random follows from the seed and the step."""
+    a resumed one does what it would have done: everything random follows from the seed and the step.
+
+    Args:
+        folder: for the state to resume from, metrics.csv, stages, samples and the model.
+        resume: go on with what the folder holds; from the beginning where it holds nothing.
+        watch: called whenever a row of metrics was written.
+        **info: noted beside the model.
+
+    Returns:
+        the averaged model, in eval mode.
+    """
     folder = Path(folder)
     resume = _agreed(config, folder, resume)
     run = Run(config, folder, Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available()), resume)

@@ -24,13 +24,14 @@ EMBEDDINGS = ("sinusoidal", "fourier")  # kinds of waves
 
 
 class TimeEmbedding(nn.Module):
-    "(B,) times as (B, 4 width) numbers: waves of many lengths through two layers."
+    """(B,) times as (B, 4 width) numbers: waves of many lengths through two layers.
 
-    def __init__(
-        self,
-        width: int,  # how many waves: an even number
-        kind: str = "sinusoidal",  # Ho et al. 2020; or "fourier", Song et al. 2021
-    ):
+    Args:
+        width: how many waves: an even number.
+        kind: Ho et al. 2020; or "fourier", Song et al. 2021.
+    """
+
+    def __init__(self, width: int, kind: str = "sinusoidal"):
         super().__init__()
         if kind not in EMBEDDINGS: raise ValueError(f"kind is {kind!r}: expected one of {EMBEDDINGS}")
         if width < 2 or width % 2: raise ValueError(f"width is {width}: expected an even number")
@@ -59,15 +60,18 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 class ResidualBlock(nn.Module):
     """block(x (B, width_in, H, W), e (B, embedding)) -> (B, width, H, W): x plus a correction.
 
-    It begins as the identity, or a 1 x 1 convolution where the width changes (Ho et al. 2020, appendix B)."""
+    It begins as the identity, or a 1 x 1 convolution where the width changes (Ho et al. 2020, appendix B).
+
+    Args:
+        width_in: channels, a multiple of 16.
+        width: channels of what it returns, a multiple of 16.
+        embedding: numbers that tell it time and label.
+        modulate: they scale and shift the second norm; else they are added before it.
+    """
 
     def __init__(
-        self,
-        width_in: int,  # channels, a multiple of 16
-        width: int,  # channels of what it returns, a multiple of 16
-        embedding: int,  # numbers that tell it time and label
-        dropout: float = 0.0,
-        modulate: bool = True,  # they scale and shift the second norm; else they are added before it
+        self, width_in: int, width: int, embedding: int, dropout: float = 0.0,
+        modulate: bool = True,
     ):
         super().__init__()
         self.norm1, self.conv1 = _norm(width_in), nn.Conv2d(width_in, width, 3, padding=1)
@@ -89,13 +93,14 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """layer(x (B, width, H, W)) -> the same shape: x plus a mean over all positions.
 
-    Weighted by how well question and key agree (Vaswani et al. 2017, eq. 1). It begins as the identity."""
+    Weighted by how well question and key agree (Vaswani et al. 2017, eq. 1). It begins as the identity.
 
-    def __init__(
-        self,
-        width: int,  # channels, a multiple of 16 and of head
-        head: int,  # channels of a head
-    ):
+    Args:
+        width: channels, a multiple of 16 and of head.
+        head: channels of a head.
+    """
+
+    def __init__(self, width: int, head: int):
         super().__init__()
         if head < 1 or width % head:
             raise ValueError(f"width is {width}, head is {head}: expected a width that is a multiple of head")
@@ -175,13 +180,14 @@ class UNetConfig:
 class UNet(nn.Module):
     """net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W). It begins as zero.
 
-    With the options of `UNetConfig`; Ho et al. (2020, appendix B). Label n_labels is the null label."""
+    With the options of `UNetConfig`; Ho et al. (2020, appendix B). Label n_labels is the null label.
 
-    def __init__(
-        self,
-        config: UNetConfig | None = None,  # default: the shipped CIFAR-10 model's
-        seed: int = 0,  # of the weights
-    ):
+    Args:
+        config: default: the shipped CIFAR-10 model's.
+        seed: of the weights.
+    """
+
+    def __init__(self, config: UNetConfig | None = None, seed: int = 0):
         super().__init__()
         self.config = c = config or UNetConfig()
         self.shape, self.n_labels = c.shape, c.n_labels

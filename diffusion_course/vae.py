@@ -12,21 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import load
-from .images import Pictures, to_bytes, to_float
+from .images import Images, to_bytes, to_float
 from .options import option
 from .training import DATA, Recipe, autocast
 
 # %% auto #0
-__all__ = ['PRESETS', 'Posterior', 'VAEConfig', 'Block', 'VAE', 'vae_loss', 'VAETrainConfig', 'psnr', 'reconstruct',
-           'round_trips']
+__all__ = ['PRESETS', 'Posterior', 'VAEConfig', 'Block', 'VAE', 'vae_loss', 'VAERecipe', 'psnr', 'reconstruct', 'round_trips']
 
 # %% ../nbs/17_vae.ipynb #0de0c395
 @dataclass(frozen=True)
 class Posterior:
-    "q(z | x): what the encoder says of each picture's latent, a Gaussian with independent numbers."
+    """q(z | x): what the encoder says of each picture's latent, a Gaussian with independent numbers.
 
-    mean: Tensor  # (B, c, h, w)
-    log_var: Tensor  # (B, c, h, w), the logarithm of the variance
+    Attributes:
+        mean: (B, c, h, w).
+        log_var: (B, c, h, w), the logarithm of the variance.
+    """
+
+    mean: Tensor
+    log_var: Tensor
 
     @property
     def std(self) -> Tensor:
@@ -97,13 +101,14 @@ class Block(nn.Module):
 class VAE(nn.Module):
     """An autoencoder of convolutions whose encoder answers with a distribution (Kingma and Welling 2014).
 
-    encode(x (B, C, H, W)) -> Posterior; decode(z (B, c, h, w)) -> (B, C, H, W)."""
+    encode(x (B, C, H, W)) -> Posterior; decode(z (B, c, h, w)) -> (B, C, H, W).
 
-    def __init__(
-        self,
-        config: VAEConfig | None = None,  # default: the shipped vae-small's
-        seed: int = 0,  # of the weights
-    ):
+    Args:
+        config: default: the shipped vae-small's.
+        seed: of the weights.
+    """
+
+    def __init__(self, config: VAEConfig | None = None, seed: int = 0):
         super().__init__()
         self.config = c = config or VAEConfig()
         self.shape, self.latent = c.shape, c.latent
@@ -138,12 +143,13 @@ class VAE(nn.Module):
         return self.decoder(z).float()
 
     @torch.no_grad()
-    def standardise(
-        self,
-        z: Tensor,  # (B, c, h, w) latents
-        share: float = 1.0,  # 1: measure them; less: move that far towards them, from what was known before
-    ) -> None:
-        "Note mean and standard deviation of each channel, for `to_unit` and `from_unit`."
+    def standardise(self, z: Tensor, share: float = 1.0) -> None:
+        """Note mean and standard deviation of each channel, for `to_unit` and `from_unit`.
+
+        Args:
+            z: (B, c, h, w) latents.
+            share: 1: measure them; less: move that far towards them, from what was known before.
+        """
         if z.shape[1:] != self.latent or z[:, 0].numel() < 2:
             raise ValueError(f"z has shape {tuple(z.shape)}: expected (B, *{self.latent}), two positions or more")
         self.shift.lerp_(z.mean((0, 2, 3))[:, None, None], share)
@@ -158,21 +164,25 @@ class VAE(nn.Module):
         return z * self.scale + self.shift
 
 # %% ../nbs/17_vae.ipynb #d3fcca3b
-def vae_loss(
-    x: Tensor,  # (B, C, H, W) pictures in [-1, 1]
-    back: Tensor,  # (B, C, H, W) what the decoder made of a latent drawn from q
-    q: Posterior,
-    kl: float,  # twice the variance that the noise of a number is believed to have
-) -> Tensor:  # ()
+def vae_loss(x: Tensor, back: Tensor, q: Posterior, kl: float) -> Tensor:
     """Mean squared error plus kl times the nats of KL for each of the picture's numbers.
 
-    With decoder noise N(0, kl/2) the negative ELBO (Kingma and Welling 2014, eq. 10), but for constant and factor."""
+    With decoder noise N(0, kl/2) the negative ELBO (Kingma and Welling 2014, eq. 10), but for constant and factor.
+
+    Args:
+        x: (B, C, H, W) pictures in [-1, 1].
+        back: (B, C, H, W) what the decoder made of a latent drawn from q.
+        kl: twice the variance that the noise of a number is believed to have.
+
+    Returns:
+        ().
+    """
     if back.shape != x.shape: raise ValueError(f"back has shape {tuple(back.shape)}: expected x's, {tuple(x.shape)}")
     return (back - x).square().mean() + kl * q.kl().mean() / x[0].numel()
 
 # %% ../nbs/17_vae.ipynb #9b13c5ab
 @dataclass(frozen=True)
-class VAETrainConfig(Recipe):
+class VAERecipe(Recipe):
     "How to train an autoencoder: a `Recipe`, and how much a code may hold."
 
     net: VAEConfig = option(VAEConfig(), "the network")
@@ -190,7 +200,7 @@ class VAETrainConfig(Recipe):
             raise ValueError(f"start is {self.start!r} with {getattr(vae, 'config', None)}: expected {self.net}")
         return vae.train()
 
-    def fits(self, data: Pictures) -> None:
+    def fits(self, data: Images) -> None:
         shape = tuple(data.x.shape[1:])
         if shape != self.net.shape: raise ValueError(f"net.shape is {self.net.shape}: expected the data's, {shape}")
 
@@ -208,20 +218,20 @@ class VAETrainConfig(Recipe):
 
 # %% ../nbs/17_vae.ipynb #66a52714
 _SHORT = dict(batch=64, lr=1.5e-3, warmup=6_400, ema=0.999, save_every=25_600)
-PRESETS: dict[str, VAETrainConfig] = {
-    "vae-small": VAETrainConfig(
+PRESETS: dict[str, VAERecipe] = {
+    "vae-small": VAERecipe(
         "CIFAR-10 in 4 x 8 x 8 = 256 numbers a picture: 0.9 M weights, 8 minutes on an idle CPU core.",
         images=200_000, stages=(50_048, 100_032), **_SHORT,
     ),
-    "vae-64": VAETrainConfig(
+    "vae-64": VAERecipe(
         "CIFAR-10 in 1 x 8 x 8 = 64 numbers a picture: 0.2 M weights, 3 minutes on an idle CPU core.",
         images=120_000, net=VAEConfig(latent=(1, 8, 8), widths=(32, 56), blocks_back=(1, 1)), **_SHORT,
     ),
-    "vae-512": VAETrainConfig(
+    "vae-512": VAERecipe(
         "CIFAR-10 in 8 x 8 x 8 = 512 numbers a picture: 0.2 M weights, 3 minutes on an idle CPU core.",
         images=120_000, kl=1e-3, net=VAEConfig(latent=(8, 8, 8), widths=(32, 56), blocks_back=(1, 1)), **_SHORT,
     ),
-    "vae-digits": VAETrainConfig(
+    "vae-digits": VAERecipe(
         "Digits of 8 x 8 pixels in 4 x 2 x 2 = 16 numbers: 20 seconds on an idle CPU core.", data="digits",
         images=96_000, batch=64, lr=3e-3, warmup=3_200, ema=0.99, flip=False, save_every=25_600,
         net=VAEConfig((1, 8, 8), (4, 2, 2), (16, 32), (1, 1), (1, 1)),
@@ -229,34 +239,47 @@ PRESETS: dict[str, VAETrainConfig] = {
 }
 
 # %% ../nbs/17_vae.ipynb #3a366a12
-def psnr(
-    a: Tensor,  # (B, C, H, W) pictures in [-1, 1]
-    b: Tensor,  # the same shape
-) -> Tensor:  # (B,) decibels; infinite where a and b are equal
-    "Peak signal-to-noise ratio, 10 log10(range² / mean squared error), with the range 2 of [-1, 1]."
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, 10 log10(range² / mean squared error), with the range 2 of [-1, 1].
+
+    Args:
+        a: (B, C, H, W) pictures in [-1, 1].
+        b: the same shape.
+
+    Returns:
+        (B,) decibels; infinite where a and b are equal.
+    """
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}: expected the same, (B, C, H, W)")
     return 10 * torch.log10(4 / (a.double() - b.double()).square().flatten(1).mean(1))
 
 
 @torch.no_grad()
-def reconstruct(
-    vae: VAE,
-    x: Tensor,  # (n, C, H, W) in [-1, 1]
-    batch: int = 256,  # pictures at a time
-) -> Tensor:  # (n, C, H, W)
-    "Pictures encoded to the mean of their latents, and decoded."
+def reconstruct(vae: VAE, x: Tensor, batch: int = 256) -> Tensor:
+    """Pictures encoded to the mean of their latents, and decoded.
+
+    Args:
+        x: (n, C, H, W) in [-1, 1].
+        batch: pictures at a time.
+
+    Returns:
+        (n, C, H, W).
+    """
     if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
     with autocast(x.device): return torch.cat([vae.decode(vae.encode(part).mode) for part in x.split(batch)])
 
 # %% ../nbs/17_vae.ipynb #ba0e93d3
-def round_trips(
-    vae: VAE,
-    x: Tensor,  # (B, C, H, W) in [-1, 1]
-    n: int,  # how often to encode and decode
-    rounding: bool = True,  # save as bytes each time
-) -> Tensor:  # (n + 1, B, C, H, W), x first
-    "What becomes of pictures that are encoded and decoded again and again."
+def round_trips(vae: VAE, x: Tensor, n: int, rounding: bool = True) -> Tensor:
+    """What becomes of pictures that are encoded and decoded again and again.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1].
+        n: how often to encode and decode.
+        rounding: save as bytes each time.
+
+    Returns:
+        (n + 1, B, C, H, W), x first.
+    """
     if n < 0: raise ValueError(f"n is {n}: expected 0 or more")
     states = [x]
     for _ in range(n):

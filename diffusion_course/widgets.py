@@ -30,15 +30,17 @@ _STYLE = dict(description_width="initial")
 
 
 def slider(
-    lo: float,
-    hi: float,
-    value: float | None = None,  # default: lo
-    step: float | None = None,  # default: 1 for whole numbers, else a round number near a hundredth of the range
-    *,
-    log: bool = False,  # equal distances on the slider are equal factors
-    label: str | None = None,  # default: the name of the argument
+    lo: float, hi: float, value: float | None = None, step: float | None = None, *,
+    log: bool = False, label: str | None = None,
 ) -> w.Widget:
-    "A slider for a number in [lo, hi]; for whole numbers when all numbers given are whole."
+    """A slider for a number in [lo, hi]; for whole numbers when all numbers given are whole.
+
+    Args:
+        value: default: lo.
+        step: default: 1 for whole numbers, else a round number near a hundredth of the range.
+        log: equal distances on the slider are equal factors.
+        label: default: the name of the argument.
+    """
     value = lo if value is None else value
     if not lo < hi: raise ValueError(f"slider from {lo} to {hi}: expected lo < hi")
     if not lo <= value <= hi: raise ValueError(f"slider value {value}: expected a number in [{lo}, {hi}]")
@@ -62,13 +64,13 @@ def _round(x: float) -> float:
     return max(m for m in (1, 2, 5) if m * power <= x * (1 + 1e-9)) * power
 
 
-def choice(
-    options: Sequence,  # names, or (name, value) pairs
-    value: object = None,  # default: the first
-    *,
-    label: str | None = None,
-) -> w.Widget:
-    "One of several: buttons when there are few and their names are short, else a drop-down list."
+def choice(options: Sequence, value: object = None, *, label: str | None = None) -> w.Widget:
+    """One of several: buttons when there are few and their names are short, else a drop-down list.
+
+    Args:
+        options: names, or (name, value) pairs.
+        value: default: the first.
+    """
     names = [o[0] if isinstance(o, tuple) else str(o) for o in options]
     values = [o[1] if isinstance(o, tuple) else o for o in options]
     if not values: raise ValueError("choice of nothing: expected at least one option")
@@ -133,14 +135,16 @@ def _still(kind: str, content: object) -> str:
 
 # %% ../nbs/toolbox/widgets.ipynb #7dc51c49
 class Panel:
-    "Controls joined to the pictures that `draw` makes of their values. Display it; `.values` are the present ones."
+    """Controls joined to the pictures that `draw` makes of their values. Display it; `.values` are the present ones.
 
-    def __init__(
-        self,
-        draw: Callable,  # draw(**values) -> Figure | Scene | Image | Film | str, a tuple of these, or a generator of such
-        controls: dict[str, w.Widget],  # argument name -> slider, choice or toggle
-        cache: int = 64,  # results remembered
-    ):
+    Args:
+        draw: draw(**values) -> Figure | Scene | Image | Film | str, a tuple of these, or a
+            generator of such.
+        controls: argument name -> slider, choice or toggle.
+        cache: results remembered.
+    """
+
+    def __init__(self, draw: Callable, controls: dict[str, w.Widget], cache: int = 64):
         self.draw, self.controls, self._size = draw, controls, cache
         self._cache: OrderedDict[tuple, list] = OrderedDict()
         self._lock, self._busy, self._waiting = threading.Lock(), False, False
