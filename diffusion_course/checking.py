@@ -18,10 +18,14 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'Report', 'check']
+__all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 'uniform', 'Report', 'check']
 
 # %% ../nbs/toolbox/checking.ipynb #f4530986
-LESSONS = ("distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation", "vae", "latent", "inpainting", "cold", "few_step")  # the modules of `diffusion_course.checks`, in the order of the lessons
+# The modules of `diffusion_course.checks`, in the order of the lessons
+LESSONS = (
+    "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings",
+    "images", "unet", "training", "generation", "evaluation", "vae", "latent", "inpainting", "cold", "few_step",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,26 @@ def exercises() -> Iterator[tuple[str, Exercise]]:
     "Every exercise of the course with its name."
     for lesson in LESSONS:
         yield from ((f"{lesson}.{k}", e) for k, e in importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES.items())
+
+# %% ../nbs/toolbox/checking.ipynb #5e1a0c7d
+def normal(*shape: int, seed: int) -> Tensor:
+    """Standard normal numbers in double precision, the same for the same shape and seed: inputs of trials.
+
+    Args:
+        *shape: of the tensor.
+        seed: of a generator of its own; the global one is left alone.
+    """
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape: int, seed: int) -> Tensor:
+    """Numbers uniform in [0, 1) in double precision, the same for the same shape and seed: inputs of trials.
+
+    Args:
+        *shape: of the tensor.
+        seed: of a generator of its own; the global one is left alone.
+    """
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 # %% ../nbs/toolbox/checking.ipynb #0de0c395
 @dataclass(frozen=True)
