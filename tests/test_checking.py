@@ -87,7 +87,7 @@ def test_crashes_and_lost_returns_are_named(square):
     assert not any(map(square, (forgot, broken, changed)))
 
 
-# ---- inputs that several runs share ----------------------------------------------------------------------------------
+# ---- inputs that several runs share --------------------------------------------------------------
 
 SHARED = torch.tensor([1.0, 2.0, math.nan, 4.0])
 LISTED = torch.tensor([3.0])
@@ -153,7 +153,7 @@ def test_inputs_are_copied_as_they_are():
     assert number == 1 and inner["x"] is not x
 
 
-# ---- reports and names -----------------------------------------------------------------------------------------------
+# ---- reports and names ---------------------------------------------------------------------------
 
 def test_reports_escape_what_learners_write(square):
     def tag(x): raise ValueError("<script>alert(1)</script>")
