@@ -9,12 +9,12 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['whole_file']
+__all__ = ['whole_file', 'file_format']
 
 # %% ../nbs/toolbox/files.ipynb #0b0eae75
 @contextmanager
@@ -68,3 +68,21 @@ def _mode_of_new(path: Path) -> int:
     path.unlink(missing_ok=True)
     path.touch()
     return path.stat().st_mode
+
+# %% ../nbs/toolbox/files.ipynb #7d90be12
+def file_format(path: str | os.PathLike, formats: Mapping[str, str], name: str = "path") -> str:
+    """What is written into a file, by the ending of its name.
+
+    Args:
+        path: of the file.
+        formats: ending -> format, as {".png": "png"}; "" for a name without one.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: "path ends in '.bmp': expected .png or .jpg".
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() in formats: return formats[suffix.lower()]
+    *others, last = filter(None, formats)
+    expected = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(f"{name} ends in {suffix!r}: expected {expected}")

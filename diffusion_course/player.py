@@ -27,7 +27,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
-from .files import whole_file
+from .files import file_format, whole_file
 from .panes import ARROWS, BINS, FRAMES, Pane, draw_pane, quantise
 from .style import LABELS, color_of, figure, png, shrink
 
@@ -134,10 +134,7 @@ class Scene:
         Returns:
             the path.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
-        if kind not in (".gif", ".webp"):
-            raise ValueError(f"path ends in {path.suffix!r}: expected .gif or .webp")
+        kind = file_format(path, {".gif": "gif", ".webp": "webp"})
         if frames < 2: raise ValueError(f"frames={frames}: expected at least 2")
         images = [Image.open(io.BytesIO(self.still(t))).convert("RGB")
                   for t in np.linspace(*self.clock, frames)]
@@ -145,13 +142,13 @@ class Scene:
             size = width, round(width * images[0].height / images[0].width)
             images = [image.resize(size, Image.Resampling.LANCZOS) for image in images]
         options: dict[str, Any] = dict(loop=0) if self.loop else {}
-        if kind == ".gif": images = [image.quantize(64, dither=Image.Dither.NONE) for image in images]
+        if kind == "gif": images = [image.quantize(64, dither=Image.Dither.NONE) for image in images]
         else: options["quality"] = 80
         durations = [round(1000 * self.seconds / frames)] * (frames - 1) + [1200]
         with whole_file(path) as file:
-            images[0].save(file, kind[1:], save_all=True, append_images=images[1:],
+            images[0].save(file, kind, save_all=True, append_images=images[1:],
                            duration=durations, **options)
-        return path
+        return Path(path)
 
 # %% ../nbs/toolbox/player.ipynb #9e028c76
 _SOURCE = (files("diffusion_course") / "player.js").read_text(encoding="utf-8")
