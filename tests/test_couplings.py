@@ -148,7 +148,7 @@ def test_reflow_pairs_cut_labels_along():
 @pytest.mark.parametrize("arguments, message", [
     (dict(x0=normal(5)), r"x0 has shape \(5,\): expected \(n, \.\.\.\)"),
     (dict(x0=normal(5, 2)[:0]), r"x0 has shape \(0, 2\)"),
-    (dict(x0=normal(5, 2), batch_size=0), "batch_size is 0: expected 1 or more"),
+    (dict(x0=normal(5, 2), batch_size=0), "batch_size is 0: expected a whole number, 1 or more"),
     (dict(x0=normal(5, 2), y=torch.zeros(4, dtype=torch.long)), r"y has shape \(4,\): expected \(5, \.\.\.\)"),
     (dict(x0=normal(5, 2), steps=0), "n is 0"),
 ])

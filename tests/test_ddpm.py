@@ -289,7 +289,7 @@ def test_bad_inversion():
     schedule, x = DDPM(linear_betas(50)), normal(3, 2)
     model, ts = ExactDenoiser(running_mixture(), schedule), trailing_grid(10, schedule)
     for bad in (ts.flip(0), ts[:1], torch.tensor([0.0, 0.5, 0.5, 1.0]), ts[None]):
-        with pytest.raises(ValueError, match="rising times"): invert(model, x, bad)
+        with pytest.raises(ValueError, match="rising times|monotonic times|two or more"): invert(model, x, bad)
     with pytest.raises(ValueError, match="expected"): invert(model, x, ts, ancestral())
     with pytest.raises(ValueError, match="draws noise"): invert(model, x, ts, euler_maruyama(1.0))
     for f in (lambda: q_sample(x, 0, Linear()), lambda: posterior(x, x, 0, Linear())):

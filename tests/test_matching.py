@@ -99,13 +99,13 @@ def test_watch_sees_the_smoothed_model():
 
 def test_the_number_of_threads_is_given_back():
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError): fit(Denoiser(MLP(dim=3), Linear()), torch.zeros(10, 2), 5, progress=False)
+    with pytest.raises(ValueError): fit(Denoiser(MLP(dim=3), Linear()), torch.zeros(10, 2), 5, progress=False)
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("call, said", [
     (lambda m: fit(m, torch.zeros(0, 2)), "data is"), (lambda m: fit(m, torch.zeros(5)), "data is"), (lambda m: fit(m, [[0.0]]), "data is list"),
-    (lambda m: fit(m, torch.full((5, 2), math.nan)), "data holds NaN"), (lambda m: fit(m, torch.zeros(5, 2), 0), "steps is 0"),
+    (lambda m: fit(m, torch.full((5, 2), math.nan)), "data holds 10 values that are NaN"), (lambda m: fit(m, torch.zeros(5, 2), 0), "steps is 0"),
     (lambda m: fit(m, (torch.zeros(4, 2), torch.zeros(5, 2))), "x0 has shape"), (lambda m: fit(m, torch.zeros(5, 2), labels=torch.zeros(4).long()), "labels has shape"),
     (lambda m: matching_loss(m, torch.zeros(5, 2), x0=torch.zeros(4, 2)), "x0 has shape"), (lambda m: m.net(torch.zeros(5, 2), torch.zeros(5), torch.full((5,), 9)), "y holds labels"),
     (lambda m: matching_loss(m, torch.zeros(5, 2), t=torch.full((5,), 1.5)), r"expected times in \[0, 1\]"),
