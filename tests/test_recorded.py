@@ -175,7 +175,7 @@ def with_weights(net: nn.Module) -> nn.Module:
 
 
 def in_double(net: nn.Module) -> nn.Module:
-    """The network, for callers in single precision: inside it is double, so that processors agree."""
+    """The network for callers in single precision, double inside, so that processors agree."""
     def widen(_: nn.Module, inputs: tuple) -> tuple:
         return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
