@@ -28,7 +28,6 @@ from .predictions import Denoiser, Model, ModelWrapper, Prediction, to_predictio
 from .samplers import Recorder, Stepper, dpmpp_2m, euler, handling_singular_ends, heun, uniform_grid
 from .schedules import Linear, per_sample
 from .seeds import seeded, stratified
-from .solvers import standard_normal
 from .training import Recipe
 
 # %% auto #0

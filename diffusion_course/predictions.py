@@ -21,8 +21,8 @@ from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
-           'network', 'target_kind', 'n_labels', 'sample_shape', 'device_of', 'differentiable', 'ExactDenoiser',
-           'EmpiricalDenoiser']
+           'network', 'target_kind', 'n_labels', 'sample_shape', 'device_of', 'differentiable', 'without_inference',
+           'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -430,6 +430,15 @@ def differentiable(x: Tensor) -> Iterator[Tensor]:
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield x.detach().clone().requires_grad_()
+
+
+def without_inference(value: Any) -> Any:
+    """A tensor made in inference mode as one that gradients may pass; anything else as it is.
+
+    Args:
+        value: anything.
+    """
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 # %% ../nbs/04_predictions.ipynb #2902dd3d
 class ExactDenoiser:

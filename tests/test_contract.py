@@ -1,4 +1,5 @@
-"""The contract of models: wrappers nest in any order, move, copy, save and compile; networks of one's own work everywhere."""
+"""The contract of models: wrappers nest in any order, move, copy, save and compile; networks of one's own work
+everywhere."""
 from __future__ import annotations
 
 import copy
@@ -51,7 +52,7 @@ def trained_like(n_labels: int = 3, schedule: Schedule | None = None, kind: str 
     return Denoiser(net, schedule or Linear(), kind).eval()
 
 
-@pytest.mark.parametrize("order", itertools.permutations(WRAPPERS, 2), ids="-".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(WRAPPERS, 2)), ids="-".join)
 def test_wrappers_nest_in_any_order(order):
     outer, inner = (WRAPPERS[name] for name in order)
     bare = trained_like()
@@ -83,7 +84,10 @@ def test_wrappers_compile(name):
     x, y = normal(4, 2, dtype=torch.float32), torch.tensor([0, 1, 2, 0])
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(x, 0.4, y=y).x1, model(x, 0.4, y=y).x1)
-    torch.testing.assert_close(sample(compiled, x, uniform_grid(2), euler(), y=y), sample(model, x, uniform_grid(2), euler(), y=y))
+    torch.testing.assert_close(
+        sample(compiled, x, uniform_grid(2), euler(), y=y),
+        sample(model, x, uniform_grid(2), euler(), y=y),
+    )
 
 
 def test_wrappers_of_exact_models():
@@ -138,7 +142,8 @@ def test_what_a_network_lacks_is_named_where_it_is_needed():
     model = Denoiser(Own(), Linear())
     data, labels = MIXTURE.sample_labelled(64, rng())
     fit(model, data, 2, progress=False)
-    with pytest.raises(ValueError, match="the network has no n_labels"): fit(model, data, 2, labels=labels, progress=False)
+    with pytest.raises(ValueError, match="the network has no n_labels"):
+        fit(model, data, 2, labels=labels, progress=False)
     with pytest.raises(ValueError, match="whose network has no .shape"): generate(model, 3)
     with pytest.raises(ValueError, match="its network has no n_labels"): generate(model, 3, shape=(2,), y=1)
     assert generate(model, 3, 2, shape=(2,), seed=0).shape == (3, 2)
@@ -181,7 +186,8 @@ def test_networks_and_schedules_of_ones_own_are_saved(tmp_path):
     assert back.kind == "v" and back.schedule.power == 3.0 and back.net.config == OwnConfig(5)
     x = normal(4, 2, dtype=torch.float32)
     assert torch.equal(back(x, 0.3).x1, model(x, 0.3).x1)
-    with pytest.raises(ValueError, match="the name MLP is one of this package's"): checkpoints.register(type("MLP", (Own,), {}))
+    with pytest.raises(ValueError, match="the name MLP is one of this package's"):
+        checkpoints.register(type("MLP", (Own,), {}))
 
 
 def test_models_of_lesson_10_are_saved(tmp_path):
@@ -189,7 +195,11 @@ def test_models_of_lesson_10_are_saved(tmp_path):
     checkpoints.save(model, tmp_path / "m.safetensors", half=False)
     back = checkpoints.load(tmp_path / "m.safetensors")
     x = normal(4, 2, dtype=torch.float32)
-    assert torch.equal(back(x, 0.3, y=1).x1, model(x, 0.3, y=1).x1) and back.sigma_data == 0.8 and back.net.shape == (2,)
+    assert (
+        torch.equal(back(x, 0.3, y=1).x1, model(x, 0.3, y=1).x1)
+        and back.sigma_data == 0.8
+        and back.net.shape == (2,)
+    )
 
 
 @pytest.mark.parametrize(("path", "change", "message"), [
@@ -201,7 +211,8 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, monkeypatch, path,
     monkeypatch.chdir(tmp_path)
     model = trained_like()
     with pytest.raises(ValueError, match=message): checkpoints.save(change(model) if change else model, path)
-    with pytest.raises(ValueError, match="expected what JSON can hold"): checkpoints.save(model, "m.safetensors", note=object())
+    with pytest.raises(ValueError, match="expected what JSON can hold"):
+        checkpoints.save(model, "m.safetensors", note=object())
     assert not list(tmp_path.iterdir())
 
 
@@ -236,7 +247,15 @@ class ExactNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor: return self.exact(x, t).target(self.kind)
 
 
-def run(name: str, schedule: str, kind: str, steps: int, dtype: torch.dtype, forward: bool, grid=uniform_grid) -> Tensor:
+def run(
+    name: str,
+    schedule: str,
+    kind: str,
+    steps: int,
+    dtype: torch.dtype,
+    forward: bool,
+    grid=uniform_grid,
+) -> Tensor:
     model = Denoiser(ExactNet(SCHEDULES[schedule], kind), SCHEDULES[schedule], kind)
     ts = grid(steps) if grid is uniform_grid else grid(steps, SCHEDULES[schedule])
     if forward:
@@ -245,17 +264,26 @@ def run(name: str, schedule: str, kind: str, steps: int, dtype: torch.dtype, for
     return invert(model, MIXTURE.sample(6, rng(1)).to(dtype), ts, STEPPERS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", STEPPERS)
 def test_every_stepper_is_finite_or_refuses(name, schedule):
-    for kind, steps, forward, grid in itertools.product(KINDS, range(1, 6), (True, False), (uniform_grid, karras_grid)):
-        try: exact = run(name, schedule, kind, steps, torch.float64, forward, grid)
+    some = ("x1", "eps", "velocity")
+    cases = [*itertools.product(KINDS, range(1, 6), [True], [uniform_grid]),
+             *itertools.product(some, range(1, 6), [False], [uniform_grid]),
+             *itertools.product(some, (1, 2, 5), [True, False], [karras_grid])]
+    finite = 0
+    for kind, steps, forward, grid in cases:
+        try: x = run(name, schedule, kind, steps, torch.float64, forward, grid)
         except ValueError as error:
-            assert "expected" in str(error)
+            assert "expected" in str(error) and not forward, error
             continue
-        assert exact.isfinite().all(), (kind, steps, forward, grid)
+        assert x.isfinite().all(), (kind, steps, forward, grid)
+        finite += 1
+    assert finite >= 39, "from noise to data every stepper does it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ("euler", "heun", "rk4", "ddim", "dpmpp_2m", "midpoint"))
 def test_steppers_agree_in_all_dtypes(name, schedule):
@@ -268,6 +296,7 @@ def test_steppers_agree_in_all_dtypes(name, schedule):
             assert error < tolerance, (kind, steps, dtype, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ("heun", "ddim", "dpmpp_2m", "rk4", "edm"))
 def test_there_and_back(name, schedule):
@@ -355,7 +384,10 @@ def test_a_schedule_may_be_changed_and_learned():
 
 def test_predictions_can_be_replaced_in():
     x, schedule = normal(4, 2), Linear()
-    for p in (predictions.to_prediction(normal(4, 2, seed=1), "velocity", x, 0.4, schedule), ExactDenoiser(MIXTURE, schedule)(x, 0.4)):
+    for p in (
+        predictions.to_prediction(normal(4, 2, seed=1), "velocity", x, 0.4, schedule),
+        ExactDenoiser(MIXTURE, schedule)(x, 0.4),
+    ):
         same = dataclasses.replace(p)
         torch.testing.assert_close(same.velocity, p.velocity)
         clipped = p.with_x1(p.x1.clamp(-0.5, 0.5))
@@ -382,22 +414,33 @@ def test_steppers_without_parentheses_say_how_to_mend_it():
     model = ExactDenoiser(MIXTURE, Linear())
     for stepper in (ddim, euler, dpmpp_2m, ancestral, adaptive):
         name = stepper.__name__
-        with pytest.raises(ValueError, match=rf"the stepper is the function {name}: .*, as {name}\(\) with parentheses makes"):
+        with pytest.raises(
+            ValueError,
+            match=rf"the stepper is the function {name}: .*, as {name}\(\) with parentheses makes",
+        ):
             sample(model, normal(3, 2), uniform_grid(2), stepper)
     with pytest.raises(ValueError, match="the stepper is 'ddim'"): sample(model, normal(3, 2), uniform_grid(2), "ddim")
-    with pytest.raises(ValueError, match="an ancestral step from t"): invert(model, normal(3, 2), uniform_grid(3), ancestral())
+    with pytest.raises(ValueError, match="an ancestral step from t"):
+        invert(model, normal(3, 2), uniform_grid(3), ancestral())
 
 
 @pytest.mark.parametrize("step", (euler_step, midpoint_step, heun_step, rk4_step))
 def test_fields_may_use_torch_or_math_functions_of_t(step):
     x, ts = normal(4, 2), torch.linspace(0, 1, 30)
-    fields = (lambda x, t: torch.cos(3 * t) * x, lambda x, t: math.cos(3 * t) * x, lambda x, t: x * (1 - t**2 / 2) if t < 2 else x)
+    fields = (
+        lambda x, t: torch.cos(3 * t) * x,
+        lambda x, t: math.cos(3 * t) * x,
+        lambda x, t: x * (1 - t**2 / 2) if t < 2 else x,
+    )
     ends = [list(integrate(lambda x, t, s, u=u: step(u, x, t, s), x, ts))[-1] for u in fields[:2]]
     torch.testing.assert_close(*ends)
     assert list(integrate(lambda x, t, s: step(fields[2], x, t, s), x.float(), ts))[-1].dtype == torch.float32
     g = lambda x, t: torch.sin(t) + 1
     noisy = em_step(fields[0], g, x, 0.2, 0.4, noise=normal(4, 2, seed=1))
-    torch.testing.assert_close(noisy, em_step(fields[1], lambda x, t: math.sin(t) + 1, x, 0.2, 0.4, noise=normal(4, 2, seed=1)))
+    torch.testing.assert_close(
+        noisy,
+        em_step(fields[1], lambda x, t: math.sin(t) + 1, x, 0.2, 0.4, noise=normal(4, 2, seed=1)),
+    )
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
@@ -424,16 +467,31 @@ def test_times_keep_their_precision_beside_16_bits():
 def test_training_takes_numpys_dtype_and_labels_of_any_kind():
     data, labels = MIXTURE.sample_labelled(64, rng())
     losses = []
-    for x, y in ((data, labels), (data.double(), labels.to(torch.uint8)), (data.double().numpy(), labels.tolist()), (data, labels.numpy()),
-                 (data, labels.double())):
+    for x, y in (
+        (data, labels),
+        (data.double(), labels.to(torch.uint8)),
+        (data.double().numpy(), labels.tolist()),
+        (data, labels.numpy()),
+        (data, labels.double()),
+    ):
         losses.append(fit(Denoiser(MLP(width=8, n_labels=3), Linear()), x, 4, labels=y, progress=False).loss)
     for loss in losses[1:]: torch.testing.assert_close(loss, losses[0])
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(batch_size=0), "batch_size is 0"), (dict(lr=0.0), "lr is 0.0"), (dict(lr=math.nan), "lr is nan"), (dict(drop=2), "drop is 2"),
-    (dict(labels=torch.arange(64) % 3 + 1), r"labels holds labels \[1, 2, 3\]: expected 0 to 2"), (dict(labels=torch.full((64,), 0.5)), "whole numbers"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(lr=0.0), "lr is 0.0"),
+        (dict(lr=math.nan), "lr is nan"),
+        (dict(drop=2), "drop is 2"),
+        (
+            dict(labels=torch.arange(64) % 3 + 1),
+            r"labels holds labels \[1, 2, 3\]: expected 0 to 2",
+        ),
+        (dict(labels=torch.full((64,), 0.5)), "whole numbers"),
+    ],
+)
 def test_bad_settings_of_training_are_refused(change, message):
     model = Denoiser(MLP(width=8, n_labels=3), Linear())
     before = copy.deepcopy(model.state_dict())
