@@ -296,7 +296,7 @@ def test_a_diverging_run_says_so_and_keeps_its_last_state(tmp_path: Path) -> Non
     def broken(run: Run) -> None:
         with torch.no_grad(): run.weights[0].fill_(math.nan)
     with pytest.raises(
-        ValueError, match="the loss is nan after 160 pictures.*expected finite.*smaller lr"
+        ValueError, match="the loss is nan after 160 images.*expected finite.*smaller lr"
     ):
         train(sick, tmp_path, resume=True, progress=False, watch=broken)
     assert (tmp_path / "state.safetensors").read_bytes() == before

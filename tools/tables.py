@@ -74,7 +74,7 @@ def real_tables(book: Book, real: Images, known: Tensor, judge: torch.nn.Module,
             book.row("floors", dict(n=size, seed=seed, extractor=name), lambda n, seed: plain(ev.real_scores(known, n, name, seed)), size, seed)
     a, b = ev.split(n, len(real))
     for kind, spoil in damages(real.x[b], real.y[b]).items():
-        spoilt = lambda spoil: plain(ev.compare(known[a], ev.features(spoil(), judge), name))
+        spoilt = lambda spoil: plain(ev.compare_features(known[a], ev.features(spoil(), judge), name))
         book.row("damage", dict(kind=kind, n=n, extractor=name), spoilt, spoil)
 
 
