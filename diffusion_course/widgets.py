@@ -14,13 +14,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from math import floor, log10
 
-import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .player import Player, Scene
 from .plots import Film
 from .style import png, shrink
+
+try: import ipywidgets as w
+except ImportError as error: raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
 
 # %% auto #0
 __all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']

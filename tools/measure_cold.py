@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from table_file import TableFile
+from book import Book
 from torch import Tensor
 
 from diffusion_course import evaluation as ev
@@ -76,7 +76,7 @@ class Scorer:
         )
 
 
-def measure_restored(tables: TableFile, model: Model, scorer: Scorer) -> None:
+def measure_restored(tables: Book, model: Model, scorer: Scorer) -> None:
     """Test images, damaged and restored."""
     real = scorer.real
     tables.row("restored", dict(kind="real"), scorer.restored, real)
@@ -95,7 +95,7 @@ def measure_restored(tables: TableFile, model: Model, scorer: Scorer) -> None:
 
 
 def measure_made(
-    tables: TableFile, model: Model, scorer: Scorer, others: Tensor, colours: Tensor,
+    tables: Book, model: Model, scorer: Scorer, others: Tensor, colours: Tensor,
 ) -> None:
     """Images made from plain colours, drawn from the Gaussian of training images' mean colours (m, 3)."""
     tables.row("made", dict(how="real"), scorer.made, others)
@@ -132,7 +132,7 @@ def main() -> None:
         torch=torch.__version__, images=info(args.model).get("images"),
         restorer=ev.name_of(load(args.model)), classifier=ev.name_of(load(args.classifier)),
     )
-    tables = TableFile(args.out, about, anew=("restorer", "classifier", "n"))
+    tables = Book(args.out, about, anew=("restorer", "classifier", "n"))
     model = InPrecision(load(args.model))
     test = cifar10("test")
     scorer = Scorer(args.classifier, *test.batch(slice(n)))

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from table_file import TableFile
+from book import Book
 
 from diffusion_course import evaluation as ev
 from diffusion_course.checkpoints import WEIGHTS, info, load
@@ -56,7 +56,7 @@ def main() -> None:
         student_images=[info(s).get("images") for s in args.student],
         teacher=ev.name_of(teacher), classifier=ev.name_of(classifier),
     )
-    tables = TableFile(args.out, about, anew=("teacher", "classifier", "n", "w"))
+    tables = Book(args.out, about, anew=("teacher", "classifier", "n", "w"))
     first, second = ev.split(n, len(real), 0)
     known = ev.features(real.x[first], classifier)
 

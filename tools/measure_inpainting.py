@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from table_file import TableFile
+from book import Book
 from torch import Tensor
 
 from diffusion_course.checkpoints import WEIGHTS, info, load
@@ -83,7 +83,7 @@ def main() -> None:
     which = dict(model=args.model, images=info(args.model).get("images"), n=args.n)
     command = f"python tools/measure_inpainting.py {args.model}"
     about = dict(command=command, steps=STEPS, seed=0, torch=torch.__version__)
-    tables = TableFile(args.out, about | which, anew=("images", "n"))
+    tables = Book(args.out, about | which, anew=("images", "n"))
 
     def row(mask: str, method: str, make: Callable[[], Filled], **more: str) -> None:
         def measure() -> dict:

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import torch
-from table_file import TableFile
+from book import Book
 from torch import Tensor
 
 from diffusion_course import evaluation as ev
@@ -49,7 +49,7 @@ def main() -> None:
         classifier=extractor, model=ev.name_of(model), decoder=ev.name_of(load(decoder)),
         images=info(args.model)["images"], steps=20, sampler="dpmpp_2m",
     )
-    tables = TableFile(args.out, about, anew=("classifier", "model", "decoder"))
+    tables = Book(args.out, about, anew=("classifier", "model", "decoder"))
 
     def scores(x: Tensor, y: Tensor, known: Tensor, vae: VAE | None = None) -> dict:
         """Of images, first encoded and decoded if there is a VAE, against features of real ones."""

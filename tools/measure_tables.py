@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from table_file import TableFile
+from book import Book
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -96,7 +96,7 @@ def write_reference(path: Path, real: Images, known: Tensor, name: str, seed: in
 
 
 def measure_real(
-    tables: TableFile, real: Images, known: Tensor, classifier: nn.Module, n: int,
+    tables: Book, real: Images, known: Tensor, classifier: nn.Module, n: int,
     sizes: tuple[int, ...],
 ) -> None:
     """Floors by n, and what damage costs, both in features of training images."""
@@ -163,7 +163,7 @@ class Measurement:
     """
 
     def __init__(
-        self, tables: TableFile, classifier: nn.Module, real: Images, test: Images,
+        self, tables: Book, classifier: nn.Module, real: Images, test: Images,
         args: argparse.Namespace,
     ):
         self.tables = tables
@@ -275,7 +275,7 @@ def main() -> None:
         command=command, quick=args.quick, seed=args.seed, extractor=name, torch=torch.__version__,
         classifier=info(args.classifier).get("test_accuracy"), images=info(args.model).get("images"),
     )
-    tables = TableFile(args.out, about)
+    tables = Book(args.out, about)
     if args.quick: measure_real(tables, real, known, classifier, 30, (20, 100))
     else:
         write_reference(args.reference, real, known, name, args.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusion_course.files import whole_file
 
 
-class TableFile:
+class Book:
     """Tables in a file. A row that is there is not measured again.
 
     Args:
