@@ -31,7 +31,8 @@ from .style import LABELS, color_of, figure, png, shrink
 try:
     import anywidget
     import traitlets
-except ImportError as error: raise ImportError('the player needs anywidget: pip install "diffusion-course[lab]"') from error
+except ImportError as error:
+    raise ImportError('the player needs anywidget: pip install "diffusion-course[lab]"') from error
 
 # %% auto #0
 __all__ = ['Scene', 'play', 'Player']
