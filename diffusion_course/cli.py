@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -99,8 +100,14 @@ def lab_environment() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
+def _check_lab_is_installed() -> None:
+    missing = [name for name in ("jupyterlab", "ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing: raise ImportError(f'the lessons need {" and ".join(missing)}: pip install "diffusion-course[lab]"')
+
+
 def lab(args: argparse.Namespace) -> int:
     "Start JupyterLab on the lessons and stay until it ends."
+    _check_lab_is_installed()
     folder = lessons_folder(args.lessons)
     lesson = next((p.name for p in sorted(folder.glob("*.ipynb")) if p.name.startswith(args.lesson)), None)
     if lesson is None: raise ValueError(f"no lesson {args.lesson!r} in {folder}: expected the start of one of {', '.join(sorted(p.name for p in folder.glob('*.ipynb')))}")

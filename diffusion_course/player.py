@@ -19,16 +19,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import torch
-import traitlets
 from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
 from .panes import ARROWS, BINS, FRAMES, Pane, draw_pane, quantise
 from .style import LABELS, color_of, figure, png, shrink
+
+try:
+    import anywidget
+    import traitlets
+except ImportError as error:
+    raise ImportError('the player needs anywidget: pip install "diffusion-course[lab]"') from error
 
 # %% auto #0
 __all__ = ['Scene', 'play', 'Player']

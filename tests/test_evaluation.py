@@ -522,7 +522,7 @@ def test_shipped_tables_belong_to_the_shipped_models():
     tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text())
     reference, of = checkpoints.read_tensors(checkpoints.WEIGHTS / "reference" / "cifar10.safetensors")
     name, images = ev.name_of(checkpoints.load("cifar10-classifier")), checkpoints.info("cifar10")["images"]
-    again = "run tools/tables.py again"
+    again = "run tools/measure_tables.py again"
     assert not tables["about"]["quick"] and tables["about"]["images"] == images, again
     assert tables["about"]["extractor"] == of["extractor"] == name, again
     assert reference["features"].shape == (2000, 192) and reference["covariance"].shape == (192, 192)
