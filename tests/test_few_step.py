@@ -211,8 +211,8 @@ def test_a_batch_of_pairs():
     lambda: ReflowRecipe(first=1.5),
     lambda: ReflowRecipe(pairs=0),
     lambda: ConsistencyRecipe(grid=0),
-    lambda: ReflowRecipe(teacher="digits").fits(Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))),
-    lambda: ReflowRecipe(teacher="cold").fits(Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))),
+    lambda: ReflowRecipe(teacher="digits").check_data(Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))),
+    lambda: ReflowRecipe(teacher="cold").check_data(Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))),
 ])
 def test_wrong_input_says_what_is_expected(wrong):
     with pytest.raises(ValueError, match="expected"): wrong()
