@@ -81,7 +81,7 @@ class Blur:
     def _matrix(self, sigma: Tensor, N: int) -> Tensor:
         "The blur along one side: (N, N), or (B, 1, N, N) for a batch of sigmas in pixels."
         waves = _cosines(N).to(sigma)
-        k = torch.arange(N, device=sigma.device)
+        k = torch.arange(N, device=sigma.device, dtype=sigma.dtype)
         amplitudes = torch.exp(-(math.pi * k * sigma[..., None] / N).square() / 2)
         matrix = waves.mT @ (amplitudes[..., None] * waves)
         return matrix[:, None] if sigma.ndim else matrix
