@@ -16,7 +16,7 @@ from . import expect
 Field = Callable[[Tensor, Tensor], Tensor]  # u(x, t) with the shape of x; t is one time, a tensor ()
 
 # %% auto #0
-__all__ = ['Field', 'euler_step', 'midpoint_step', 'heun_step', 'rk4_step', 'integrate', 'em_step', 'standard_normal']
+__all__ = ['Field', 'euler_step', 'midpoint_step', 'heun_step', 'rk4_step', 'integrate', 'as_times', 'em_step', 'standard_normal']
 
 # %% ../nbs/02_simulation.ipynb #1a029e4c
 def euler_step(u: Field, x: Tensor, t: float, s: float) -> Tensor:
@@ -113,7 +113,7 @@ def integrate(
         ValueError: for bad input, at the call, before the first iterate; and for a step that changes the shape of x.
     """
     expect.finite("x", expect.floats("x", x, batch=False))
-    return _iterates(step, x, _as_times(ts))
+    return _iterates(step, x, as_times(ts))
 
 
 def _iterates(
@@ -130,7 +130,7 @@ def _iterates(
 # %% ../nbs/02_simulation.ipynb #f6dd1968
 def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
     "u(x, t), with t as a tensor, so that a field may use torch's functions of it."
-    k = u(x, torch.as_tensor(t, dtype=torch.float64, device="cpu"))
+    k = u(x, expect.as_floats(t))
     if getattr(k, "shape", None) != x.shape:
         raise ValueError(f"the field returned {_shape_of(k)}: expected a tensor of the shape of x, {tuple(x.shape)}")
     return k
@@ -142,7 +142,15 @@ def _step_length(t: float, s: float) -> float:
     return s - t
 
 
-def _as_times(ts: Tensor | Sequence[float]) -> list[float]:
+def as_times(ts: Tensor | Sequence[float]) -> list[float]:
+    """Times in [0, 1], strictly rising or falling, as numbers.
+
+    Args:
+        ts: (T + 1,) with T >= 1.
+
+    Raises:
+        ValueError: for anything else.
+    """
     try: ts = ts.detach().cpu().double() if isinstance(ts, Tensor) else torch.as_tensor(ts, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError): raise ValueError(f"ts is {_shape_of(ts)}: expected times") from None
     if ts.ndim != 1 or len(ts) < 2: raise ValueError(f"ts has shape {tuple(ts.shape)}: expected (T + 1,), two or more")
@@ -182,11 +190,11 @@ def em_step(
     """
     h = _step_length(t, s)
     drift = _evaluate(u, x, t)
-    diffusion = torch.as_tensor(g(x, torch.as_tensor(t, dtype=torch.float64, device="cpu")) if callable(g) else g)
+    diffusion = expect.as_floats(g(x, expect.as_floats(t)) if callable(g) else g)
     if torch.broadcast_shapes(diffusion.shape, x.shape) != x.shape:
         raise ValueError(f"g has {_shape_of(diffusion)}: expected one that broadcasts to that of x, {tuple(x.shape)}")
     z = standard_normal(x, generator) if noise is None else expect.same_shape("noise", noise, "x", x)
-    return x + h * drift + abs(h) ** 0.5 * diffusion * z
+    return x + h * drift + abs(h) ** 0.5 * diffusion.to(x) * z
 
 
 def standard_normal(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
