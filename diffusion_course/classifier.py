@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .options import option
+from .seeds import seeded_weights
 
 # %% auto #0
 __all__ = ['ClassifierConfig', 'Classifier', 'shifted']
@@ -60,8 +61,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = c = config or ClassifierConfig()
         self.shape, self.n_labels = c.shape, c.n_labels
-        with torch.random.fork_rng(devices=[]):  # seeds the weights and nothing else
-            torch.default_generator.manual_seed(seed)
+        with seeded_weights(seed):
             layers = [*_convolution(c.shape[0], c.stem), nn.ReLU()]
             width_in = c.stem
             for width, blocks in zip(c.widths, c.blocks, strict=True):

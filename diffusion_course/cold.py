@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,10 @@ from torch import Tensor
 from . import expect
 from .images import Images
 from .options import option
-from .predictions import Denoiser
-from .samplers import Model, Stepper, sample, uniform_grid
+from .predictions import Denoiser, Model
+from .samplers import Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
+from .seeds import stratified
 from .training import DATA, Recipe
 from .unet import UNet, UNetConfig
 from .vae import check_previews
@@ -241,7 +241,7 @@ class ColdRecipe(Recipe):
             ().
         """
         B, device = len(x), x.device
-        t = (torch.arange(B, device=device) + torch.rand(B, generator=generator, device=device)) / B
+        t = stratified(B, generator, device)
         d = torch.randint(len(DEGRADATIONS), (B,), generator=generator, device=device)
         x_t = x.clone()
         for k, D in enumerate(DEGRADATIONS.values()): x_t[d == k] = D(x[d == k], t[d == k])
@@ -298,12 +298,6 @@ PRESETS: dict[str, ColdRecipe] = {
 }
 
 # %% ../nbs/20_cold.ipynb #ed88ad79
-def _meets_ends(step: Any) -> Stepper:
-    "The stepper, marked: the loop hands it steps that touch a singular end, too."
-    step.meets_ends = True
-    return step
-
-
 def naive(degrade: Degradation) -> Stepper:
     """x_s = D(x1_hat, s) with x1_hat = R(x_t, t). One call a step.
 
@@ -312,7 +306,7 @@ def naive(degrade: Degradation) -> Stepper:
     Args:
         degrade: the degradation D(x1, t).
     """
-    @_meets_ends
+    @handling_singular_ends
     def step(model, x, t, s): return degrade(model(x, t).x1, s)
     return step
 
@@ -326,7 +320,7 @@ def improved(degrade: Degradation) -> Stepper:
     Args:
         degrade: the degradation D(x1, t).
     """
-    @_meets_ends
+    @handling_singular_ends
     def step(model, x, t, s):
         x1_hat = model(x, t).x1
         return x - degrade(x1_hat, t) + degrade(x1_hat, s)

@@ -16,6 +16,7 @@ from . import expect
 from .checkpoints import load
 from .images import Images, to_bytes, to_float
 from .options import option
+from .seeds import seeded_weights
 from .training import DATA, Recipe, autocast
 
 # %% auto #0
@@ -149,9 +150,7 @@ class VAE(nn.Module):
         super().__init__()
         self.config = c = config or VAEConfig()
         self.shape, self.latent = c.shape, c.latent
-        with torch.random.fork_rng(devices=[]):  # seeds the weights and nothing else
-            torch.default_generator.manual_seed(seed)
-            self._build(c)
+        with seeded_weights(seed): self._build(c)
         self.register_buffer("shift", torch.zeros(c.latent[0], 1, 1))
         self.register_buffer("scale", torch.ones(c.latent[0], 1, 1))
 
@@ -180,7 +179,7 @@ class VAE(nn.Module):
         Returns:
             means and log-variances (B, c, h, w), in single precision.
         """
-        x = expect.floats("x", x, shape=self.shape).to(self.shift.dtype)
+        x = expect.floats("x", x, shape=self.shape).to(_dtype(self.encoder))
         mu, log_var = self.encoder(x).float().chunk(2, 1)
         return DiagonalGaussian(mu, log_var.clamp(-20, 10))
 
@@ -193,7 +192,7 @@ class VAE(nn.Module):
         Returns:
             (B, C, H, W), about in [-1, 1], in single precision.
         """
-        z = expect.floats("z", z, shape=self.latent).to(self.shift.dtype)
+        z = expect.floats("z", z, shape=self.latent).to(_dtype(self.decoder))
         return self.decoder(z).float()
 
     @torch.no_grad()
@@ -233,6 +232,9 @@ class VAE(nn.Module):
             (B, c, h, w).
         """
         return z * self.scale + self.shift
+
+
+def _dtype(net: nn.Module) -> torch.dtype: return next(net.parameters()).dtype
 
 # %% ../nbs/17_vae.ipynb #d3fcca3b
 def vae_loss(x: Tensor, x_hat: Tensor, q: DiagonalGaussian, kl: float) -> Tensor:
