@@ -110,7 +110,7 @@ class Recipe:
     def loss(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
-    def fits(self, data: Images) -> None: "A ValueError where the data can't be what this model learns."
+    def check_data(self, data: Any) -> None: "A ValueError where the data can't be what this model learns."
     def floor(self, data: Any) -> float | None: "The least loss that any model can have, where it is known."
     def preview(self, model: Any) -> Tensor | None: "Images (n, C, H, W) that show how far it has come."
 
@@ -155,7 +155,7 @@ class DenoiserRecipe(Recipe):
                              f" expected {self.kind} with {self.net}")
         return model.train()
 
-    def fits(self, data: Images) -> None:
+    def check_data(self, data: Images) -> None:
         shape, n = tuple(data.x.shape[1:]), self.net.n_labels
         if shape != self.net.shape:
             raise ValueError(f"net.shape is {self.net.shape}: expected that of the data, {shape}")
@@ -270,7 +270,7 @@ class Run:
         if config.batch % self.processes:
             raise ValueError(f"batch is {config.batch}: expected a multiple of the {self.processes} processes")
         with accelerator.local_main_process_first(): data = config.pictures()  # which may have to be fetched
-        config.fits(data)
+        config.check_data(data)
         self.data = data.to(self.device)
         self.model = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
         if config.channels_last: self.model = self.model.to(memory_format=torch.channels_last)

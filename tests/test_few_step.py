@@ -238,10 +238,10 @@ def test_a_batch_of_pairs():
         lambda: ReflowRecipe(first=1.5),
         lambda: ReflowRecipe(pairs=0),
         lambda: ConsistencyRecipe(grid=0),
-        lambda: ReflowRecipe(teacher="digits").fits(
+        lambda: ReflowRecipe(teacher="digits").check_data(
             Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))
         ),
-        lambda: ReflowRecipe(teacher="cold").fits(
+        lambda: ReflowRecipe(teacher="cold").check_data(
             Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))
         ),
     ],

@@ -86,7 +86,7 @@ from diffusion_course.unet import (
 from diffusion_course.vae import (
     VAE, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss,
 )
-from diffusion_course.vae import Posterior as LatentPosterior
+from diffusion_course.vae import DiagonalGaussian as LatentPosterior
 
 RECORDED = Path(__file__).with_name("recorded.json")
 DOUBLE = 1e-6  # tolerance, relative or absolute, of what is computed in double precision
