@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
-from .generation import SAMPLERS, as_pictures, generate
+from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
 from .options import option
 from .predictions import singular
@@ -315,7 +315,7 @@ def evaluate(
         labels = getattr(getattr(model, "net", None), "n_labels", 0)
         y = torch.arange(n) % labels if labels else None
         how |= dict(batch=batch, progress=progress) | ({} if y is None else dict(y=y))
-        x = as_pictures(model, generate(model, n, steps, sampler, seed=seed, **how))
+        x = as_images(model, generate(model, n, steps, sampler, seed=seed, **how))
     elif len(x) != n: raise ValueError(f"x holds {len(x)} pictures: expected n = {n}")
     name, x, look = name_of(classifier), as_bytes(x), lambda x: features(x, classifier, progress=progress)
     known, others = look(real.x[first]), look(real.x[second])
@@ -556,7 +556,7 @@ def scores_of(model: Model, config: EvaluateConfig, progress: bool = True) -> di
     real, labels = cifar10("train"), getattr(net, "n_labels", 0)
     y = torch.arange(config.n) % labels if labels else None
     how = {} if y is None else dict(y=y, guidance=config.guidance)
-    x = as_pictures(model, generate(model, config.n, config.steps, config.sampler, seed=config.seed,
+    x = as_images(model, generate(model, config.n, config.steps, config.sampler, seed=config.seed,
                                     batch=config.batch, progress=progress, **how))
     scores = evaluate(model, load(config.classifier), real, config.n, x=x, y=y, seed=config.seed, progress=progress)
     if config.bits:

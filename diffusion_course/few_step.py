@@ -10,69 +10,84 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pooch
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, write_tensors
 from .couplings import reflow_pairs
-from .generation import InPrecision, as_pictures, generate
+from .generation import InPrecision, as_images, generate
 from .guidance import classifier_free
 from .matching import matching_loss
 from .options import option
-from .predictions import Denoiser, Prediction, singular, to_prediction
-from .samplers import Model, Stepper, dpmpp_2m, euler, heun, sample, uniform_grid
+from .predictions import Denoiser, Model, ModelWrapper, Prediction, to_prediction
+from .samplers import Recorder, Stepper, dpmpp_2m, euler, handling_singular_ends, heun, uniform_grid
 from .schedules import Linear, per_sample
-from .training import Recipe, seeded
+from .seeds import seeded, stratified
+from .solvers import standard_normal
+from .training import Recipe
 
 # %% auto #0
 __all__ = ['PRESETS', 'FlowEnd', 'consistency', 'consistency_loss', 'Pairs', 'teacher_pairs', 'ReflowRecipe', 'ConsistencyRecipe']
 
 # %% ../nbs/21_few_step.ipynb #b8155cab
-class FlowEnd:
+class FlowEnd(ModelWrapper):
     """A model whose predicted x1 is where the ODE of another one ends: its consistency function, solved finely.
 
     The truth that a few-step student is after. f(x, 1) = x, and f is constant along each path (Song et al. 2023).
 
     Args:
+        model: any model.
         steps: from any time to the end.
         stepper: deterministic; default heun().
     """
 
     def __init__(self, model: Model, steps: int = 50, stepper: Stepper | None = None):
-        if steps != int(steps) or steps < 1: raise ValueError(f"steps is {steps}: expected a whole number, 1 or more")
-        self.model, self.schedule, self.steps, self.stepper = model, model.schedule, int(steps), stepper or heun()
+        super().__init__(model)
+        self.steps = expect.whole("steps", steps)
+        self.stepper = stepper or heun()
+
+    def cost(self, t: float) -> int:
+        "1: counted as the one call that a student would need."
+        return 1
 
     def singular(self, t: float) -> bool:
-        "Whether the model can't be asked at t: at t = 1 there is nothing left to do, and no noise to name."
-        return singular(self.model, t) or t == 1
+        "As the model, and at t = 1: there is nothing left to do, and no noise to estimate."
+        return super().singular(t) or t == 1
 
-    def __call__(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
-        "The end of the flow from x at time t, one number for all samples."
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
+        """The end of the flow from x, as a prediction.
+
+        Args:
+            x: (B, ...) points.
+            t: their time, one number for all.
+            **cond: handed on to the model.
+        """
         t = float(t)
-        end = x if t == 1 else sample(self.model, x, uniform_grid(self.steps, t), self.stepper, **cond)
-        return to_prediction(end, "x1", x, torch.tensor(t, dtype=torch.float64), self.schedule)
+        end = x
+        if t != 1:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+                *_, end = Recorder(self.model, **cond).walk(self.stepper, x, uniform_grid(self.steps, t))
+        return to_prediction(end, "x1", x, t, self.schedule)
 
 # %% ../nbs/21_few_step.ipynb #be8d840c
 def consistency() -> Stepper:
     """Jump to the predicted x1, and put fresh noise on it: for models that predict the end of their flow.
 
     Multistep consistency sampling (Song et al. 2023, algorithm 1). One call a step; at the end no noise."""
+    @handling_singular_ends
     def step(model, x, t, s):
         if s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, from noise to data")
-        x1, (alpha, sigma) = model(x, t).x1, model.schedule.weights(s)
-        return torch.add(alpha * x1, model.noise(x, t, s), alpha=sigma) if sigma else alpha * x1
-    step.meets_ends = True
+        x1 = model(x, t).x1
+        alpha_s, sigma_s = model.schedule.weights(s)
+        return torch.add(alpha_s * x1, model.noise(x, t, s), alpha=sigma_s) if sigma_s else alpha_s * x1
     return step
 
 # %% ../nbs/21_few_step.ipynb #f3ccc969
-def _stratified(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    "(n,) times, one in each of n equal parts of [0, 1)."
-    return (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
-
-
 def _distance(a: Tensor, b: Tensor, huber: float) -> Tensor:
     error = (a - b).square().flatten(1).mean(1)
     return ((error + huber**2).sqrt() - huber if huber else error).mean()
@@ -103,7 +118,7 @@ def consistency_loss(
     if steps < 1: raise ValueError(f"steps is {steps}: expected 1 or more")
     if not 0 <= huber < math.inf: raise ValueError(f"huber is {huber}: expected 0 or more")
     schedule = teacher.schedule
-    if t is None: t = _stratified(len(x1), generator, x1.device)
+    if t is None: t = stratified(len(x1), generator, x1.device)
     if t.shape != x1.shape[:1]: raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x1)},)")
     if x0 is None: x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
     if x0.shape != x1.shape: raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected that of x1, {tuple(x1.shape)}")
@@ -222,7 +237,7 @@ class ReflowRecipe(Recipe):
 
     def draw(self, x: Tensor, y: Tensor, model: Denoiser, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, dict]:
         "Noise, ends, times and conditions of a batch."
-        t = _stratified(len(x), g, x.device)
+        t = stratified(len(x), g, x.device)
         t = t * (torch.rand(len(x), generator=g, device=x.device) >= self.first)
         x0, x1 = (v.contiguous(memory_format=torch.channels_last) for v in x.chunk(2, 1))
         return x0, x1, t, dict(y=y) if model.net.n_labels else {}
@@ -240,7 +255,7 @@ class ReflowRecipe(Recipe):
         labels = min(model.net.n_labels, 10)
         cond = dict(y=torch.arange(labels).repeat_interleave(8)) if labels else {}
         x = generate(model, 8 * (labels or 10), 2, self.stepper(), seed=1, **cond)
-        return as_pictures(model, x)
+        return as_images(model, x)
 
 
 @lru_cache(maxsize=2)

@@ -5,7 +5,6 @@
 # %% ../nbs/09_guidance.ipynb #28cb3cfe
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .predictions import Prediction, singular
-from .samplers import Model, Noise, Stepper, ddim, sample
+from . import expect
+from .predictions import Model, ModelWrapper, Prediction, differentiable
+from .samplers import Noise, Stepper, ddim, ending_with_data, handles_singular_ends
+from .samplers import handling_singular_ends, sample
 from .schedules import Schedule, per_sample
 from .vae import VAE
 
 
-def checked(mask: Tensor, x: Tensor) -> Tensor:
+def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     """The mask, if it fits x: a `ValueError` says what was given and what is expected.
 
     Args:
@@ -42,7 +45,7 @@ def checked(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape).to(x.device)
 
 # %% auto #0
-__all__ = ['checked', 'half', 'box', 'brush', 'known_region', 'noised_again', 'resampling', 'ReconstructionGuided',
+__all__ = ['as_mask', 'half', 'box', 'brush', 'known_region', 'noised_again', 'resampling', 'ReconstructionGuided',
            'reconstruction_guided', 'seam', 'paste_back', 'crop_around', 'latent_mask', 'latent_inpaint']
 
 # %% ../nbs/19_inpainting.ipynb #7acfc90d
@@ -93,7 +96,7 @@ def brush(
     return (away > radius).reshape(shape)
 
 # %% ../nbs/19_inpainting.ipynb #bc95aa81
-def _given(x1: Tensor, x: Tensor) -> Tensor:
+def _repeated(x1: Tensor, x: Tensor) -> Tensor:
     "What is known, one for each sample of x."
     if x1.shape[1:] != x.shape[1:] or len(x) % len(x1):
         given = f"x1 has shape {tuple(x1.shape)} beside x of shape {tuple(x.shape)}"
@@ -104,19 +107,39 @@ def _given(x1: Tensor, x: Tensor) -> Tensor:
 def known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
     """After each step to time s what is known is put back, with fresh noise: alpha(s) x1 + sigma(s) eps.
 
-    Song et al. (2021, appendix I.2); Lugmayr et al. (2022, eq. 8). Costs no evaluation.
+    Song et al. (2021, appendix I.2); Lugmayr et al. (2022, eq. 8). Costs no evaluation. What is known is exact at the
+    end, also where the path ends with noise.
 
     Args:
+        stepper: how the rest is sampled.
         x1: (1 or B, ...) data; only what is known of it counts.
-        mask: True = known, as `checked` takes it.
+        mask: True = known, as `as_mask` takes it.
     """
-    mask = checked(mask, x1)
+    return _with_known_data(_with_known_region(stepper, x1, as_mask(mask, x1)), x1, as_mask(mask, x1))
 
+
+def _with_known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
+    "The stepper, after each of whose steps to s what is known is that of a sample of p_s."
+    first_order = ddim()
+
+    @handling_singular_ends
     def step(model, x, t, s):
-        ends = model.singular(t) or model.singular(s)
-        y = (stepper if getattr(stepper, "meets_ends", not ends) else ddim())(model, x, t, s)
-        return torch.where(mask, model.schedule.mix(_given(x1, x), model.noise(x, t, s), s), y)
-    step.meets_ends = True
+        near_singular = model.singular(t) or model.singular(s)
+        unknown = first_order if near_singular and not handles_singular_ends(stepper) else stepper
+        y = unknown(model, x, t, s)
+        known = model.schedule.mix(_repeated(x1, x), model.noise(x, t, s), s)
+        return torch.where(mask.to(x.device), known, y)
+    return step
+
+
+def _with_known_data(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
+    "The stepper, and at the end of a path that ends with noise the predicted x1 where nothing is known."
+    @ending_with_data
+    @handling_singular_ends
+    def step(model, x, t, s):
+        y = stepper(model, x, t, s)
+        if not t < s == 1 or model.schedule.sigma(s) == 0: return y
+        return torch.where(mask.to(x.device), _repeated(x1, x), model(y, s).x1)
     return step
 
 # %% ../nbs/19_inpainting.ipynb #20663865
@@ -149,11 +172,13 @@ def resampling(
         repeats: how often each stretch is walked; 1: `known_region`.
         jump: into how many steps a stretch, a step of the grid, is split.
     """
-    for name, n in (("repeats", repeats), ("jump", jump)):
-        if n != int(n) or n < 1: raise ValueError(f"{name} is {n}: expected a whole number, 1 or more")
-    down = known_region(stepper, x1, mask)
-    if repeats == jump == 1: return down
+    repeats = expect.whole("repeats", repeats)
+    jump = expect.whole("jump", jump)
+    known = as_mask(mask, x1)
+    if repeats == jump == 1: return known_region(stepper, x1, mask)
+    down = _with_known_region(stepper, x1, known)
 
+    @handling_singular_ends
     def step(model, x, t, s):
         times = [*(t + (s - t) * k / jump for k in range(jump)), s]
         for k in range(repeats):
@@ -162,44 +187,55 @@ def resampling(
                 model.previous = None  # what a multistep method remembers belongs to other noise
                 x = down(model, x, a, b)
         return x
-    step.meets_ends = True
-    return step
+    return _with_known_data(step, x1, known)
 
 # %% ../nbs/19_inpainting.ipynb #70dc8cc1
-class ReconstructionGuided(nn.Module):
-    "A model whose predictions are pulled to where they agree with what is known."
+class ReconstructionGuided(ModelWrapper):
+    """A model whose predictions are pulled to where they agree with what is known. See `reconstruction_guided`.
+
+    Args:
+        model: any model.
+        x1: (1 or B, ...) data; only what is known of it counts.
+        mask: True = known, as `as_mask` takes it.
+        weight: of the pull, >= 0.
+    """
 
     def __init__(self, model: Model, x1: Tensor, mask: Tensor, weight: float):
-        super().__init__()
-        if not 0 <= weight < float("inf"): raise ValueError(f"weight is {weight}: expected a number >= 0")
-        self.model, self.schedule, self.weight = model, model.schedule, float(weight)
-        self.x1, self.mask = x1, checked(mask, x1)
-
-    @property
-    def net(self) -> nn.Module:
-        "The network of the model."
-        return self.model.net
+        super().__init__(model)
+        self.weight = expect.number("weight", weight, 0, expected="a number >= 0")
+        self.x1: Tensor
+        self.mask: Tensor
+        self.register_buffer("x1", x1, persistent=False)
+        self.register_buffer("mask", as_mask(mask, x1), persistent=False)
 
     def cost(self, t: float) -> int:
         "Evaluations in one call: the way back through the network counts as a second one."
-        each = self.model.cost(t) if hasattr(self.model, "cost") else 1
-        return each * (2 if self.weight else 1)
+        return super().cost(t) * (2 if self.weight else 1)
 
     def singular(self, t: float) -> bool:
         "As the model, and where sigma is 0: there x is known already."
-        return singular(self.model, t) or (self.weight != 0 and bool(self.schedule.sigma(t) == 0))
+        return super().singular(t) or (self.weight != 0 and bool(self.schedule.sigma(t) == 0))
 
-    def forward(self, x: Tensor, t: Tensor | float, **cond) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
+        """The pulled prediction.
+
+        Args:
+            x: (B, ...) points.
+            t: () or (B,) their time.
+            **cond: handed on to the model.
+        """
         if not self.weight: return self.model(x, t, **cond)
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
+        again = torch.is_grad_enabled() and x.requires_grad  # somebody differentiates the prediction itself
+        with differentiable(x) as z:
+            at = x if again else z
             p = self.model(at, t, **cond)
-            missed = torch.where(self.mask, p.x1 - _given(self.x1, x), 0).square().sum()
-            slope, = torch.autograd.grad(missed, at)
+            known = _repeated(self.x1.to(x.device), x)
+            error = torch.where(self.mask.to(x.device), p.x1 - known, 0).square().sum()
+            gradient, = torch.autograd.grad(error, at, create_graph=again)
+            x1, eps = (p.x1, p.eps) if again else (p.x1.detach(), p.eps.detach())
         alpha, sigma = self.schedule.alpha(p.t), self.schedule.sigma(p.t)
-        pull = per_sample(self.weight * alpha / 2, x) * slope
-        eps = p.eps.detach() + per_sample(alpha / sigma, x) * pull
-        return Prediction(x, p.t, p.schedule, p.x1.detach() - pull, eps)
+        pull = per_sample(self.weight * alpha / 2, x) * gradient
+        return Prediction(x, p.t, p.schedule, x1 - pull, eps + per_sample(alpha / sigma, x) * pull)
 
 
 def reconstruction_guided(
@@ -229,7 +265,7 @@ def seam(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    known, jump, count = checked(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:]), 0.0, 0
+    known, jump, count = as_mask(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:]), 0.0, 0
     for dim in (2, 3):
         inside = known.shape[dim] - 3
         p, q, r, s = (x.narrow(dim, k, inside) for k in range(4))
@@ -255,7 +291,7 @@ def paste_back(edited: Tensor, original: Tensor, mask: Tensor, feather: int = 0)
     if edited.shape != original.shape or edited.dtype != original.dtype:
         given = f"edited is {edited.dtype} of shape {tuple(edited.shape)}"
         raise ValueError(f"{given}: expected the original's, {original.dtype} {tuple(original.shape)}")
-    mask = checked(mask, original)
+    mask = as_mask(mask, original)
     if feather:
         share = _depth(mask, feather) / (feather + 1)
         mixed = original + share * (edited.float() - original.float())
@@ -332,8 +368,8 @@ def latent_inpaint(
         paste: put the known pixels back; False: what the decoder made of them.
         noise: in its place.
     """
-    z = vae.to_unit(vae.encode(torch.where(checked(mask, x), x, 0)).mode)
-    cells = latent_mask(checked(mask, x).all(1, keepdim=True), z.shape[2:])
+    z = vae.to_unit(vae.encode(torch.where(as_mask(mask, x), x, 0)).mode)
+    cells = latent_mask(as_mask(mask, x).all(1, keepdim=True), z.shape[2:])
     ts = torch.as_tensor(ts, dtype=torch.float64)
     first = torch.randn(z.shape, generator=generator, device=z.device) if noise is None else noise(z, 0.0, 0.0)
     stepper, start = known_region(stepper, z, cells), first * float(model.schedule.sigma(ts[0]))

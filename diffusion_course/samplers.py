@@ -24,9 +24,10 @@ Noise = Callable[[Tensor, float, float], Tensor]  # noise(x, t, s): standard nor
 Stepper = Callable[["Recorder", Tensor, float, float], Tensor]  # stepper(model, x, t, s) -> x at s
 
 # %% auto #0
-__all__ = ['Noise', 'Stepper', 'Recorder', 'handling_singular_ends', 'handles_singular_ends', 'sample', 'Trajectory',
-           'trajectory', 'euler', 'midpoint', 'heun', 'rk4', 'euler_maruyama', 'ddim', 'dpmpp_2m', 'uniform_grid',
-           'karras_grid', 'log_snr_grid', 'trailing_grid', 'adaptive', 'ancestral', 'BrownianPath', 'with_langevin']
+__all__ = ['Noise', 'Stepper', 'Recorder', 'handling_singular_ends', 'handles_singular_ends', 'ending_with_data',
+           'ends_with_data', 'sample', 'Trajectory', 'trajectory', 'euler', 'midpoint', 'heun', 'rk4', 'euler_maruyama',
+           'ddim', 'dpmpp_2m', 'uniform_grid', 'karras_grid', 'log_snr_grid', 'trailing_grid', 'adaptive', 'ancestral',
+           'BrownianPath', 'with_langevin']
 
 # %% ../nbs/07_samplers.ipynb #c6c82fa0
 class Recorder:
@@ -119,7 +120,8 @@ class Recorder:
         self._near_singular = self.singular(t) or self.singular(s)
         if self._near_singular and not handles_singular_ends(stepper): stepper = _ddim_step
         y = stepper(self, x, t, s)
-        return self(y, s).x1 if t < s == 1 and self.schedule.sigma(s) > 0 else y
+        ends_with_noise = t < s == 1 and self.schedule.sigma(s) > 0 and not ends_with_data(stepper)
+        return self(y, s).x1 if ends_with_noise else y
 
     def walk(self, stepper: Stepper, x: Tensor, ts: Tensor | Sequence[float]) -> Iterator[Tensor]:
         """x at all times ts, one after the other: the loop, with this model and stepper.
@@ -150,6 +152,25 @@ def handles_singular_ends(stepper: Stepper) -> bool:
         stepper: any stepper.
     """
     return getattr(stepper, "handles_singular_ends", False)
+
+
+def ending_with_data(stepper: Stepper) -> Stepper:
+    """The stepper, marked as one that returns data at t = 1 even where the path ends with noise: a decorator.
+
+    Args:
+        stepper: its step into t = 1 needs no call after it.
+    """
+    setattr(stepper, "ends_with_data", True)  # noqa: B010
+    return stepper
+
+
+def ends_with_data(stepper: Stepper) -> bool:
+    """Whether a stepper is marked so.
+
+    Args:
+        stepper: any stepper.
+    """
+    return getattr(stepper, "ends_with_data", False)
 
 
 def _check_stepper(stepper: Stepper) -> None:

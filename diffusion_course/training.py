@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -36,11 +35,12 @@ from .plots import save_grid
 from .predictions import Denoiser, EmpiricalDenoiser
 from .samplers import dpmpp_2m, sample, uniform_grid
 from .schedules import Linear
+from .seeds import normal_quantile, seeded, stratified
 from .unet import UNet, UNetConfig
 
 # %% auto #0
-__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'DenoiserRecipe', 'seeded',
-           'batch_indices', 'Objective', 'Run', 'Metrics', 'saved_config', 'train', 'ladder']
+__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'DenoiserRecipe', 'batch_indices',
+           'Objective', 'Run', 'Metrics', 'saved_config', 'train', 'ladder']
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
 def runs_bf16(device: torch.device) -> bool:
@@ -163,10 +163,9 @@ class DenoiserRecipe(Recipe):
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         "(n,) times, one in each of n equally probable parts of [0, 1]."
-        device = generator.device
-        u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
+        u = stratified(n, generator, generator.device)
         if self.times == "uniform": return u
-        return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()  # Esser et al. 2024, section 3.1
+        return normal_quantile(u.clamp(1e-6, 1 - 1e-6)).sigmoid()  # Esser et al. 2024, section 3.1
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         t, cond = self.draw_times(len(x), generator), {}
@@ -224,16 +223,6 @@ def _averaging(ema: float) -> Callable:
     return update
 
 # %% ../nbs/14_training.ipynb #72f8d324
-def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """A generator whose state follows from some whole numbers: a run that resumes has nothing to remember.
-
-    Args:
-        *numbers: 0 or more each.
-    """
-    seed = int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).view(np.uint64)[0] >> 1)
-    return torch.Generator(device).manual_seed(seed)
-
-
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> Tensor: return torch.randperm(n, generator=seeded("cpu", seed, 1, epoch))
 

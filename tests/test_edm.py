@@ -271,7 +271,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="in \\[0, 1\\]"): preconditioning(1.5, VE)
     for bad in (dict(std=0.0), dict(std=-1.0), dict(std=float("nan")), dict(mean=float("nan")), dict(mean=math.inf)):
         with pytest.raises(ValueError, match="expected a (positive|finite) number"): log_normal_times(4, VE, **bad)
-        with pytest.raises(ValueError, match="mean"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
+        with pytest.raises(ValueError, match="mean is|std is"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
     with pytest.raises(ValueError, match="n is 0"): log_normal_times(0, VE)
     for bad in (dict(gamma=-0.1), dict(gamma=float("nan")), dict(noise=-1.0), dict(gamma=math.inf)):
         with pytest.raises(ValueError, match="gamma is .* noise is .* expected numbers >= 0"): edm_heun(**bad)

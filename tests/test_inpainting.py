@@ -11,7 +11,7 @@ from diffusion_course.generation import generate
 from diffusion_course.guidance import classifier_free
 from diffusion_course.images import to_bytes, to_float
 from diffusion_course.inpainting import (
-    box, brush, checked, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again, paste_back,
+    box, brush, as_mask, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again, paste_back,
     reconstruction_guided, resampling, seam,
 )
 from diffusion_course.metrics import energy_distance
@@ -60,15 +60,15 @@ def test_brush_is_all_within_its_radius():
     assert (~brush([(3, 3)], 1, (7, 7))).sum() == 5
 
 
-def test_checked_takes_only_what_fits():
+def test_as_mask_takes_only_what_fits():
     x, m = torch.zeros(4, 3, 4, 4), torch.ones(4, 4, dtype=torch.bool)
-    assert checked(m, x).shape == (1, 1, 4, 4)
-    for shape in ((4, 1, 4, 4), (1, 3, 4, 4)): assert checked(torch.ones(shape, dtype=torch.bool), x).ndim == 4
+    assert as_mask(m, x).shape == (1, 1, 4, 4)
+    for shape in ((4, 1, 4, 4), (1, 3, 4, 4)): assert as_mask(torch.ones(shape, dtype=torch.bool), x).ndim == 4
     for shape in ((4, 4, 4), (3, 4, 4), (5, 5), (2, 1, 4, 4), (4,)):  # three dimensions could mean a batch or channels
         with pytest.raises(ValueError, match=r"mask has shape .* beside x of shape \(4, 3, 4, 4\): expected \(4, 4\)"):
-            checked(torch.ones(shape, dtype=torch.bool), x)
-    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): checked(m.float(), x)
-    with pytest.raises(ValueError, match=r"mask is list: expected torch.bool"): checked([True], x)
+            as_mask(torch.ones(shape, dtype=torch.bool), x)
+    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): as_mask(m.float(), x)
+    with pytest.raises(ValueError, match=r"mask is list: expected torch.bool"): as_mask([True], x)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -223,7 +223,7 @@ def test_pictures_guided_by_label_and_by_what_is_known():
     guided = reconstruction_guided(model, x1, m, 2.0)
     out = generate(guided, 2, 3, known_region(ddim(), x1, m), 2.0, seed=0, y=torch.tensor([0, 2]), precision="fp32")
     assert torch.equal(out[..., m], x1[..., m]) and not out.requires_grad
-    assert Recorder(classifier_free(guided, 2.0), y=0)._cost(0.5) == 4
+    assert classifier_free(guided, 2.0).cost(0.5) == 4
     assert all(p.grad is None for p in model.parameters())
     many = generate(reconstruction_guided(model, x1[:1], m), 3, 3, known_region(ddim(), x1[:1], m), seed=0, y=1)
     assert torch.equal(many[..., m], x1[:1, :, m].expand(3, -1, -1)) and not torch.equal(many[0], many[1])

@@ -11,7 +11,7 @@ from diffusion_course import few_step, latent
 from diffusion_course.checkpoints import WEIGHTS, info, load, save
 from diffusion_course.classifier import Classifier, ClassifierConfig
 from diffusion_course.evaluation import EvaluateConfig, scores_of
-from diffusion_course.generation import SampleConfig, as_pictures, generate, sample_to_files
+from diffusion_course.generation import SampleConfig, as_images, generate, sample_to_files
 from diffusion_course.images import CIFAR10_NAMES, Images, digits
 from diffusion_course.latent import (
     PRESETS, Decoder, DecoderConfig, DecoderRecipe, Latents, LatentRecipe, LatentUNet, LatentUNetConfig, checksum, decode, encode_all,
@@ -164,7 +164,7 @@ def test_samples_in_files_are_decoded(config, tmp_path):
     sample_to_files(model, SampleConfig(n=4, steps=2, out=str(tmp_path / "grid.png"), gif=str(tmp_path / "film.gif"), scale=1), progress=False)
     assert Image.open(tmp_path / "grid.png").size == (4 * 8 + 3, 8) and Image.open(tmp_path / "film.gif").size[0] == 8 * 8
     z = torch.randn(2, 4, 2, 2)
-    assert torch.equal(as_pictures(model, z), decode(model, z)) and as_pictures(lambda x, t: x, z) is z
+    assert torch.equal(as_images(model, z), decode(model, z)) and as_images(lambda x, t: x, z) is z
 
 
 def test_bits_of_pixels_are_not_asked_of_latents(config):

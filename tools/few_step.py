@@ -15,7 +15,7 @@ from book import Book
 from diffusion_course import evaluation as ev
 from diffusion_course.checkpoints import WEIGHTS, info, load
 from diffusion_course.few_step import consistency
-from diffusion_course.generation import as_pictures, generate
+from diffusion_course.generation import as_images, generate
 from diffusion_course.images import cifar10, to_bytes
 from diffusion_course.samplers import euler
 from diffusion_course.vae import reconstruct
@@ -52,7 +52,7 @@ def main() -> None:
     def drawn(model: torch.nn.Module, steps: int, sampler: str, w: float) -> dict:
         """Of what a model makes."""
         stepper = SAMPLERS[sampler]() if sampler in SAMPLERS else sampler
-        return scores(as_pictures(model, generate(model, n, steps, stepper, w, seed=0, batch=size, y=y)), y)
+        return scores(as_images(model, generate(model, n, steps, stepper, w, seed=0, batch=size, y=y)), y)
 
     book.row("real", dict(what="real pictures"), lambda: scores(real.x[second], labels))
     book.row("real", dict(what="through the autoencoder"), lambda: scores(to_bytes(reconstruct(teacher.net.vae(), others)), labels))

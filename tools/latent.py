@@ -16,7 +16,7 @@ from book import Book
 
 from diffusion_course import evaluation as ev
 from diffusion_course.checkpoints import WEIGHTS, info, load
-from diffusion_course.generation import as_pictures, generate
+from diffusion_course.generation import as_images, generate
 from diffusion_course.images import cifar10, to_bytes, to_float
 from diffusion_course.vae import VAE, reconstruct
 
@@ -48,7 +48,7 @@ def main() -> None:
     def drawn(w: float, n: int, seed: int, known: torch.Tensor, steps: int = 20, model: torch.nn.Module = model) -> dict:
         """Of what a model makes, equally many of each label."""
         y = torch.arange(n) % 10
-        x = as_pictures(model, generate(model, n, steps, "dpmpp_2m", w, seed=seed, batch=100, progress=True, y=y))
+        x = as_images(model, generate(model, n, steps, "dpmpp_2m", w, seed=seed, batch=100, progress=True, y=y))
         return scores(x, y, known)
 
     some, many = (20, 40) if args.quick else (2000, 10_000)
