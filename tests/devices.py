@@ -25,11 +25,13 @@ goes wherever the first other tensor that it meets is, and to the CPU if it is h
 """
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -40,9 +42,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import diffusion_course
+
 CPU = torch.device("cpu")
-PACKAGE = Path(__file__).resolve().parents[1] / "diffusion_course"
+PACKAGE = os.path.dirname(diffusion_course.__file__)
 DOUBLE = (torch.float64, torch.complex128)
+_MASKS = (torch.bool, torch.uint8)
 
 # Kernels without an MPS version. Source: the dispatch table that PyTorch 2.14 ships (torchgen/packaged/ATen/native/
 # native_functions.yaml: a CPU kernel, neither MPS nor Composite), without those that only a CPU ever asks for.
@@ -120,9 +125,9 @@ def _line() -> str:
     """The innermost line of the library, or else the outermost of the tests, that runs now."""
     frame, place = sys._getframe(2), "?"
     while frame:
-        path = Path(frame.f_code.co_filename)
-        if path.parent == PACKAGE: return f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
-        if path.name.startswith("test_"): place = f"{path.name}:{frame.f_lineno}"
+        folder, file = os.path.split(frame.f_code.co_filename)
+        if folder == PACKAGE: return f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
+        if file.startswith("test_"): place = f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return place
 
@@ -151,13 +156,20 @@ class _Move(torch.autograd.Function):
 class Pretended:
     """What the modes share: the device, the calls that are running, what has been counted.
 
+    Args:
+        kind: of the device.
+        collect: note faults in `faults` and go on, instead of raising the first: for a survey.
+
     Attributes:
         device: that is pretended.
         syncs: how often the program waited for the device, by kernel and line of the library.
+        faults: what was refused, where it was collected.
     """
 
-    def __init__(self, kind: str):
-        self.device, self.syncs = torch.device(kind, 0), Counter()
+    def __init__(self, kind: str, collect: bool = False):
+        self.device, self.collect = torch.device(kind, 0), collect
+        self.syncs: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         self.calls: list[str] = []
         self.asked: list[torch.device | None] = []  # the argument `device` of the calls that are running
 
@@ -166,15 +178,38 @@ class Pretended:
         device = device if isinstance(device, torch.device) else torch.device(device)
         return self.device if device.type == self.device.type else device
 
-    def fail(self, kernel: str, text: str) -> None:
-        call = f"{self.calls[-1]} ({kernel})" if self.calls else kernel
-        raise DeviceError(f"{call} at {_line()}: {text}")
+    def fail(self, what: str, text: str) -> None:
+        """Refuse a kernel or a call."""
+        call = f"{self.calls[-1]} ({what})" if self.calls else what
+        message = f"{call} at {_line()}: {text}"
+        if not self.collect: raise DeviceError(message)
+        self.faults[message] += 1
 
     def wait(self, kernel: str) -> None: self.syncs[f"{kernel} at {_line()}"] += 1
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a kernel."""
+
+    name: str
+    arguments: tuple
+    makes: bool  # has an argument `device`
+    takes_numbers: bool  # on the CPU, beside tensors on the device
+
+
+@lru_cache(maxsize=None)
+def _facts(kernel) -> _Facts:
+    name, arguments = kernel._schema.name.removeprefix("aten::"), tuple(kernel._schema.arguments)
+    takes_numbers = torch.Tag.pointwise in kernel.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")
+    return _Facts(name, arguments, any(a.name == "device" for a in arguments), takes_numbers)
+
+
 class _Kernels(TorchDispatchMode):
     """Passes devices on from kernel to kernel, and refuses what a device would."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool: return False  # else every kernel goes through torch._dynamo, which is slow
 
     def __init__(self, world: Pretended):
         super().__init__()
@@ -184,62 +219,53 @@ class _Kernels(TorchDispatchMode):
         with torch._C.DisableTorchFunction(): return self._run(func, args, kwargs or {})
 
     def _run(self, func, args: tuple, kwargs: dict):
-        world, name = self.world, func._schema.name.removeprefix("aten::")
-        inputs = [(a, x) for a, v in zip(func._schema.arguments, args, strict=False) for x in _tensors(v)]
-        inputs += [(a, x) for a in func._schema.arguments if a.name in kwargs for x in _tensors(kwargs[a.name])]
+        world, facts = self.world, _facts(func)
+        name = facts.name
+        inputs = [(a, x) for a, v in zip(facts.arguments, args, strict=False) for x in _tensors(v)]
+        if kwargs: inputs += [(a, x) for a in facts.arguments if a.name in kwargs for x in _tensors(kwargs[a.name])]
         places = [_place(x) for _, x in inputs]
         known = [p for p in places if p is not None]
         device = next((p for p in known if p != CPU), CPU if known else None)
-        if any(p != device for p in known): device = self._mixed(func, name, inputs, places, device)
-        if "device" in kwargs or (world.asked and world.asked[-1] and self._makes(func)):
-            asked = world.asked[-1] if world.asked and world.asked[-1] else kwargs.get("device")
-            if asked is not None and (asked := world.resolve(asked)) != CPU or (world.asked and world.asked[-1]):
-                device = asked
-            if kwargs.get("device") is not None and world.resolve(kwargs["device"]) == world.device:
-                kwargs = kwargs | dict(device=CPU)
-        if device is not None and device.type == "mps": self._on_mps(name, kwargs)
-        if device is not None and device != CPU and (name in _WAIT or self._finds(name, args)): world.wait(name)
+        if any(p != device for p in known): device = self._mixed(facts, inputs, places, device)
+        if facts.makes:
+            asked = world.asked[-1] if world.asked else None
+            here = kwargs.get("device")
+            if asked is not None: device = asked
+            elif here is not None and world.resolve(here) != CPU: device = world.resolve(here)
+            if here is not None and world.resolve(here) == world.device: kwargs = kwargs | dict(device=CPU)
+        if device is not None and device != CPU:
+            if device.type == "mps": self._on_mps(name, kwargs)
+            if name in _WAIT or name in _TAKE_CPU_INDICES and any(x.dtype in _MASKS for x in _tensors(args[1])): world.wait(name)
         out = func(*args, **kwargs)
         for (_, x), place in zip(inputs, places, strict=True):
             if place is None and device is not None: _put(x, device)
         for y in _tensors(out):
-            if device != CPU and not _is_known(y) and (device is not None or not known and not inputs): _put(y, device)
-            elif device is None and inputs and not _is_known(y): _put(y, None)
-            if y.dtype in DOUBLE and (_place(y) or CPU).type == "mps":
+            if device != CPU and not _is_known(y): _put(y, device)
+            if y.dtype in DOUBLE and device is not None and device.type == "mps" and (_place(y) or CPU).type == "mps":
                 world.fail(name, f"{y.dtype} on {world.device}, which MPS does not have")
         return out
 
-    @staticmethod
-    def _makes(func) -> bool:
-        return any(a.name == "device" for a in func._schema.arguments)
-
-    @staticmethod
-    def _finds(name: str, args: tuple) -> bool:
-        """Whether a kernel has to look for the true elements of a mask."""
-        return name in _TAKE_CPU_INDICES and any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1]))
-
-    def _mixed(self, func, name: str, inputs: list, places: list, device: torch.device) -> torch.device:
+    def _mixed(self, facts: _Facts, inputs: list, places: list, device: torch.device) -> torch.device:
         """The device of what comes out where the inputs are on several, or a refusal."""
+        name = facts.name
         if name in _COPY:
             (_, to), (_, x) = inputs[:2]
             if places[1] != CPU: self.world.wait(name)
-            if "mps" in (places[1].type,) and to.dtype in DOUBLE and to.dtype != x.dtype:
+            if places[1].type == "mps" and to.dtype in DOUBLE and to.dtype != x.dtype:
                 self.world.fail(name, f"from mps to {to.dtype} on the CPU at once; expected .cpu() first")
             return places[0]
-        numbers = torch.Tag.pointwise in func.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")
         for (argument, x), place in zip(inputs, places, strict=True):
             if place in (None, device): continue
             if name in _TAKE_CPU_INDICES and argument.name == "indices" and place == CPU: continue
             written = argument.alias_info is not None and argument.alias_info.is_write
-            small = numbers or name in _TAKE_CPU_INDICES and argument.name == "values"
+            small = facts.takes_numbers or name in _TAKE_CPU_INDICES and argument.name == "values"
             if place == CPU and x.ndim == 0 and small and not written: continue
             where = ", ".join(f"{a.name} {tuple(x.shape)} on {p}" for (a, x), p in zip(inputs, places, strict=True))
             self.world.fail(name, f"inputs on different devices: {where}")
         return device
 
     def _on_mps(self, name: str, kwargs: dict) -> None:
-        base = name.split(".")[0]
-        if base in MPS_LACKS: self.world.fail(name, "MPS has no such kernel")
+        if name in MPS_LACKS: self.world.fail(name, "MPS has no such kernel")
         if kwargs.get("dtype") in DOUBLE: self.world.fail(name, f"{kwargs['dtype']} on mps, which MPS does not have")
 
 
@@ -283,7 +309,7 @@ def _check_generator(world: Pretended, func: Callable, args: tuple, kwargs: dict
     places = [p for x in _tensors((args, kwargs)) if (p := _place(x)) not in (None, CPU)]
     device = asked or (places[0] if places else CPU)
     if g.device.type != device.type:
-        raise DeviceError(f"{_name(func)} at {_line()}: draws on {device} with a generator of {g.device}")
+        world.fail(_name(func), f"draws on {device} with a generator of {g.device}")
 
 
 def _device(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> torch.device:
@@ -316,17 +342,16 @@ def _moved(
     form: torch.memory_format | None = None, copy: bool = False,
 ) -> Tensor:
     """`x.to(...)`, between pretended and real devices."""
-    here = _place(x) or CPU
-    device, how = here if device is None else world.resolve(device), {}
+    here, how = _place(x) or CPU, {}
+    device = here if device is None else world.resolve(device)
     if dtype is not None: how["dtype"] = dtype
     if form is not None: how["memory_format"] = form
-    if here == device or CPU not in (here, device) and "meta" in (here.type, device.type):
-        if here == device: return _call(world, torch.Tensor.to, (x,), how | dict(copy=copy) if how or copy else dict(dtype=x.dtype))
+    if device == here: return _call(world, torch.Tensor.to, (x,), dict(dtype=x.dtype) | how | dict(copy=copy))
     if device.type == "meta": return _call(world, torch.Tensor.to, (x, "meta"), how)
     final = dtype or x.dtype
     if "mps" in (here.type, device.type) and final in DOUBLE:
         how_else = "; expected .cpu() first" if device == CPU else ""
-        raise DeviceError(f"Tensor.to at {_line()}: {x.dtype} on {here} to {final} on {device}{how_else}")
+        world.fail("Tensor.to", f"{x.dtype} on {here} to {final} on {device}{how_else}")
     if here != CPU: world.wait("copy to the CPU")
     world.calls.append("Tensor.to")
     world.asked.append(None)
@@ -339,7 +364,7 @@ def _moved(
 def _numpy(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Any:
     place = _place(args[0]) or CPU
     if place == world.device and not kwargs.get("force"):
-        raise DeviceError(f"{_name(func)} at {_line()}: a tensor on {place} as a numpy array; expected .cpu() first")
+        world.fail(_name(func), f"a tensor on {place} as a numpy array; expected .cpu() first")
     return func(*args, **kwargs)
 
 
@@ -367,7 +392,7 @@ def _new(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     out = func(*((of,) if of is not None else ()), *values[:1], **{k: v for k, v in kwargs.items() if k != "dtype"}, dtype=dtype)
     place = CPU if device is None else world.resolve(device)
     if place.type == "mps" and out.dtype in DOUBLE:
-        raise DeviceError(f"{_name(func)} at {_line()}: {out.dtype} on {place}, which MPS does not have")
+        world.fail(_name(func), f"{out.dtype} on {place}, which MPS does not have")
     _put(out, place)
     return out
 
@@ -382,7 +407,7 @@ def _deepcopy(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Te
 def _set_grad(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> None:
     x, grad = args
     if isinstance(grad, Tensor) and _place(grad) not in (None, _place(x)):
-        raise DeviceError(f"Tensor.grad at {_line()}: a gradient on {_place(grad)} of a tensor on {_place(x)}")
+        world.fail("Tensor.grad", f"a gradient on {_place(grad)} of a tensor on {_place(x)}")
     func(*args, **kwargs)
 
 
@@ -433,9 +458,9 @@ def _grouped(world: Pretended) -> Callable:
 
 
 @contextmanager
-def pretend(kind: str) -> Iterator[Pretended]:
-    """Inside, there is a device of this kind: "mps" or "cuda"."""
-    world = Pretended(kind)
+def pretend(kind: str, collect: bool = False) -> Iterator[Pretended]:
+    """Inside, there is a device of this kind: "mps" or "cuda". `Pretended` explains the arguments."""
+    world = Pretended(kind, collect)
     state = lambda *_, **__: world.wait("random state") or torch.get_rng_state()
     set_state = lambda value, *_, **__: world.wait("random state") or torch.set_rng_state(value)
     with ExitStack() as stack:
