@@ -7,14 +7,14 @@
 
 Names that are used together stand here, and are imported when they are first used; all others are in their modules.
 
-Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps; `schedules` the path; `predictions` targets,
-exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn, Langevin;
-`samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings` optimal
-transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`; `vae`;
-`latent` latent diffusion; `inpainting`; `cold` blur in place of noise; `few_step` students of one to four steps.
+Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps; `schedules` the path; `predictions`
+targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn, Langevin;
+`samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
+optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
+`vae`; `latent` latent diffusion; `inpainting`; `cold` blur in place of noise; `few_step` students of one to four steps.
 
-Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `metrics`, `options`, `panes`, `player`, `plots`,
-`seeds`, `style`, `widgets`.
+Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `former`, `metrics`, `options`, `panes`,
+`player`, `plots`, `seeds`, `style`, `widgets`.
 """
 from __future__ import annotations
 
@@ -48,16 +48,19 @@ _NAMES = {
     "guidance": ("classifier_free", "classifier_guided"),
     "matching": ("MLP", "fit", "matching_loss"),
     "plots": ("show_images", "show_samples"),
-    "predictions": ("Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "Model", "ModelWrapper", "Prediction", "to_prediction"),
+    "predictions": ("Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "Model", "ModelWrapper", "Prediction",
+                    "to_prediction"),
     "samplers": ("Trajectory", "ancestral", "ddim", "dpmpp_2m", "euler", "euler_maruyama", "heun", "karras_grid",
                  "log_snr_grid", "midpoint", "rk4", "sample", "trajectory", "uniform_grid"),
     "schedules": ("DDPM", "Cosine", "Linear", "Schedule", "VarianceExploding", "VariancePreserving"),
     "solvers": ("em_step", "euler_step", "heun_step", "integrate", "midpoint_step", "rk4_step"),
     "unet": ("UNet", "UNetConfig"),
 }
-_MODULES = (*_NAMES, "checking", "classifier", "cli", "cold", "couplings", "edm", "evaluation", "expect", "few_step", "files",
-            "images", "inpainting", "latent", "metrics", "options", "panes", "player", "sde", "seeds", "style", "training",
-            "vae", "widgets")
+_MODULES = (
+    *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "edm", "evaluation", "expect", "few_step", "files",
+    "former", "images", "inpainting", "latent", "metrics", "options", "panes", "player", "sde", "seeds", "style",
+    "training", "vae", "widgets",
+)
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_WHERE)

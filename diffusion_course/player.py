@@ -248,7 +248,9 @@ def _pane(
     if targets is not None:
         points = _numpy(targets, "targets")
         if dim != 2 or points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"targets has shape {points.shape}: expected (m, 2), beside paths in the plane")
+            raise ValueError(
+                f"targets has shape {points.shape}: expected (m, 2), beside paths in the plane"
+            )
         pane.targets = quantise(points, view)
     return pane
 

@@ -85,7 +85,8 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv2(silu((1 + s) norm2(h) + b)) with h = conv1(silu(norm1(x))); s and b are read off an embedding e.
+    """x + conv2(silu((1 + s) norm2(h) + b)) with h = conv1(silu(norm1(x))); s and b are read off an
+    embedding e.
 
     block(x (B, width_in, H, W), e (B, embedding)) -> (B, width, H, W). It begins as the identity, or a
     1 x 1 convolution where the width changes (Ho et al. 2020, appendix B).
@@ -134,8 +135,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """x + out(softmax(q k^T / sqrt(d)) v): a mean over all positions, weighted by how well they agree.
 
-    layer(x (B, width, H, W)) -> the same shape. q, k and v are linear in norm(x); each of width / head heads
-    has d = head channels of its own (Vaswani et al. 2017, eq. 1). It begins as the identity.
+    layer(x (B, width, H, W)) -> the same shape. q, k and v are linear in norm(x); each of width /
+    head heads has d = head channels of its own (Vaswani et al. 2017, eq. 1). It begins as the
+    identity.
 
     Args:
         width: channels, a multiple of 16 and of head.
@@ -148,7 +150,9 @@ class Attention(nn.Module):
     def __init__(self, width: int, head: int):
         super().__init__()
         if head < 1 or width % head:
-            raise ValueError(f"width is {width}, head is {head}: expected a width that is a multiple of head")
+            raise ValueError(
+                f"width is {width}, head is {head}: expected a width that is a multiple of head"
+            )
         self.norm = _norm(width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = _zeroed(nn.Conv2d(width, width, 1))
@@ -256,11 +260,15 @@ def _check_config(c: UNetConfig) -> None:
             raise ValueError(f"attention is {c.attention}: {expected}")
     attending = [w for h, w in zip(heights, c.widths, strict=True) if h in c.attention]
     for w in (*attending, c.widths[-1]):
-        if w % c.head: raise ValueError(f"widths holds {w}: expected multiples of head, {c.head}, at attention")
+        if w % c.head:
+            raise ValueError(
+                f"widths holds {w}: expected multiples of head, {c.head}, at attention"
+            )
 
 # %% ../nbs/13_unet.ipynb #2a8056d2
 class UNet(nn.Module):
-    """net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W): down, through a middle, and up with skips.
+    """net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W): down, through a middle,
+    and up with skips.
 
     Ho et al. (2020, appendix B), with the options of `UNetConfig`. It begins as zero.
 

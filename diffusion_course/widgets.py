@@ -47,22 +47,44 @@ def slider(
     value = lo if value is None else value
     if not lo < hi: raise ValueError(f"slider from {lo} to {hi}: expected lo < hi")
     if not lo <= value <= hi: raise ValueError(f"slider value {value}: expected a number in [{lo}, {hi}]")
-    common = dict(description=label or "", style=_STYLE, layout=w.Layout(width="300px"), continuous_update=True)
+    common = dict(
+        description=label or "",
+        style=_STYLE,
+        layout=w.Layout(width="300px"),
+        continuous_update=True,
+    )
     if log and lo <= 0: raise ValueError(f"logarithmic slider from {lo}: expected lo > 0")
     whole = all(isinstance(v, int) for v in (lo, hi, value, step or 1))
     if log and whole:
         rounded = {lo, value, hi} | {int(float(f"{lo * (hi / lo) ** (k / 60):.2g}")) for k in range(61)}
-        return w.SelectionSlider(options=[(f"{v:,}", v) for v in sorted(rounded) if lo <= v <= hi], value=value, **common)
+        return w.SelectionSlider(
+            options=[(f"{v:,}", v) for v in sorted(rounded) if lo <= v <= hi], value=value, **common
+        )
     if log:
-        return w.FloatLogSlider(value=value, min=log10(lo), max=log10(hi), step=step or log10(hi / lo) / 60, readout_format=".2g", **common)
+        return w.FloatLogSlider(
+            value=value,
+            min=log10(lo),
+            max=log10(hi),
+            step=step or log10(hi / lo) / 60,
+            readout_format=".2g",
+            **common
+        )
     if whole:
         return w.IntSlider(value=value, min=lo, max=hi, step=step or 1, **common)
     step = step or _round(hi - lo) / 100
-    return w.FloatSlider(value=value, min=lo, max=hi, step=step, readout_format=f".{max(0, -floor(log10(step)))}f", **common)
+    return w.FloatSlider(
+        value=value,
+        min=lo,
+        max=hi,
+        step=step,
+        readout_format=f".{max(0, -floor(log10(step)))}f",
+        **common,
+    )
 
 
 def _round(x: float) -> float:
-    "The largest of 1, 2, 5, 10, 20 … times a power of ten up to x, so that a slider stops at numbers people name."
+    """The largest of 1, 2, 5, 10, 20 … times a power of ten up to x, so that a slider stops at
+    numbers people name."""
     power = 10.0 ** floor(log10(x))
     return max(m for m in (1, 2, 5) if m * power <= x * (1 + 1e-9)) * power
 
@@ -77,8 +99,14 @@ def choice(options: Sequence, value: object = None, *, label: str | None = None)
     names = [o[0] if isinstance(o, tuple) else str(o) for o in options]
     values = [o[1] if isinstance(o, tuple) else o for o in options]
     if not values: raise ValueError("choice of nothing: expected at least one option")
-    if value is not None and value not in values: raise ValueError(f"choice value {value!r}: expected one of {values}")
-    common = dict(options=list(zip(names, values, strict=True)), value=values[0] if value is None else value, description=label or "", style=dict(_STYLE))
+    if value is not None and value not in values:
+        raise ValueError(f"choice value {value!r}: expected one of {values}")
+    common = dict(
+        options=list(zip(names, values, strict=True)),
+        value=values[0] if value is None else value,
+        description=label or "",
+        style=dict(_STYLE),
+    )
     if len(names) <= 4 and sum(map(len, names)) <= 40:
         common["style"]["button_width"] = "auto"
         return w.ToggleButtons(layout=w.Layout(width="auto"), **common)
@@ -103,8 +131,13 @@ def _parts(result: object) -> list[tuple[str, object]]:
         elif isinstance(item, Film): parts.append(("film", (item.gif, item.size[0])))
         elif isinstance(item, Scene): parts.append(("scene", item))
         elif isinstance(item, str): parts.append(("text", item))
-        else: raise TypeError(f"draw returned {type(item).__name__}: expected a figure, a scene, an image, a string or a tuple of these")
-    if not parts: raise TypeError("draw returned nothing to show: expected a figure, a scene, an image, a string or a tuple of these")
+        else:
+            expected = "expected a figure, a scene, an image, a string or a tuple of these"
+            raise TypeError(f"draw returned {type(item).__name__}: {expected}")
+    if not parts:
+        raise TypeError(
+            "draw returned nothing to show: expected a figure, a scene, an image, a string or a tuple of these"
+        )
     return parts
 
 
@@ -119,7 +152,9 @@ def _view(kind: str, content: object) -> w.Widget:
     if kind == "text": return w.HTML(content, layout=w.Layout(margin="0.6em 1em")).add_class("dc-text")
     data, width = content
     layout = w.Layout(width=f"{width}px", max_width="100%", object_fit="contain")
-    return w.Image(value=data, format="gif" if kind == "film" else "png", layout=layout).add_class("dc-picture")
+    return w.Image(value=data, format="gif" if kind == "film" else "png", layout=layout).add_class(
+        "dc-picture"
+    )
 
 
 def _update(view: w.Widget, kind: str, content: object) -> None:
@@ -134,11 +169,13 @@ def _still(kind: str, content: object) -> str:
     if kind == "text": return f'<div style="margin:.6em 1em;line-height:1.6">{content}</div>'
     data, width = content
     data, form = shrink(data) if kind == "figure" else data, "gif" if kind == "film" else "png"
-    return f'<img src="data:image/{form};base64,{base64.b64encode(data).decode()}" width="{width}" style="max-width:100%">'
+    text = base64.b64encode(data).decode()
+    return f'<img src="data:image/{form};base64,{text}" width="{width}" style="max-width:100%">'
 
 # %% ../nbs/toolbox/widgets.ipynb #7dc51c49
 class Panel:
-    """Controls joined to the pictures that `draw` makes of their values. Display it; `.values` are the present ones.
+    """Controls joined to the pictures that `draw` makes of their values. Display it; `.values` are
+    the present ones.
 
     Args:
         draw: draw(**values) -> Figure | Scene | Image | Film | str, a tuple of these, or a
@@ -153,12 +190,16 @@ class Panel:
         self._lock, self._busy, self._waiting = threading.Lock(), False, False
         self._kinds, self._first = [], ""
         self._message = w.HTML("").add_class("dc-message")
-        self._pictures = w.HBox([], layout=w.Layout(flex_flow="row wrap", align_items="flex-start")).add_class("dc-pictures")
+        self._pictures = w.HBox(
+            [], layout=w.Layout(flex_flow="row wrap", align_items="flex-start")
+        ).add_class("dc-pictures")
         self._names = {name: control.description or name for name, control in controls.items()}
         for name, control in controls.items():
             control.description = self._names[name]
             control.observe(self._moved, names="value")
-        row = w.HBox([_beside_its_name(c) for c in controls.values()], layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
+        row = w.HBox(
+            [_beside_its_name(c) for c in controls.values()], layout=w.Layout(flex_flow="row wrap")
+        ).add_class("dc-controls")
         self.widget = w.VBox([row, self._pictures, self._message]).add_class("dc-panel")
         self._show(self.values)
 
@@ -190,19 +231,27 @@ class Panel:
                 if kinds == self._kinds:
                     for view, part in zip(self._pictures.children, parts, strict=True): _update(view, *part)
                 else:
-                    replaced, self._pictures.children = self._pictures.children, [_view(*part) for part in parts]
+                    replaced, self._pictures.children = self._pictures.children, [
+                        _view(*part) for part in parts
+                    ]
                     for view in replaced: view.close()
                     self._kinds = kinds
                 if self._message.value: self._message.value = ""
                 if self._waiting: return  # for newer values: what is half done is dropped
             self._first = self._first or self._page(parts)
         except (Exception, SystemExit) as error:  # whatever draw does, the learner sees one line
-            text = html.escape(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            text = html.escape(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             self._message.value = f'<div style="color:#B3261E;line-height:1.4">{text}</div>'
 
     def _results(self, values: dict) -> Iterator[list]:
-        # By index where there are options: a value may be a list, and 1, True and 1.0 would share a place.
-        key = tuple(getattr(control, "index", value) for control, value in zip(self.controls.values(), values.values(), strict=True))
+        # By index where there are options: a value may be a list, and 1, True and 1.0 would share a
+        # place.
+        key = tuple(
+            getattr(control, "index", value)
+            for control, value in zip(self.controls.values(), values.values(), strict=True)
+        )
         if key not in self._cache:
             result = self.draw(**values)
             if isinstance(result, Iterator):
@@ -224,12 +273,21 @@ class Panel:
 
     def _page(self, parts: list) -> str:
         shown = "".join(f'<div style="flex:0 1 auto">{_still(*part)}</div>' for part in parts)
-        said = " &nbsp;·&nbsp; ".join(f"{html.escape(self._names[k])} = {html.escape(_written(c))}" for k, c in self.controls.items())
-        return (f'<div style="display:flex;flex-wrap:wrap;gap:.5em">{shown}</div>'
-                f'<div style="color:#777;font-size:85%">{said} &nbsp;(run this cell to move the sliders)</div>')
+        said = " &nbsp;·&nbsp; ".join(
+            f"{html.escape(self._names[k])} = {html.escape(_written(c))}"
+            for k, c in self.controls.items()
+        )
+        return (
+            f'<div style="display:flex;flex-wrap:wrap;gap:.5em">{shown}</div>'
+            f'<div style="color:#777;font-size:85%">{said} &nbsp;(run this cell to move the sliders)</div>'
+        )
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
-        return {**self.widget._repr_mimebundle_(**kwargs), "text/html": self.to_html(), "text/plain": f"panel of {', '.join(self.controls)}"}
+        return {
+            **self.widget._repr_mimebundle_(**kwargs),
+            "text/html": self.to_html(),
+            "text/plain": f"panel of {', '.join(self.controls)}",
+        }
 
 
 def _beside_its_name(control: w.Widget) -> w.Widget:
@@ -242,13 +300,21 @@ def _beside_its_name(control: w.Widget) -> w.Widget:
 
 
 def _written(control: w.Widget) -> str:
-    value = getattr(control, "label", None) if isinstance(control, (w.Dropdown, w.ToggleButtons, w.SelectionSlider)) else control.value
+    value = (
+        getattr(control, "label", None)
+        if isinstance(control, (w.Dropdown, w.ToggleButtons, w.SelectionSlider))
+        else control.value
+    )
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def panel(draw: Callable, **controls: w.Widget) -> Panel:
-    "A panel of `draw`'s pictures with one control for each of its arguments: `panel(draw, steps=slider(1, 50, 8))`."
+    """A panel of `draw`'s pictures with one control for each of its arguments: `panel(draw,
+    steps=slider(1, 50, 8))`."""
     for name, control in controls.items():
-        if not isinstance(control, w.Widget): raise ValueError(f"control {name!r} is {control!r}: expected slider(…), choice(…) or toggle(…)")
+        if not isinstance(control, w.Widget):
+            raise ValueError(
+                f"control {name!r} is {control!r}: expected slider(…), choice(…) or toggle(…)"
+            )
     if not controls: raise ValueError("a panel without controls: expected at least one")
     return Panel(draw, controls)

@@ -68,7 +68,18 @@ _NO_MPS_KERNEL_IN_2_6 = """
 MPS_LACKS = frozenset(f"{_NO_MPS_KERNEL} {_NO_MPS_KERNEL_IN_2_6}".split())
 
 # Kernels that take numbers () on the CPU beside tensors on the device, though they are not marked as elementwise.
-_TAKE_NUMBERS = {"where", "fill", "fill_", "masked_fill", "masked_fill_", "lerp", "lerp_", "clamp", "clamp_", "full_like"}
+_TAKE_NUMBERS = {
+    "where",
+    "fill",
+    "fill_",
+    "masked_fill",
+    "masked_fill_",
+    "lerp",
+    "lerp_",
+    "clamp",
+    "clamp_",
+    "full_like",
+}
 _TAKE_CPU_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 _COPY = {"copy_", "copy", "_copy_from"}
 _WAIT = {
@@ -235,7 +246,12 @@ class _Kernels(TorchDispatchMode):
             if here is not None and world.resolve(here) == world.device: kwargs = kwargs | dict(device=CPU)
         if device is not None and device != CPU:
             if device.type == "mps": self._on_mps(name, kwargs)
-            if name in _WAIT or name in _TAKE_CPU_INDICES and any(x.dtype in _MASKS for x in _tensors(args[1])): world.wait(name)
+            if (
+                name in _WAIT
+                or name in _TAKE_CPU_INDICES
+                and any(x.dtype in _MASKS for x in _tensors(args[1]))
+            ):
+                world.wait(name)
         out = func(*args, **kwargs)
         for (_, x), place in zip(inputs, places, strict=True):
             if place is None and device is not None: _put(x, device)
@@ -389,7 +405,12 @@ def _new(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     if isinstance(data, (list, tuple)):
         for x in _tensors(data):
             if (_place(x) or CPU) == world.device: world.wait(_name(func))
-    out = func(*((of,) if of is not None else ()), *values[:1], **{k: v for k, v in kwargs.items() if k != "dtype"}, dtype=dtype)
+    out = func(
+        *((of,) if of is not None else ()),
+        *values[:1],
+        **{k: v for k, v in kwargs.items() if k != "dtype"},
+        dtype=dtype
+    )
     place = CPU if device is None else world.resolve(device)
     if place.type == "mps" and out.dtype in DOUBLE:
         world.fail(_name(func), f"{out.dtype} on {place}, which MPS does not have")

@@ -1,4 +1,5 @@
-"""Cold diffusion: damages and their closed forms, two samplers and when they agree, the restorer, and the shipped one's table."""
+"""Cold diffusion: damages and their closed forms, two samplers and when they agree, the restorer, and the shipped
+one's table."""
 
 import json
 import math
@@ -60,7 +61,9 @@ def test_blur_multiplies_waves_and_adds_variances():
     D, i = Blur(0.1), (torch.arange(16, dtype=torch.float64) + 0.5) / 16
     for k, j, t in ((1, 0, 0.2), (3, 2, 0.5), (7, 5, 0.8)):
         wave = ((math.pi * k * i).cos()[:, None] * (math.pi * j * i).cos())[None, None]
-        torch.testing.assert_close(D(wave, t), wave * math.exp(-(math.pi * 0.1 * (1 - t) / t) ** 2 * (k * k + j * j) / 2))
+        torch.testing.assert_close(
+            D(wave, t), wave * math.exp(-((math.pi * 0.1 * (1 - t) / t) ** 2) * (k * k + j * j) / 2)
+        )
     x, (s, t) = normal(2, 1, 16, 24), (D.sigma(0.4), D.sigma(0.7))
     both = float(0.1 / ((s**2 + t**2).sqrt() + 0.1))
     torch.testing.assert_close(D(D(x, 0.4), 0.7), D(x, both))
@@ -134,7 +137,14 @@ def test_added_damage_is_undone_by_any_guess():
 @pytest.mark.parametrize("kind", ["blur", "masking"])
 def test_errors_of_the_improved_sampler_shrink_with_its_steps(kind):
     D, x1, wrong = DEGRADATIONS[kind], normal(2, 1, 32, 32), normal(2, 1, 32, 32, seed=1)
-    error = lambda sampler, h: (sampler(D)(Recorder(answers(lambda _: wrong)), D(x1, 0.5), 0.5, 0.5 + h) - D(x1, 0.5 + h)).square().mean()
+    error = (
+        lambda sampler, h: (
+            sampler(D)(Recorder(answers(lambda _: wrong)), D(x1, 0.5), 0.5, 0.5 + h)
+            - D(x1, 0.5 + h)
+        )
+        .square()
+        .mean()
+    )
     power = 2 if kind == "blur" else 1  # a mask reveals a share h of the picture, with errors of full size
     assert error(improved, 0.01) / error(improved, 0.04) == pytest.approx(4.0**-power, rel=0.4)
     assert error(naive, 0.01) / error(naive, 0.04) > 0.8
@@ -165,7 +175,9 @@ def test_restore_is_the_loop_with_its_parts():
         seen.clear()
         y = restore(model, x, kind, 4)
         torch.testing.assert_close(y, sample(model, x, uniform_grid(4, START[kind]), improved(DEGRADATIONS[kind]), y=k))
-        assert [t for t, _ in seen[:4]] == pytest.approx(uniform_grid(4, START[kind])[:-1].tolist()) and {y for _, y in seen} == {k}
+        assert [t for t, _ in seen[:4]] == pytest.approx(
+            uniform_grid(4, START[kind])[:-1].tolist()
+        ) and {y for _, y in seen} == {k}
 
 
 # ---- the restorer ----------------------------------------------------------------------------------------------------
@@ -218,7 +230,11 @@ needs_cold = pytest.mark.skipif("cold" not in shipped(), reason="the restorer is
 @needs_cold
 def test_the_table_says_that_improved_is_better():
     book = json.loads((WEIGHTS / "cold.json").read_text())
-    found = {(r["kind"], r["sampler"], r["steps"]): r for r in book["restored"] if r.get("start") == START.get(r["kind"], "real")}
+    found = {
+        (r["kind"], r["sampler"], r["steps"]): r
+        for r in book["restored"]
+        if r.get("start") == START.get(r["kind"], "real")
+    }
     assert not book["about"]["quick"] and book["about"]["n"] >= 1000
     for kind in KINDS:
         for steps in (20, 50):

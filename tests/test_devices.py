@@ -1,4 +1,5 @@
-"""The whole library beside an accelerator: nothing mixes devices, needs float64 or what Apple's MPS has not, or waits in vain."""
+"""The whole library beside an accelerator: nothing mixes devices, needs float64 or what Apple's MPS has not, or
+waits in vain."""
 from __future__ import annotations
 
 import copy
@@ -83,7 +84,8 @@ def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
-def points(n: int = 12, dtype: torch.dtype = torch.float32) -> Tensor: return torch.randn(n, 2, generator=rng(), dtype=dtype)
+def points(n: int = 12, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, 2, generator=rng(), dtype=dtype)
 
 
 def mlp(schedule=SCHEDULES["linear"], kind: str = "velocity", n_labels: int = 3) -> Denoiser:
@@ -122,9 +124,25 @@ class TestThePretendedDevice:
 
     def test_tensors_say_where_they_are(self, device):
         x = torch.randn(3, 2, device=device)
-        for y in (x, x * 2, x[1:], x.T, x.detach(), x.sum(), x > 0, torch.zeros_like(x), x.new_zeros(2), nn.Parameter(x),
-                  torch.tensor([1.0], device=device), torch.ones(2).to(x), x.cpu().to(device), copy.deepcopy(x), x.long(),
-                  torch.as_tensor([1], device=device), nn.functional.one_hot(torch.tensor([1, 2], device=device))):
+        for y in (
+            x,
+            x * 2,
+            x[1:],
+            x.T,
+            x.detach(),
+            x.sum(),
+            x > 0,
+            torch.zeros_like(x),
+            x.new_zeros(2),
+            nn.Parameter(x),
+            torch.tensor([1.0], device=device),
+            torch.ones(2).to(x),
+            x.cpu().to(device),
+            copy.deepcopy(x),
+            x.long(),
+            torch.as_tensor([1], device=device),
+            nn.functional.one_hot(torch.tensor([1, 2], device=device)),
+        ):
             assert y.device == device and not y.is_cpu
             assert y.is_mps == (device.type == "mps") and y.is_cuda == (device.type == "cuda")
         for y in (torch.randn(3), x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), x.new_zeros(2, device="cpu"),
@@ -166,7 +184,15 @@ class TestThePretendedDevice:
     def test_numbers_and_indices_of_the_cpu_are_welcome(self, device):
         x = torch.arange(4.0, device=device)
         half, two = torch.tensor(0.5, dtype=torch.float64), torch.tensor([2])
-        for y in (half * x, x - half, x.masked_fill(x > 1, half), torch.where(x > 1, x, half), x[two], x[torch.tensor(1)], x.clone().fill_(half)):
+        for y in (
+            half * x,
+            x - half,
+            x.masked_fill(x > 1, half),
+            torch.where(x > 1, x, half),
+            x[two],
+            x[torch.tensor(1)],
+            x.clone().fill_(half),
+        ):
             assert y.device == device and y.dtype == torch.float32
         x[two] = half.float()
         x[two] = x[:1].clone()
@@ -175,7 +201,9 @@ class TestThePretendedDevice:
 
     def test_modules_optimisers_and_gradients_across_devices(self, world, device):
         for options in (dict(fused=True), dict(foreach=True), dict(foreach=False)):
-            net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(64, 1)).to(device)
+            net = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(64, 1)
+            ).to(device)
             twin = copy.deepcopy(net).cpu()
             for model, at in ((net, device), (twin, torch.device("cpu"))):
                 optimizer = torch.optim.AdamW(model.parameters(), 1e-2, **options)
@@ -186,7 +214,8 @@ class TestThePretendedDevice:
                     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
                 assert all(p.device == at and p.grad.device == at for p in model.parameters())
-            for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True): torch.testing.assert_close(a.cpu(), b)
+            for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
+                torch.testing.assert_close(a.cpu(), b)
             net.load_state_dict(twin.state_dict())
             assert {v.device for v in net.state_dict().values()} == {device}
         x = torch.ones(3, requires_grad=True)
@@ -196,11 +225,21 @@ class TestThePretendedDevice:
     def test_float64_on_mps(self):
         with pretend("mps"):
             x, d = torch.ones(3, device="mps"), torch.ones(3, dtype=torch.float64)
-            for f in (lambda: x.double(), lambda: d.to("mps"), lambda: d.to(x.device), lambda: torch.zeros(3, dtype=torch.float64, device="mps"),
-                      lambda: x.sum(dtype=torch.float64), lambda: torch.tensor(1.0, dtype=torch.float64, device="mps"),
-                      lambda: torch.as_tensor(np.ones(3), device="mps"), lambda: torch.linspace(0, 1, 3, dtype=torch.float64, device="mps"),
-                      lambda: x.to("cpu", torch.float64), lambda: d.copy_(x), lambda: torch.fft.fft(x).to(torch.complex128),
-                      lambda: nn.Linear(2, 2).double().to("mps"), lambda: torch.tensor(1.0, device="mps", dtype=torch.float64) * 2):
+            for f in (
+                lambda: x.double(),
+                lambda: d.to("mps"),
+                lambda: d.to(x.device),
+                lambda: torch.zeros(3, dtype=torch.float64, device="mps"),
+                lambda: x.sum(dtype=torch.float64),
+                lambda: torch.tensor(1.0, dtype=torch.float64, device="mps"),
+                lambda: torch.as_tensor(np.ones(3), device="mps"),
+                lambda: torch.linspace(0, 1, 3, dtype=torch.float64, device="mps"),
+                lambda: x.to("cpu", torch.float64),
+                lambda: d.copy_(x),
+                lambda: torch.fft.fft(x).to(torch.complex128),
+                lambda: nn.Linear(2, 2).double().to("mps"),
+                lambda: torch.tensor(1.0, device="mps", dtype=torch.float64) * 2,
+            ):
                 self.refused("float64|complex128", f)
             assert x.cpu().double().to("mps", torch.float32).device.type == "mps" and d.to(x).dtype == torch.float32
             assert torch.zeros_like(x, dtype=torch.float64, device="cpu").is_cpu
@@ -210,24 +249,46 @@ class TestThePretendedDevice:
         for kind in ("mps", "cuda"):
             with pretend(kind):
                 x = torch.rand(3, 3, device=kind)
-                for f in (lambda: torch.special.ndtri(x), lambda: torch.linalg.eigh(x), lambda: torch.linalg.svd(x), lambda: x.kthvalue(1),
-                          lambda: torch.logspace(0, 1, 3, device=kind), lambda: x.mode()):
+                for f in (
+                    lambda: torch.special.ndtri(x),
+                    lambda: torch.linalg.eigh(x),
+                    lambda: torch.linalg.svd(x),
+                    lambda: x.kthvalue(1),
+                    lambda: torch.logspace(0, 1, 3, device=kind),
+                    lambda: x.mode(),
+                ):
                     if kind == "mps": self.refused("no such kernel", f)
                     else: f()
 
     def test_generators_of_another_device(self, device):
         here, there, x = torch.Generator(device), torch.Generator(), torch.ones(3, device=device)
-        assert here.device == device and isinstance(here, torch.Generator) and isinstance(torch.default_generator, torch.Generator)
-        for f in (lambda: torch.randn(3, device=device, generator=there), lambda: torch.rand(3, generator=here),
-                  lambda: torch.randint(3, (2,), generator=here), lambda: x.normal_(generator=there), lambda: torch.randperm(3, generator=here),
-                  lambda: nn.init.normal_(x, generator=there), lambda: torch.multinomial(x, 1, generator=there), lambda: torch.bernoulli(x, generator=there)):
+        assert (
+            here.device == device
+            and isinstance(here, torch.Generator)
+            and isinstance(torch.default_generator, torch.Generator)
+        )
+        for f in (
+            lambda: torch.randn(3, device=device, generator=there),
+            lambda: torch.rand(3, generator=here),
+            lambda: torch.randint(3, (2,), generator=here),
+            lambda: x.normal_(generator=there),
+            lambda: torch.randperm(3, generator=here),
+            lambda: nn.init.normal_(x, generator=there),
+            lambda: torch.multinomial(x, 1, generator=there),
+            lambda: torch.bernoulli(x, generator=there),
+        ):
             self.refused("with a generator of", f)
         draw = lambda: torch.randn(3, device=device, generator=here.manual_seed(1)).tolist()
         assert draw() == draw() == torch.randn(3, generator=there.manual_seed(1)).tolist()
 
     def test_numpy_arrays_of_tensors_on_the_device(self, device):
         x = torch.ones(3, device=device)
-        for f in (lambda: x.numpy(), lambda: np.asarray(x), lambda: np.quantile(x, 0.5), lambda: np.concatenate([x, x])):
+        for f in (
+            lambda: x.numpy(),
+            lambda: np.asarray(x),
+            lambda: np.quantile(x, 0.5),
+            lambda: np.concatenate([x, x]),
+        ):
             self.refused("numpy", f)
         assert x.cpu().numpy().sum() == 3 and x.numpy(force=True).sum() == 3
 
@@ -262,7 +323,8 @@ class TestPartI:
         l = schedule.log_snr(t)
         same(schedule.t_from_log_snr(l.to(device)), schedule.t_from_log_snr(l), device)
         x1, x0 = points(7), points(7).flip(0)
-        for at in (0.3, torch.tensor(0.3), t): same(schedule.mix(x1.to(device), x0.to(device), at), schedule.mix(x1, x0, at), device)
+        for at in (0.3, torch.tensor(0.3), t):
+            same(schedule.mix(x1.to(device), x0.to(device), at), schedule.mix(x1, x0, at), device)
         same(schedule.mix(x1.to(device), x0.to(device), t.to(device)), schedule.mix(x1, x0, t), device)
 
     @pytest.mark.parametrize("name", SCHEDULES)
@@ -270,8 +332,16 @@ class TestPartI:
     def test_predictions(self, device, kind, name):
         x, y, schedule = points(), points().flip(0), SCHEDULES[name]
         t = torch.linspace(0.1, 0.9, len(x))
-        for at_cpu, at in ((0.4, 0.4), (torch.tensor(0.4), torch.tensor(0.4)), (torch.tensor(0.4), torch.tensor(0.4, device=device)), (t, t), (t, t.to(device))):
-            p, q = to_prediction(y.to(device), kind, x.to(device), at, schedule), to_prediction(y, kind, x, at_cpu, schedule)
+        for at_cpu, at in (
+            (0.4, 0.4),
+            (torch.tensor(0.4), torch.tensor(0.4)),
+            (torch.tensor(0.4), torch.tensor(0.4, device=device)),
+            (t, t),
+            (t, t.to(device)),
+        ):
+            p, q = to_prediction(y.to(device), kind, x.to(device), at, schedule), to_prediction(
+                y, kind, x, at_cpu, schedule
+            )
             for part in ("x1", "eps", "velocity", "v", "score"): same(getattr(p, part), getattr(q, part), device, 0.1)
 
     def test_fields_and_solvers(self, device):
@@ -286,20 +356,34 @@ class TestPartI:
     def test_exact_models_and_mixtures(self, device):
         mixture, x, y = running_mixture(), points(), torch.arange(12) % 3
         for f in (mixture.log_prob, mixture.score, mixture.responsibilities): same(f(x.to(device)), f(x), device)
-        for label in (1, y, y.to(device)): same(mixture.log_prob(x.to(device), label), mixture.log_prob(x, 1 if isinstance(label, int) else y), device)
+        for label in (1, y, y.to(device)):
+            same(
+                mixture.log_prob(x.to(device), label),
+                mixture.log_prob(x, 1 if isinstance(label, int) else y),
+                device,
+            )
         same(mixture.label_probs(x.to(device)), mixture.label_probs(x), device)
         same(tilted_log_prob(mixture, 1, 2.0)(x.to(device)), tilted_log_prob(mixture, 1, 2.0)(x), device)
         assert marginal(mixture, Cosine(), 0.5).log_prob(x.to(device)).device == device
         for schedule in SCHEDULES.values():
-            for model in (ExactDenoiser(mixture, schedule), EmpiricalDenoiser(points(30), schedule, torch.arange(30) % 3)):
+            for model in (
+                ExactDenoiser(mixture, schedule),
+                EmpiricalDenoiser(points(30), schedule, torch.arange(30) % 3),
+            ):
                 for t in (0.4, torch.linspace(0.1, 0.9, len(x)), torch.linspace(0.1, 0.9, len(x), device=device)):
                     for label in (None, 1, y, y.to(device)):
-                        on_cpu = model(x, t.cpu() if isinstance(t, Tensor) else t, y=None if label is None else 1 if isinstance(label, int) else y)
+                        on_cpu = model(
+                            x,
+                            t.cpu() if isinstance(t, Tensor) else t,
+                            y=None if label is None else 1 if isinstance(label, int) else y,
+                        )
                         same(model(x.to(device), t, y=label).velocity, on_cpu.velocity, device, 0.1)
 
     def test_mixtures_made_on_the_device(self, device):
         cpu = running_mixture()
-        mixture = GaussianMixture(cpu.means.to(device), cpu.stds.to(device), cpu.weights.to(device), cpu.labels.to(device))
+        mixture = GaussianMixture(
+            cpu.means.to(device), cpu.stds.to(device), cpu.weights.to(device), cpu.labels.to(device)
+        )
         g = torch.Generator(device).manual_seed(0)
         assert mixture.sample(5, g).device == device and all(v.device == device for v in mixture.sample_labelled(5, g))
         same(mixture.log_prob(points().to(device), 1), cpu.log_prob(points(), 1), device)
@@ -326,28 +410,54 @@ class TestPartI:
     @pytest.mark.parametrize("loss", [matching_loss, ot_matching_loss, edm_loss, ddpm_loss])
     def test_fit(self, device, loss):
         schedule, x, y = SCHEDULES["ddpm" if loss is ddpm_loss else "linear"], points(40), torch.arange(40) % 3
-        mlp = lambda schedule: Denoiser(shaken(MLP(width=16, depth=2, n_labels=3)), schedule, "eps" if loss is ddpm_loss else "velocity")
+        mlp = lambda schedule: Denoiser(
+            shaken(MLP(width=16, depth=2, n_labels=3)),
+            schedule,
+            "eps" if loss is ddpm_loss else "velocity",
+        )
         train_on = lambda model, *data, **kw: fit(model, *data, steps=6, batch_size=8, loss=loss, progress=False, **kw)
         for at in ("cpu", device):
             history = train_on(mlp(schedule).to(device), x.to(at), labels=y.to(at))
             assert history.loss.is_cpu and {p.device for p in history.model.parameters()} == {device}
         expected = train_on(mlp(schedule), x, labels=y)
         torch.testing.assert_close(history.loss, expected.loss, atol=1e-3, rtol=1e-2)
-        if loss is matching_loss: train_on(mlp(schedule).to(device), (x.flip(0).to(device), x.to(device)), watch=lambda k, m: m(x.to(device), 0.5, y=1))
+        if loss is matching_loss:
+            train_on(
+                mlp(schedule).to(device),
+                (x.flip(0).to(device), x.to(device)),
+                watch=lambda k, m: m(x.to(device), 0.5, y=1),
+            )
 
     def test_pairs_and_reflow(self, device):
         x0, x1, y = points(), points().flip(0), torch.arange(12) % 3
-        for labels in (None, y): same(pair(x0.to(device), x1.to(device), None if labels is None else y.to(device)), pair(x0, x1, labels), device)
+        for labels in (None, y):
+            same(
+                pair(x0.to(device), x1.to(device), None if labels is None else y.to(device)),
+                pair(x0, x1, labels),
+                device,
+            )
         model = mlp()
-        same(reflow_pairs(model.to(device), x0.to(device), 2, batch_size=5, y=y.to(device))[1], reflow_pairs(model.cpu(), x0, 2, y=y)[1], device)
+        same(
+            reflow_pairs(model.to(device), x0.to(device), 2, batch_size=5, y=y.to(device))[1],
+            reflow_pairs(model.cpu(), x0, 2, y=y)[1],
+            device,
+        )
         assert path_energy(model.to(device), x0.to(device), 2, y=1) > 0
 
     def test_ddpm(self, device):
         schedule, x1, i = SCHEDULES["ddpm"], points(), torch.arange(12)
         for index in (3, i, i.to(device)):
             on_cpu = index.cpu() if isinstance(index, Tensor) else index
-            same(q_sample(x1.to(device), index, schedule, eps=x1.flip(0).to(device)), q_sample(x1, on_cpu, schedule, eps=x1.flip(0)), device)
-            for a, b in zip(posterior(x1.to(device), x1.flip(0).to(device), index, schedule), posterior(x1, x1.flip(0), on_cpu, schedule), strict=True):
+            same(
+                q_sample(x1.to(device), index, schedule, eps=x1.flip(0).to(device)),
+                q_sample(x1, on_cpu, schedule, eps=x1.flip(0)),
+                device,
+            )
+            for a, b in zip(
+                posterior(x1.to(device), x1.flip(0).to(device), index, schedule),
+                posterior(x1, x1.flip(0), on_cpu, schedule),
+                strict=True,
+            ):
                 same(a, b, device)
             assert schedule.index_of(schedule.t_of(index)).tolist() == schedule.index_of(schedule.t_of(on_cpu)).tolist()
         for g in generators(device): assert q_sample(x1.to(device), 3, schedule, generator=g).device == device
@@ -362,10 +472,22 @@ class TestPartI:
 
 
 STEPPERS = {
-    "euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4, "euler_maruyama": euler_maruyama,
-    "churn(t)": lambda: euler_maruyama(lambda t: 1 - t), "ddim": ddim, "ddim(1)": lambda: ddim(1.0), "dpmpp_2m": dpmpp_2m,
-    "ancestral": ancestral, "ancestral(beta)": lambda: ancestral("beta"), "edm_heun": edm_heun, "edm_heun(0.3)": lambda: edm_heun(0.3),
-    "langevin": lambda: with_langevin(heun()), "consistency": consistency, "adaptive": lambda: adaptive(1e-2, 1e-2),
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "rk4": rk4,
+    "euler_maruyama": euler_maruyama,
+    "churn(t)": lambda: euler_maruyama(lambda t: 1 - t),
+    "ddim": ddim,
+    "ddim(1)": lambda: ddim(1.0),
+    "dpmpp_2m": dpmpp_2m,
+    "ancestral": ancestral,
+    "ancestral(beta)": lambda: ancestral("beta"),
+    "edm_heun": edm_heun,
+    "edm_heun(0.3)": lambda: edm_heun(0.3),
+    "langevin": lambda: with_langevin(heun()),
+    "consistency": consistency,
+    "adaptive": lambda: adaptive(1e-2, 1e-2),
 }
 
 
@@ -389,9 +511,17 @@ class TestSampling:
     def test_sources_of_noise_labels_and_grids(self, device):
         model, x, y = mlp(SCHEDULES["ddpm"]).to(device), points(3).to(device), torch.tensor([0, 1, 2])
         schedule = model.schedule
-        grids = (uniform_grid(3), uniform_grid(3).tolist(), karras_grid(3, schedule), log_snr_grid(3, schedule), trailing_grid(3, schedule), uniform_grid(3).float().to(device))
+        grids = (
+            uniform_grid(3),
+            uniform_grid(3).tolist(),
+            karras_grid(3, schedule),
+            log_snr_grid(3, schedule),
+            trailing_grid(3, schedule),
+            uniform_grid(3).float().to(device),
+        )
         for ts in grids: assert sample(model, x, ts, ddim(1.0), y=y.to(device)).device == device
-        for g in generators(device): assert sample(model, x, uniform_grid(3), ancestral(), generator=g, y=y).device == device
+        for g in generators(device):
+            assert sample(model, x, uniform_grid(3), ancestral(), generator=g, y=y).device == device
         assert sample(model, x, uniform_grid(4), euler_maruyama(), noise=BrownianPath(x, 8), y=1).device == device
 
     @pytest.mark.parametrize("name", SCHEDULES)
@@ -435,7 +565,11 @@ class TestSampling:
             guided = reconstruction_guided(mlp(schedule), x1.to(at), mask.to(at)).to(device)
             expected = reconstruction_guided(mlp(schedule), x1, mask)(x, 0.5, y=1).x1
             same(guided(x.to(device), 0.5, y=1).x1, expected, device)
-        same(noised_again(schedule, x.to(device), 0.6, 0.4, x.to(device)), noised_again(schedule, x, 0.6, 0.4, x), device)
+        same(
+            noised_again(schedule, x.to(device), 0.6, 0.4, x.to(device)),
+            noised_again(schedule, x, 0.6, 0.4, x),
+            device,
+        )
 
 
 class TestImages:
@@ -446,7 +580,14 @@ class TestImages:
         i, flip = torch.tensor([0, 3, 5]), torch.tensor([True, False, True])
         for index, mirror in ((i, flip), (i.to(device), flip.to(device)), (slice(3), None)):
             x, y = on.batch(index, mirror)
-            same(x, found.batch(index.cpu() if isinstance(index, Tensor) else index, flip if mirror is not None else None)[0], device)
+            same(
+                x,
+                found.batch(
+                    index.cpu() if isinstance(index, Tensor) else index,
+                    flip if mirror is not None else None,
+                )[0],
+                device,
+            )
             assert y.device == device
         x = on.batch(slice(4))[0]
         same(to_bytes(x), images().x[:4], device)
@@ -456,7 +597,11 @@ class TestImages:
     @pytest.mark.parametrize("embedding", ["sinusoidal", "fourier"])
     def test_networks(self, device, embedding):
         x, t, y = images(3).batch(slice(None))[0], torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 4, 10])
-        nets = (UNet(dataclasses.replace(TINY, embedding=embedding)), DenoiseNet(width=16, n_labels=10), cold.Restorer(TINY))
+        nets = (
+            UNet(dataclasses.replace(TINY, embedding=embedding)),
+            DenoiseNet(width=16, n_labels=10),
+            cold.Restorer(TINY),
+        )
         for net in map(shaken, nets):
             for label in (None, 3, y, y.to(device)):
                 expected = net.cpu()(x, t, label.cpu() if isinstance(label, Tensor) else label)
@@ -470,7 +615,12 @@ class TestImages:
                 on_cpu = dict(options, precision="fp32", y=3 if isinstance(label, int) else y)
                 draw = lambda m, **kw: generate(m, 4, 3, sampler, seed=1, **kw)
                 expected = draw(model.cpu(), **on_cpu)
-                same(draw(model.to(device), **{"precision": "fp32"} | options, y=label), expected, device, 0.2 if "precision" in options else 0.02)
+                same(
+                    draw(model.to(device), **{"precision": "fp32"} | options, y=label),
+                    expected,
+                    device,
+                    0.2 if "precision" in options else 0.02,
+                )
         *_, last = previews(model.to(device), 4, 3, sampler, 2.0, seed=1, y=y)
         assert last.x.device == device and noise(model, 4, 1).device == device
 
@@ -484,7 +634,12 @@ class TestImages:
         for how in (dict(), dict(probe=probe)):
             moved = {k: v.to(device) for k, v in how.items()}
             found = log_prob(model.to(device), x.to(device), 3, y=1, **moved)
-            torch.testing.assert_close(found.cpu().double(), log_prob(model.cpu(), x, 3, y=1, **how).double(), atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(
+                found.cpu().double(),
+                log_prob(model.cpu(), x, 3, y=1, **how).double(),
+                atol=1e-3,
+                rtol=1e-3,
+            )
         assert information_rate(model.to(device), x.to(device), 0.0, generator=rng(), y=1).device == device
         net, data = unet(BLOB), torch.randint(256, (4, 1, 16, 16), generator=rng(), dtype=torch.uint8)
         for y in (None, torch.tensor([0, 1, 0, 1])):
@@ -499,12 +654,15 @@ class TestImages:
         for at in (torch.device("cpu"), device):  # where the classifier is
             for data in (real, real.to(device)):
                 found = evaluate(model.to(device), classifier.to(at), data, 10, steps=2, progress=False)
-                for name, score in on_cpu.items(): assert found[name].value == pytest.approx(score.value, abs=0.02, rel=0.02), name
+                for name, score in on_cpu.items():
+                    assert found[name].value == pytest.approx(score.value, abs=0.02, rel=0.02), name
         x, y = images(8).batch(slice(None))
         for classifier in (judge(), judge().to(device)):
             f = features(x.to(device), classifier)
             assert f.is_cpu and f.dtype == torch.float64 and features(images(8), classifier).is_cpu
-            assert 0 <= label_agreement(classifier, x.to(device), y.to(device)) <= 1 and name_of(classifier) == name_of(judge())
+            assert 0 <= label_agreement(classifier, x.to(device), y.to(device)) <= 1 and name_of(
+                classifier
+            ) == name_of(judge())
         a, b = f[:4].float().to(device), f[4:].float().to(device)
         for score in (frechet_distance, kernel_distance, lambda a, b: precision_recall(a, b, 1)[0]):
             assert score(a, b) == pytest.approx(score(a.cpu(), b.cpu()), abs=1e-4, rel=1e-4)
@@ -512,7 +670,11 @@ class TestImages:
     def test_nearest(self, device):
         x, data = images(4).batch(slice(None))[0], images(20)
         expected = nearest(x, data, k=2)
-        for found in (nearest(x.to(device), data, k=2), nearest(x.to(device), data.to(device), k=2), nearest(images(4), data, judge().to(device))):
+        for found in (
+            nearest(x.to(device), data, k=2),
+            nearest(x.to(device), data.to(device), k=2),
+            nearest(images(4), data, judge().to(device)),
+        ):
             assert found.index[:, 0].tolist() == expected.index[:, 0].tolist()
 
     def test_autoencoders(self, device, tmp_path):
@@ -531,29 +693,61 @@ class TestImages:
         same(vae.from_unit(vae.to_unit(z)), z.detach().cpu(), device)
         same(reconstruct(vae, x, 4), expected, device, 0.05)
         assert round_trips(vae, x, 2).device == device
-        torch.testing.assert_close(psnr(x, expected.to(device)).cpu().double(), psnr(x.cpu(), expected).double(), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            psnr(x, expected.to(device)).cpu().double(),
+            psnr(x.cpu(), expected).double(),
+            atol=1e-3,
+            rtol=1e-3,
+        )
         latents = encode_all(vae, images(6), batch=4)
-        assert latents.to(device).batch(torch.tensor([1, 2], device=device), torch.tensor([True, False], device=device))[0].device == device
+        assert (
+            latents.to(device)
+            .batch(torch.tensor([1, 2], device=device), torch.tensor([True, False], device=device))[
+                0
+            ]
+            .device
+            == device
+        )
 
     def test_latents(self, device, tmp_path):
         vae = shaken(VAE(SMALL_VAE))
         vae.standardise(vae.encode(images(6).batch(slice(None))[0]).mean)
         save(vae, tmp_path / "vae.safetensors")
-        config = LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=str(tmp_path / "vae.safetensors"))
+        config = LatentUNetConfig(
+            shape=(4, 2, 2),
+            widths=(16,),
+            attention=(),
+            head=16,
+            vae=str(tmp_path / "vae.safetensors"),
+        )
         model = Denoiser(shaken(LatentUNet(config)), Linear()).eval().to(device)
         z = generate(model, 3, 2, seed=0, y=1)
         assert latent.decode(model, z).device == model.net.decode(z).device == device
         x = images(3).batch(slice(None))[0]
         for at in (torch.device("cpu"), device):
             for g in generators(device):
-                filled = latent_inpaint(model, vae.to(device), x.to(device), half(shape=(8, 8)).to(at), uniform_grid(2), ddim(), generator=g, y=1)
+                filled = latent_inpaint(
+                    model,
+                    vae.to(device),
+                    x.to(device),
+                    half(shape=(8, 8)).to(at),
+                    uniform_grid(2),
+                    ddim(),
+                    generator=g,
+                    y=1,
+                )
                 assert filled.device == device
 
     def test_masks(self, device):
         x, mask = images(3).batch(slice(None))[0], half(shape=(8, 8))
         for m in (mask, mask.to(device)):
             same(seam(x.to(device), m), seam(x, mask), device)
-            for feather in (0, 2): same(paste_back(x.flip(0).to(device), x.to(device), m, feather), paste_back(x.flip(0), x, mask, feather), device)
+            for feather in (0, 2):
+                same(
+                    paste_back(x.flip(0).to(device), x.to(device), m, feather),
+                    paste_back(x.flip(0), x, mask, feather),
+                    device,
+                )
             stepper = known_region(dpmpp_2m(), x[:1], m)
             model = unet().to(device)
             assert sample(model, torch.randn(3, 1, 8, 8, device=device), uniform_grid(2), stepper, y=1).device == device
@@ -567,17 +761,49 @@ class TestImages:
         for at in (torch.tensor(0.3), t): same(degrade(x.to(device), at.to(device)), degrade(x, at), device)
         net = Denoiser(shaken(cold.Restorer(dataclasses.replace(TINY, n_labels=3))), Linear(), "x1").eval()
         for sampler in (cold.naive, cold.improved):
-            same(cold.restore(net.to(device), x.to(device), kind, 3, sampler), cold.restore(net.cpu(), x, kind, 3, sampler), device, 0.01)
+            same(
+                cold.restore(net.to(device), x.to(device), kind, 3, sampler),
+                cold.restore(net.cpu(), x, kind, 3, sampler),
+                device,
+                0.01,
+            )
 
     def test_few_steps(self, device):
         teacher, x1, y = mlp(), points(), torch.arange(12) % 3
         for g in generators(device):
             student = copy.deepcopy(teacher).train().to(device)
-            value = consistency_loss(student, student, classifier_free(teacher.to(device), 2.0), x1.to(device), steps=3, generator=g, y=y.to(device))
+            value = consistency_loss(
+                student,
+                student,
+                classifier_free(teacher.to(device), 2.0),
+                x1.to(device),
+                steps=3,
+                generator=g,
+                y=y.to(device),
+            )
             value.backward()
             assert value.device == device
-        same(consistency_loss(student, student, teacher, x1.to(device), t=torch.linspace(0, 0.9, 12), x0=x1.flip(0).to(device), y=1),
-             consistency_loss(student.cpu(), student, teacher.cpu(), x1, t=torch.linspace(0, 0.9, 12), x0=x1.flip(0), y=1), device)
+        same(
+            consistency_loss(
+                student,
+                student,
+                teacher,
+                x1.to(device),
+                t=torch.linspace(0, 0.9, 12),
+                x0=x1.flip(0).to(device),
+                y=1,
+            ),
+            consistency_loss(
+                student.cpu(),
+                student,
+                teacher.cpu(),
+                x1,
+                t=torch.linspace(0, 0.9, 12),
+                x0=x1.flip(0),
+                y=1,
+            ),
+            device,
+        )
         pairs = teacher_pairs(unet().to(device), 5, 2.0, 2, part=3)
         assert pairs.x1.is_cpu and pairs.to(device).batch(torch.tensor([0, 1], device=device))[0].device == device
 
@@ -588,7 +814,11 @@ class TestImages:
     def test_distances(self, device):
         x, y = points(20), points(20).flip(1)
         for f in (metrics.energy_distance, metrics.sliced_wasserstein, metrics.wasserstein2):
-            assert f(x.to(device), y.to(device)) == pytest.approx(f(x, y), rel=1e-4) == pytest.approx(f(x.to(device), y), rel=1e-4)
+            assert (
+                f(x.to(device), y.to(device))
+                == pytest.approx(f(x, y), rel=1e-4)
+                == pytest.approx(f(x.to(device), y), rel=1e-4)
+            )
 
     def test_figures(self, device, tmp_path):
         import matplotlib.pyplot as plt
@@ -619,7 +849,10 @@ class TestImages:
     def test_meta_tensors_tell_shapes(self):
         x, t = torch.empty(5, 1, 8, 8, device="meta"), torch.empty(5, device="meta")
         y = torch.zeros(5, dtype=torch.long, device="meta")
-        assert unet().to("meta").net(x, t, y).shape == x.shape and DenoiseNet(width=16).to("meta")(x, t).shape == x.shape
+        assert (
+            unet().to("meta").net(x, t, y).shape == x.shape
+            and DenoiseNet(width=16).to("meta")(x, t).shape == x.shape
+        )
         assert judge().to("meta")(x).shape == (5, 10)
         q = VAE(SMALL_VAE).to("meta").encode(x)
         assert q.mean.shape == (5, 4, 2, 2) and VAE(SMALL_VAE).to("meta").decode(q.mean).shape == x.shape
@@ -631,30 +864,70 @@ SHORT = dict(data="digits", images=96, batch=32, warmup=32, log_every=32, save_e
 def recipe(name: str, folder: Path) -> object:
     """The smallest training of each kind."""
     if name == "denoiser": return dataclasses.replace(PRESETS["digits"], net=TINY, **SHORT, stages=(32,))
-    if name == "flipped": return dataclasses.replace(PRESETS["digits"], net=dataclasses.replace(TINY, dropout=0.1), times="uniform", **SHORT | dict(flip=True))
+    if name == "flipped":
+        return dataclasses.replace(
+            PRESETS["digits"],
+            net=dataclasses.replace(TINY, dropout=0.1),
+            times="uniform",
+            **SHORT | dict(flip=True)
+        )
     if name == "vae": return VAERecipe(net=SMALL_VAE, stages=(32,), **SHORT)
     if name == "cold": return cold.ColdRecipe(net=dataclasses.replace(TINY, n_labels=3), stages=(32,), **SHORT)
     if name == "classifier": return ClassifierRecipe(net=judge().config, shift=1, **SHORT | dict(flip=True))
     save(shaken(VAE(SMALL_VAE)), folder / "vae.safetensors")
     if name == "latent":
-        net = LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=str(folder / "vae.safetensors"))
+        net = LatentUNetConfig(
+            shape=(4, 2, 2),
+            widths=(16,),
+            attention=(),
+            head=16,
+            vae=str(folder / "vae.safetensors"),
+        )
         return latent.LatentRecipe(net=net, stages=(32,), **SHORT | dict(flip=True))
     if name == "decoder":
         save(judge(), folder / "critic.safetensors")
-        return latent.DecoderRecipe(vae=str(folder / "vae.safetensors"), critic=str(folder / "critic.safetensors"), stages=(32,), **SHORT)
+        return latent.DecoderRecipe(
+            vae=str(folder / "vae.safetensors"),
+            critic=str(folder / "critic.safetensors"),
+            stages=(32,),
+            **SHORT
+        )
     save(unet(), folder / "teacher.safetensors")
     make = few_step.ReflowRecipe if name == "reflow" else few_step.ConsistencyRecipe
-    return make(teacher=str(folder / "teacher.safetensors"), w=2.0, pairs=40, pair_steps=2, kept=str(folder), stages=(32,), **SHORT)
+    return make(
+        teacher=str(folder / "teacher.safetensors"),
+        w=2.0,
+        pairs=40,
+        pair_steps=2,
+        kept=str(folder),
+        stages=(32,),
+        **SHORT
+    )
 
 
 class TestTraining:
     """Runs of `train` whose device is the accelerator."""
 
-    @pytest.mark.parametrize("name", ["denoiser", "flipped", "vae", "latent", "decoder", "cold", "reflow", "consistency", "classifier"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "denoiser",
+            "flipped",
+            "vae",
+            "latent",
+            "decoder",
+            "cold",
+            "reflow",
+            "consistency",
+            "classifier",
+        ],
+    )
     def test_train(self, device, name, tmp_path):
         config = recipe(name, tmp_path)
         model = train(config, tmp_path / "run", progress=name == "denoiser")
-        assert {v.device for v in model.state_dict().values()} == {torch.device("cpu")}, "train hands back a model on the CPU"
+        assert {v.device for v in model.state_dict().values()} == {
+            torch.device("cpu")
+        }, "train hands back a model on the CPU"
 
     def test_resume(self, device, tmp_path):
         config = recipe("denoiser", tmp_path)
@@ -673,5 +946,11 @@ class TestTraining:
         model, x = unet().to(world.device), torch.randn(2, 1, 8, 8, device=world.device)
         for stepper in (euler(), dpmpp_2m(), heun()):
             world.syncs.clear()
-            sample(classifier_free(model, 2.0), x, uniform_grid(10), stepper, y=torch.tensor([1, 2], device=world.device))
+            sample(
+                classifier_free(model, 2.0),
+                x,
+                uniform_grid(10),
+                stepper,
+                y=torch.tensor([1, 2], device=world.device),
+            )
             assert sum(world.syncs.values()) <= 1, world.syncs  # the check of the input

@@ -14,7 +14,17 @@ from diffusion_course.evaluation import EvaluateConfig, scores_of
 from diffusion_course.generation import SampleConfig, as_images, generate, sample_to_files
 from diffusion_course.images import CIFAR10_NAMES, Images, digits
 from diffusion_course.latent import (
-    PRESETS, Decoder, DecoderConfig, DecoderRecipe, Latents, LatentRecipe, LatentUNet, LatentUNetConfig, checksum, decode, encode_all,
+    PRESETS,
+    Decoder,
+    DecoderConfig,
+    DecoderRecipe,
+    Latents,
+    LatentRecipe,
+    LatentUNet,
+    LatentUNetConfig,
+    checksum,
+    decode,
+    encode_all,
     perceptual_loss,
 )
 from diffusion_course.matching import matching_loss
@@ -39,7 +49,16 @@ def digit_vae(tmp_path) -> str:
 @pytest.fixture
 def config(digit_vae) -> LatentRecipe:
     net = LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=digit_vae)
-    return LatentRecipe(data="digits", net=net, flip=True, images=96, batch=32, log_every=32, save_every=64, precision="fp32")
+    return LatentRecipe(
+        data="digits",
+        net=net,
+        flip=True,
+        images=96,
+        batch=32,
+        log_every=32,
+        save_every=64,
+        precision="fp32",
+    )
 
 
 def some(n: int = 40) -> Images:
@@ -55,19 +74,25 @@ def test_encode_all_is_encode_of_each_picture_and_of_its_mirror_image(digit_vae)
     i, flip = torch.tensor([3, 30, 8, 8]), torch.tensor([True, False, True, False])
     got, y = kept.batch(i, flip)
     with torch.no_grad(): q = vae.encode(pictures.batch(i, flip)[0])
-    torch.testing.assert_close(got[:, :4], vae.to_unit(q.mean), atol=0.03, rtol=0.03)  # half precision, and bf16 where it is quicker
+    torch.testing.assert_close(
+        got[:, :4], vae.to_unit(q.mean), atol=0.03, rtol=0.03
+    )  # half precision, and bf16 where it is quicker
     torch.testing.assert_close(got[:, 4:], q.std / vae.scale, atol=0.03, rtol=0.05)
     assert torch.equal(y, pictures.y[i])
-    torch.testing.assert_close(kept.batch(slice(0, 5))[0], kept.batch(torch.arange(5), torch.zeros(5, dtype=torch.bool))[0])
+    torch.testing.assert_close(
+        kept.batch(slice(0, 5))[0], kept.batch(torch.arange(5), torch.zeros(5, dtype=torch.bool))[0]
+    )
 
 
 def test_latents_refuse_what_does_not_fit():
     mean = torch.zeros(2, 5, 4, 2, 2)
     with pytest.raises(ValueError, match=r"mean and std have shapes \(2, 5, 4, 2, 2\) and \(2, 5, 4, 2\)"):
         Latents(mean, mean[..., 0], torch.zeros(5).long(), ("a",))
-    with pytest.raises(ValueError, match=r"y has shape \(4,\): expected \(5,\)"): Latents(mean, mean, torch.zeros(4).long(), ("a",))
+    with pytest.raises(ValueError, match=r"y has shape \(4,\): expected \(5,\)"):
+        Latents(mean, mean, torch.zeros(4).long(), ("a",))
     kept = Latents(mean, mean, torch.zeros(5).long(), ("a",))
-    with pytest.raises(ValueError, match=r"flip has shape \(2,\): expected \(3,\)"): kept.batch(slice(0, 3), torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"flip has shape \(2,\): expected \(3,\)"):
+        kept.batch(slice(0, 3), torch.zeros(2, dtype=torch.bool))
 
 
 def test_decode_is_from_unit_and_decode(digit_vae):
@@ -77,7 +102,8 @@ def test_decode_is_from_unit_and_decode(digit_vae):
     net = LatentUNet(LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=digit_vae))
     torch.testing.assert_close(decode(Denoiser(net, Linear()), z), decode(vae, z))
     with pytest.raises(ValueError, match="batch is 0: expected 1 or more"): decode(vae, z, 0)
-    with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"): decode(torch.nn.Linear(2, 2), z)
+    with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"):
+        decode(torch.nn.Linear(2, 2), z)
 
 
 def test_another_autoencoder_is_refused(config, digit_vae):
@@ -86,7 +112,10 @@ def test_another_autoencoder_is_refused(config, digit_vae):
     decode(model, z)
     save(VAE(SMALL, seed=4), digit_vae)  # same name, same shape, other weights
     latent._vae.cache_clear()
-    with pytest.raises(ValueError, match=f"expected {model.net.config.code:08x}, that of the one whose latents"): decode(model, z)
+    with pytest.raises(
+        ValueError, match=f"expected {model.net.config.code:08x}, that of the one whose latents"
+    ):
+        decode(model, z)
     latent._vae.cache_clear()
 
 
@@ -108,8 +137,20 @@ def critic(tmp_path) -> str:
 
 
 def test_a_decoder_trained_on_takes_the_place_of_the_first(digit_vae, critic, config, tmp_path):
-    recipe = DecoderRecipe(data="digits", flip=False, images=512, batch=64, lr=3e-3, warmup=0, ema=0.5, log_every=64, save_every=256,
-                                precision="fp32", vae=digit_vae, critic=critic)
+    recipe = DecoderRecipe(
+        data="digits",
+        flip=False,
+        images=512,
+        batch=64,
+        lr=3e-3,
+        warmup=0,
+        ema=0.5,
+        log_every=64,
+        save_every=256,
+        precision="fp32",
+        vae=digit_vae,
+        critic=critic,
+    )
     vae, x = load(digit_vae), digits("test").batch(slice(0, 200))[0]
     q, judge = vae.encode(x), load(critic)
     assert torch.equal(recipe.build()(q.mode), vae.decode(q.mode))  # begins as the autoencoder's own
@@ -123,7 +164,9 @@ def test_a_decoder_trained_on_takes_the_place_of_the_first(digit_vae, critic, co
     unit, old = vae.to_unit(q.mode), Denoiser(LatentUNet(config.net), Linear())
     new = Denoiser(LatentUNet(replace(config.net, decoder=path)), Linear())
     torch.testing.assert_close(decode(new, unit), load(path)(q.mode), atol=0.05, rtol=0.05)
-    torch.testing.assert_close(decode(old, unit), vae.decode(q.mode).detach(), atol=0.05, rtol=0.05)  # which stays as it was
+    torch.testing.assert_close(
+        decode(old, unit), vae.decode(q.mode).detach(), atol=0.05, rtol=0.05
+    )  # which stays as it was
     assert checksum(new.net.vae()) == checksum(vae)  # the same latents
     assert torch.equal(replace(recipe, start=path).build()(q.mode), load(path)(q.mode))
 
@@ -132,13 +175,22 @@ def test_a_decoder_of_other_latents_is_refused(digit_vae, critic, config, tmp_pa
     path = str(tmp_path / "decoder.safetensors")
     save(Decoder(DecoderConfig(**vars(SMALL), code=7)), path)
     code = checksum(load(digit_vae))
-    with pytest.raises(ValueError, match=f"for latents of checksum 00000007: expected one for those of .*{code:08x}; or none"):
+    with pytest.raises(
+        ValueError,
+        match=f"for latents of checksum 00000007: expected one for those of .*{code:08x}; or none",
+    ):
         replace(config, net=replace(config.net, decoder=path)).build()
-    with pytest.raises(ValueError, match="decoder is .*, a VAE: expected a decoder"): replace(config, net=replace(config.net, decoder=digit_vae)).build()
+    with pytest.raises(ValueError, match="decoder is .*, a VAE: expected a decoder"):
+        replace(config, net=replace(config.net, decoder=digit_vae)).build()
     recipe = DecoderRecipe(data="digits", vae=digit_vae, critic=critic)
-    with pytest.raises(ValueError, match=f"start is .*: expected a decoder for latents of checksum {code:08x}"): replace(recipe, start=path).build()
-    with pytest.raises(ValueError, match="critic is '': expected the file of a classifier"): replace(recipe, critic="").build()
-    with pytest.raises(ValueError, match="critic is .*, a VAE: expected a classifier"): replace(recipe, critic=digit_vae).build()
+    with pytest.raises(
+        ValueError, match=f"start is .*: expected a decoder for latents of checksum {code:08x}"
+    ):
+        replace(recipe, start=path).build()
+    with pytest.raises(ValueError, match="critic is '': expected the file of a classifier"):
+        replace(recipe, critic="").build()
+    with pytest.raises(ValueError, match="critic is .*, a VAE: expected a classifier"):
+        replace(recipe, critic=digit_vae).build()
 
 
 def test_the_perceptual_loss_is_none_for_equal_pictures_and_knows_no_contrast_of_features(critic):
@@ -161,14 +213,24 @@ def test_maps_end_in_the_features(critic):
 
 def test_samples_in_files_are_decoded(config, tmp_path):
     model = config.build()
-    sample_to_files(model, SampleConfig(n=4, steps=2, out=str(tmp_path / "grid.png"), gif=str(tmp_path / "film.gif"), scale=1), progress=False)
-    assert Image.open(tmp_path / "grid.png").size == (4 * 8 + 3, 8) and Image.open(tmp_path / "film.gif").size[0] == 8 * 8
+    sample_to_files(
+        model,
+        SampleConfig(
+            n=4, steps=2, out=str(tmp_path / "grid.png"), gif=str(tmp_path / "film.gif"), scale=1
+        ),
+        progress=False,
+    )
+    assert (
+        Image.open(tmp_path / "grid.png").size == (4 * 8 + 3, 8)
+        and Image.open(tmp_path / "film.gif").size[0] == 8 * 8
+    )
     z = torch.randn(2, 4, 2, 2)
     assert torch.equal(as_images(model, z), decode(model, z)) and as_images(lambda x, t: x, z) is z
 
 
 def test_bits_of_pixels_are_not_asked_of_latents(config):
-    with pytest.raises(ValueError, match="bits is 3: expected 0 for a model of latents"): scores_of(config.build(), EvaluateConfig(bits=3))
+    with pytest.raises(ValueError, match="bits is 3: expected 0 for a model of latents"):
+        scores_of(config.build(), EvaluateConfig(bits=3))
 
 
 def test_what_is_no_autoencoder_is_refused():
@@ -202,35 +264,64 @@ def test_a_run_trains_saves_and_decodes(config, tmp_path):
     assert config.preview(model).shape == (80, 1, 8, 8)
     started = replace(config, start=str(tmp_path / "run" / "model.safetensors")).build()
     assert started.net.config == model.net.config and started.training
-    with pytest.raises(ValueError, match="start is .*expected noise with"): replace(config, kind="noise", start=str(tmp_path / "run" / "model.safetensors")).build()
+    with pytest.raises(ValueError, match="start is .*expected noise with"):
+        replace(config, kind="noise", start=str(tmp_path / "run" / "model.safetensors")).build()
 
 
 def test_settings_that_do_not_fit_are_refused(config):
-    with pytest.raises(ValueError, match="posterior is 'mode': expected 'sample' or 'mean'"): replace(config, posterior="mode")
+    with pytest.raises(ValueError, match="posterior is 'mode': expected 'sample' or 'mean'"):
+        replace(config, posterior="mode")
     data = encode_all(load(config.net.vae), some())
-    with pytest.raises(ValueError, match=r"net.shape is \(4, 8, 8\): expected the latents', \(4, 2, 2\)"): replace(config, net=LatentUNetConfig()).fits(data)
-    with pytest.raises(ValueError, match="net.n_labels is 3: expected 10"): replace(config, net=replace(config.net, n_labels=3)).fits(data)
+    with pytest.raises(
+        ValueError, match=r"net.shape is \(4, 8, 8\): expected the latents', \(4, 2, 2\)"
+    ):
+        replace(config, net=LatentUNetConfig()).fits(data)
+    with pytest.raises(ValueError, match="net.n_labels is 3: expected 10"):
+        replace(config, net=replace(config.net, n_labels=3)).fits(data)
 
 
-@pytest.mark.parametrize("name, preset, apart", [
-    ("cifar10-latent", PRESETS["latent"], dict(guidance=1.0, net=LatentUNetConfig())),  # of previews, and the decoder of previews
-    ("vae-decoder", PRESETS["vae-decoder"], dict(critic="")), ("few-step", few_step.PRESETS["few-step"], {}),
-])
+@pytest.mark.parametrize(
+    "name, preset, apart",
+    [
+        (
+            "cifar10-latent",
+            PRESETS["latent"],
+            dict(guidance=1.0, net=LatentUNetConfig()),
+        ),  # of previews, and the decoder of previews
+        ("vae-decoder", PRESETS["vae-decoder"], dict(critic="")),
+        ("few-step", few_step.PRESETS["few-step"], {}),
+    ],
+)
 def test_shipped_weights_are_those_of_the_preset(name, preset, apart):
     about = info(name)
     made, ignore = with_options(preset, about["config"]), dict(about="", stages=(), log_every=1, save_every=1) | apart
     assert replace(made, **ignore) == replace(preset, **ignore)
-    assert about["images"] >= made.images and about["seconds"] > 0 and about["command"].startswith("diffusion-course train ")
+    assert (
+        about["images"] >= made.images
+        and about["seconds"] > 0
+        and about["command"].startswith("diffusion-course train ")
+    )
 
 
 def test_the_table_says_what_the_lesson_claims():
     table, tables = (json.loads((WEIGHTS / name).read_text()) for name in ("latent.json", "tables.json"))
     real = {r["what"]: r for r in table["real"] if r["n"] == 10_000}
     assert not table["about"]["quick"] and table["about"]["images"] == info("cifar10-latent")["images"]
-    assert real["vae-small"]["agreement"] < 0.65 < real["vae-decoder"]["agreement"] and real["vae-decoder"]["frechet"] < real["vae-small"]["frechet"] / 3
-    best, pixels = (min(rows, key=lambda r: r[1])[0] for rows in (
-        [(r["agreement"], r["frechet"]) for r in table["guidance"]],
-        [tuple(r["scores"][k]["value"] for k in ("label agreement", "Fréchet distance")) for r in tables["guidance"] if r["images"] == info("cifar10")["images"]]))
+    assert (
+        real["vae-small"]["agreement"] < 0.65 < real["vae-decoder"]["agreement"]
+        and real["vae-decoder"]["frechet"] < real["vae-small"]["frechet"] / 3
+    )
+    best, pixels = (
+        min(rows, key=lambda r: r[1])[0]
+        for rows in (
+            [(r["agreement"], r["frechet"]) for r in table["guidance"]],
+            [
+                tuple(r["scores"][k]["value"] for k in ("label agreement", "Fréchet distance"))
+                for r in tables["guidance"]
+                if r["images"] == info("cifar10")["images"]
+            ],
+        )
+    )
     assert best >= pixels - 0.1 and table["best"][0]["n"] == 10_000
 
 

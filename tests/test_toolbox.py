@@ -18,8 +18,20 @@ from diffusion_course.checking import Exercise, Mistake, check
 from diffusion_course.files import whole_file
 from diffusion_course.player import play
 from diffusion_course.plots import (
-    Film, compare, grid, mass_levels, save_grid, show_curves, show_density, show_field, show_histogram, show_images, show_paths, show_samples,
-    slope, tile,
+    Film,
+    compare,
+    grid,
+    mass_levels,
+    save_grid,
+    show_curves,
+    show_density,
+    show_field,
+    show_histogram,
+    show_images,
+    show_paths,
+    show_samples,
+    slope,
+    tile,
 )
 from diffusion_course.style import LABELS, color_of, figure, png, shrink
 from diffusion_course.widgets import choice, panel, slider, toggle
@@ -30,13 +42,24 @@ points = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
 
 # ---- figures ----
 
-@pytest.mark.parametrize("draw", [
-    lambda: show_samples(points), lambda: show_samples(points, torch.arange(200) % 3), lambda: show_density(normal), lambda: show_field(lambda x, t: -x),
-    lambda: show_paths(torch.randn(5, 7, 2)), lambda: show_paths(torch.randn(5, 7)), lambda: show_paths(torch.randn(5, 7, 1), torch.linspace(0, 1, 5)),
-    lambda: compare(normal, lambda x: normal(1.1 * x)), lambda: compare(lambda x, t: -x, lambda x, t: x, 0.5), lambda: show_images(torch.zeros(5, 3, 8, 8)),
-    lambda: show_images(torch.zeros(1, 1, 8, 8), titles=["one"]), lambda: show_curves({"a": ([1, 2, 4], [1, 4, 16])}, slopes=True),
-    lambda: show_histogram(torch.randn(100), lambda x: x * 0),
-])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: show_samples(points),
+        lambda: show_samples(points, torch.arange(200) % 3),
+        lambda: show_density(normal),
+        lambda: show_field(lambda x, t: -x),
+        lambda: show_paths(torch.randn(5, 7, 2)),
+        lambda: show_paths(torch.randn(5, 7)),
+        lambda: show_paths(torch.randn(5, 7, 1), torch.linspace(0, 1, 5)),
+        lambda: compare(normal, lambda x: normal(1.1 * x)),
+        lambda: compare(lambda x, t: -x, lambda x, t: x, 0.5),
+        lambda: show_images(torch.zeros(5, 3, 8, 8)),
+        lambda: show_images(torch.zeros(1, 1, 8, 8), titles=["one"]),
+        lambda: show_curves({"a": ([1, 2, 4], [1, 4, 16])}, slopes=True),
+        lambda: show_histogram(torch.randn(100), lambda x: x * 0),
+    ],
+)
 def test_every_figure_displays_itself(draw):
     data, size = draw()._repr_png_()
     picture = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
@@ -56,7 +79,9 @@ def test_samples_are_drawn_in_the_colours_of_their_labels():
 def test_level_sets_enclose_their_share_of_the_mass():
     values = normal(grid(6, 400)).reshape(400, 400).double().numpy()
     for share, level in zip((0.9, 0.5), mass_levels(values, (0.5, 0.9)), strict=True):
-        assert level == pytest.approx((1 - share) / (2 * math.pi), rel=0.01)  # for a Gaussian in the plane the level is the share left outside
+        assert level == pytest.approx(
+            (1 - share) / (2 * math.pi), rel=0.01
+        )  # for a Gaussian in the plane the level is the share left outside
 
 
 def test_slope():
@@ -84,7 +109,11 @@ def test_learned_and_exact_share_a_scale():
     "Half of a density must look half as dark, and a field of double speed must have arrows of double length."
     shades = [image.get_clim() for ax in compare(lambda x: 0.5 * normal(x), normal).axes[:2] for image in ax.images]
     assert shades[0] == shades[1]
-    lengths = [np.hypot(arrows.U, arrows.V).max() for ax in compare(lambda x, t: 2 * x, lambda x, t: x, 0.5).axes[:2] for arrows in ax.collections]
+    lengths = [
+        np.hypot(arrows.U, arrows.V).max()
+        for ax in compare(lambda x, t: 2 * x, lambda x, t: x, 0.5).axes[:2]
+        for arrows in ax.collections
+    ]
     assert lengths[0] == pytest.approx(2 * lengths[1])
 
 
@@ -96,15 +125,24 @@ def test_histograms_show_all_values_in_their_true_share():
     show_histogram(torch.full((10,), 5.0))._repr_png_()
 
 
-@pytest.mark.parametrize("call, said", [
-    (lambda: show_samples(torch.full((4, 2), math.nan)), "x holds 8 values that are NaN"), (lambda: show_field(lambda x, t: x, 5.0), "t is 5.0"),
-    (lambda: show_density(lambda x: x), "the function returned shape"), (lambda: slope([1, 1], [1, 2]), "at least two different numbers"),
-    (lambda: show_samples(torch.zeros(4, 3)), r"x has shape \(4, 3\)"), (lambda: show_samples(torch.zeros(0, 2)), r"x has shape \(0, 2\)"),
-    (lambda: show_samples(points, torch.zeros(3)), "labels has shape"), (lambda: show_samples(points, color="leaned"), "unknown colour 'leaned'"),
-    (lambda: show_field(lambda x, t: x[:, :1]), "the field returned shape"), (lambda: show_paths(torch.zeros(4, 5, 3)), "xs has shape"),
-    (lambda: show_images(torch.zeros(3, 8, 8)), "x has shape"), (lambda: show_images(torch.zeros(2, 1, 8, 8), titles=["a"]), "1 titles for 2 pictures"),
-    (lambda: color_of("nothing"), "expected one of noise, data"),
-])
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: show_samples(torch.full((4, 2), math.nan)), "x holds 8 values that are NaN"),
+        (lambda: show_field(lambda x, t: x, 5.0), "t is 5.0"),
+        (lambda: show_density(lambda x: x), "the function returned shape"),
+        (lambda: slope([1, 1], [1, 2]), "at least two different numbers"),
+        (lambda: show_samples(torch.zeros(4, 3)), r"x has shape \(4, 3\)"),
+        (lambda: show_samples(torch.zeros(0, 2)), r"x has shape \(0, 2\)"),
+        (lambda: show_samples(points, torch.zeros(3)), "labels has shape"),
+        (lambda: show_samples(points, color="leaned"), "unknown colour 'leaned'"),
+        (lambda: show_field(lambda x, t: x[:, :1]), "the field returned shape"),
+        (lambda: show_paths(torch.zeros(4, 5, 3)), "xs has shape"),
+        (lambda: show_images(torch.zeros(3, 8, 8)), "x has shape"),
+        (lambda: show_images(torch.zeros(2, 1, 8, 8), titles=["a"]), "1 titles for 2 pictures"),
+        (lambda: color_of("nothing"), "expected one of noise, data"),
+    ],
+)
 def test_bad_input_to_figures(call, said):
     with pytest.raises(ValueError, match=said): call()
 
@@ -115,7 +153,10 @@ def test_tiles_are_the_pictures_pixel_by_pixel(tmp_path):
     assert sheet.shape == (2 * 4 + 1, 3 * 8 + 2, 3)
     for k in range(5):
         top, left = k // 3 * 5, k % 3 * 9
-        assert torch.equal(sheet[top: top + 4: 2, left: left + 8: 2].permute(2, 0, 1), ((x[k] + 1) * 127.5).round().byte())
+        assert torch.equal(
+            sheet[top : top + 4 : 2, left : left + 8 : 2].permute(2, 0, 1),
+            ((x[k] + 1) * 127.5).round().byte(),
+        )
     assert (sheet[4] == 255).all() and (sheet[:, 8] == 255).all() and (sheet[5:, 18:] == 255).all()
     assert tile(9 * x[:, :1], 3).mode == "L" and np.array(tile(9 * x[-1:, :1])).max() == 255
     save_grid(x, tmp_path / "new" / "grid.png", 3)
@@ -190,7 +231,9 @@ def test_what_a_generator_yields_is_shown_as_it_comes():
     p.controls["n"].value = 3
     gate.set()
     settle(p)
-    assert p._pictures.children[0].value == "3: 2" and (2, 2) not in said, "a newer setting does not cut the old one short"
+    assert (
+        p._pictures.children[0].value == "3: 2" and (2, 2) not in said
+    ), "a newer setting does not cut the old one short"
     said.clear()
     for n in (0, 3, 2):
         p.controls["n"].value = n
@@ -229,7 +272,10 @@ def test_an_error_is_one_line_and_heals():
     p = panel(lambda n: f"{1 / n}", n=slider(0, 2, 1))
     p.controls["n"].value = 0
     settle(p)
-    assert "ZeroDivisionError: float division by zero" in p._message.value or "ZeroDivisionError: division by zero" in p._message.value
+    assert (
+        "ZeroDivisionError: float division by zero" in p._message.value
+        or "ZeroDivisionError: division by zero" in p._message.value
+    )
     assert "Traceback" not in p._message.value and p._pictures.children[0].value == "1.0"
     p.controls["n"].value = 2
     settle(p)
@@ -249,10 +295,19 @@ def test_a_scene_is_replaced_in_the_same_player():
 
 
 def test_what_is_stored_needs_no_kernel_and_no_network():
-    p = panel(lambda n, kind, on: (show_samples(points[: 10 * n]), "hello"), n=slider(1, 9, 3), kind=choice(["a", "b"]), on=toggle(True))
+    p = panel(
+        lambda n, kind, on: (show_samples(points[: 10 * n]), "hello"),
+        n=slider(1, 9, 3),
+        kind=choice(["a", "b"]),
+        on=toggle(True),
+    )
     bundle = p._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert "data:image/png;base64" in bundle["text/html"] and "hello" in bundle["text/html"] and "http" not in bundle["text/html"]
+    assert (
+        "data:image/png;base64" in bundle["text/html"]
+        and "hello" in bundle["text/html"]
+        and "http" not in bundle["text/html"]
+    )
     assert "n = 3" in bundle["text/html"] and "kind = a" in bundle["text/html"]
 
 
@@ -299,8 +354,15 @@ def test_sliders():
     whole = slider(20, 20_000, 500, log=True)
     assert whole.value == 500 and whole.options[0] == ("20", 20) and whole.options[-1] == ("20,000", 20_000)
     assert slider(0.01, 1.0, 0.1, log=True).value == pytest.approx(0.1)
-    for bad in (lambda: slider(1, 0), lambda: slider(0, 1, 2), lambda: slider(0, 1, log=True), lambda: choice([]), lambda: choice(["a"], "b"),
-                lambda: panel(str), lambda: panel(str, n=3)):
+    for bad in (
+        lambda: slider(1, 0),
+        lambda: slider(0, 1, 2),
+        lambda: slider(0, 1, log=True),
+        lambda: choice([]),
+        lambda: choice(["a"], "b"),
+        lambda: panel(str),
+        lambda: panel(str, n=3),
+    ):
         with pytest.raises(ValueError, match="expected"): bad()
 
 
@@ -309,8 +371,19 @@ def test_sliders():
 @pytest.fixture
 def square(monkeypatch):
     "An exercise made up for the test: x squared, in double precision."
-    cases = lambda: [(torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64),), (torch.tensor([0.1], dtype=torch.float64),)]
-    made = Exercise(lambda x: x * x, cases, (Mistake(lambda x: 2 * x, "You doubled."), Mistake(lambda x: x / 0, "You divided by zero.")), "Well squared.")
+    cases = lambda: [
+        (torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64),),
+        (torch.tensor([0.1], dtype=torch.float64),),
+    ]
+    made = Exercise(
+        lambda x: x * x,
+        cases,
+        (
+            Mistake(lambda x: 2 * x, "You doubled."),
+            Mistake(lambda x: x / 0, "You divided by zero."),
+        ),
+        "Well squared.",
+    )
     monkeypatch.setattr(checking, "exercise", lambda name: made)
     return lambda f: check("made.up", f)
 
@@ -335,7 +408,12 @@ def test_a_guard_is_not_a_stub(square):
 
 
 def test_right_answers_pass_in_any_guise(square):
-    for right in (lambda x: x**2, lambda x: (x**2).float(), lambda x: (x**2).numpy(), lambda x: [float(v) ** 2 for v in x]):
+    for right in (
+        lambda x: x**2,
+        lambda x: (x**2).float(),
+        lambda x: (x**2).numpy(),
+        lambda x: [float(v) ** 2 for v in x],
+    ):
         report = square(right)
         assert report and report.message == "solved. Well squared."
         assert "✓" in repr(report) and "✓" in report._repr_html_()
@@ -344,9 +422,16 @@ def test_right_answers_pass_in_any_guise(square):
 def test_wrong_answers_get_their_hint_or_the_first_difference(square):
     assert square(lambda x: x + x).message == "You doubled."
     assert square(lambda x: x * math.inf).message == "You divided by zero."
-    for wrong, said in [(lambda x: x**3, "the first one at index [1] is 8, expected 4"), (lambda x: x[:1], "it returned shape (1,), expected (3,)"),
-                        (lambda x: "x", "it returned str"), (lambda x: (x, x), "it returned 2 values"), (lambda x: x * math.nan, "is nan, expected 1"),
-                        (lambda x: [x, x], "it returned 2 values"), (lambda x: x + 1j, "it returned complex numbers, expected real ones"), (lambda x: [1.0, 2.0], "it returned shape (2,), expected (3,)")]:
+    for wrong, said in [
+        (lambda x: x**3, "the first one at index [1] is 8, expected 4"),
+        (lambda x: x[:1], "it returned shape (1,), expected (3,)"),
+        (lambda x: "x", "it returned str"),
+        (lambda x: (x, x), "it returned 2 values"),
+        (lambda x: x * math.nan, "is nan, expected 1"),
+        (lambda x: [x, x], "it returned 2 values"),
+        (lambda x: x + 1j, "it returned complex numbers, expected real ones"),
+        (lambda x: [1.0, 2.0], "it returned shape (2,), expected (3,)"),
+    ]:
         report = square(wrong)
         assert report.status == "not yet" and said in report.message, report
 
@@ -370,12 +455,14 @@ def test_reports_escape_what_learners_write(square):
 
 def test_unknown_exercises_are_named():
     with pytest.raises(ValueError, match="starts with one of distributions"): check("nothing.here", abs)
-    with pytest.raises(ValueError, match="distributions has distributions.gaussian_log_prob"): check("distributions.nothing", abs)
+    with pytest.raises(ValueError, match="distributions has distributions.gaussian_log_prob"):
+        check("distributions.nothing", abs)
     with pytest.raises(ValueError, match="expected a function"): check("distributions.label_score", 3)
-    with pytest.raises(ValueError, match="the name of an exercise is function"): check(lambda x: x, "distributions.label_score")
+    with pytest.raises(ValueError, match="the name of an exercise is function"):
+        check(lambda x: x, "distributions.label_score")
 
 
-# ---- the tools' tables ------------------------------------------------------------------------------------------------
+# ---- the tools' tables ---------------------------------------------------------------------------------------------
 
 def test_a_book_measures_each_row_once_and_survives_a_stop(tmp_path):
     path, calls = tmp_path / "b.json", []
