@@ -46,14 +46,23 @@ def keep_stills(nb: dict) -> dict:
 
 
 def keep_stills_on_save(model: dict, **_) -> None:
-    "A pre-save hook of Jupyter's contents manager around `keep_stills`."
+    """A pre-save hook of Jupyter's contents manager around `keep_stills`.
+
+    Args:
+        model: what Jupyter is about to save.
+    """
     if model.get("type") == "notebook" and isinstance(model.get("content"), dict):
         keep_stills(model["content"])
 
 # %% ../nbs/toolbox/cli.ipynb #c25760a4
 def without_news(handler: object, config: dict) -> dict:
     """A hook of JupyterLab's page: the plugin that asks whether it may fetch news stays off. No
-    option of the command line does that."""
+    option of the command line does that.
+
+    Args:
+        handler: of the page; not used.
+        config: of the page, changed in place.
+    """
     config["disabledExtensions"] = sorted(
         {*config.get("disabledExtensions", ()), "@jupyterlab/apputils-extension:announcements"}
     )
@@ -68,7 +77,11 @@ def _load_jupyter_server_extension(server: object) -> None:
 
 # %% ../nbs/toolbox/cli.ipynb #2a2f2f0e
 def lessons_folder(folder: str | None = None) -> Path:
-    "Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable install."
+    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable install.
+
+    Args:
+        folder: where to look; default: here, above, and beside the package.
+    """
     if folder is not None:
         places = [Path(folder)]
     else:
@@ -84,7 +97,11 @@ def lessons_folder(folder: str | None = None) -> Path:
 
 
 def trust(folder: Path) -> int:
-    "Mark the notebooks of a folder as trusted by this user of Jupyter. Returns how many there are."
+    """Mark the notebooks of a folder as trusted by this user of Jupyter. Returns how many there are.
+
+    Args:
+        folder: of notebooks, those in folders inside it too.
+    """
     import nbformat
     from nbformat.sign import NotebookNotary
 
@@ -94,7 +111,14 @@ def trust(folder: Path) -> int:
 
 # %% ../nbs/toolbox/cli.ipynb #59d0c2b8
 def lab_command(folder: Path, lesson: str, port: int, browser: bool) -> list[str]:
-    "The command that starts JupyterLab on a lesson, reachable from this machine only."
+    """The command that starts JupyterLab on a lesson, reachable from this machine only.
+
+    Args:
+        folder: of the lessons.
+        lesson: the notebook to open first.
+        port: the first one to try.
+        browser: whether a browser is opened.
+    """
     command = [
         sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
         f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{lesson}",
@@ -125,7 +149,11 @@ def _check_lab_is_installed() -> None:
 
 
 def lab(args: argparse.Namespace) -> int:
-    "Start JupyterLab on the lessons and stay until it ends."
+    """Start JupyterLab on the lessons and stay until it ends.
+
+    Args:
+        args: of the command line.
+    """
     _check_lab_is_installed()
     folder = lessons_folder(args.lessons)
     lesson = next((p.name for p in sorted(folder.glob("*.ipynb")) if p.name.startswith(args.lesson)), None)
@@ -172,7 +200,11 @@ def presets() -> dict[str, object]:
 
 
 def train(args: argparse.Namespace) -> int:
-    "Run or resume a training."
+    """Run or resume a training.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     training = _lesson("training")
@@ -223,7 +255,11 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def sample(args: argparse.Namespace) -> int:
-    "Draw images with a model."
+    """Draw images with a model.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     generation = _lesson("generation")
@@ -244,7 +280,11 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    "Score a model of CIFAR-10."
+    """Score a model of CIFAR-10.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     evaluation = _lesson("evaluation")
@@ -325,7 +365,11 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    "The console script `diffusion-course`. Bad input ends with one clear line and status 2."
+    """The console script `diffusion-course`. Bad input ends with one clear line and status 2.
+
+    Args:
+        argv: the arguments; default: those the program was started with.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a long run
         if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")

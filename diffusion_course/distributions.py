@@ -91,6 +91,7 @@ def toy(name: str, n: int, seed: int = 0) -> Tensor:
     Args:
         name: one of `toy_names()`.
         n: how many points.
+        seed: the same seed gives the same result.
 
     Returns:
         (n, 2), about zero mean and unit scale.
@@ -207,37 +208,71 @@ class GaussianMixture:
 
     def log_weights(self, n: int, y: Tensor | int | None = None) -> Tensor:
         """The logarithm of the weights for each of n points: (n, K); -inf for components of other
-        labels than y."""
+        labels than y.
+
+        Args:
+            n: how many points.
+            y: a label, or (n,) of them; None: every component counts.
+        """
         log_weights = self.weights.log().expand(n, -1)
         if y is None: return log_weights
         matches = _matches(y, n, self.labels, self.weights).to(log_weights.device)
         return log_weights.where(matches, -math.inf).log_softmax(1)
 
     def log_prob(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "log p(x), or log p(x | y): (n, D) -> (n,)."
+        """log p(x), or log p(x | y): (n, D) -> (n,).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         return self._log_joint(x, y).logsumexp(1)
 
     def responsibilities(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "The probability of each component given the point: (n, D) -> (n, K)."
+        """The probability of each component given the point: (n, D) -> (n, K).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         return self._log_joint(x, y).softmax(1)
 
     def score(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D)."
+        """The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         share = self.responsibilities(x, y)[..., None]
         return (share * (self.means.to(x) - x[:, None]) / self.stds.to(x)[:, None] ** 2).sum(1)
 
     def label_probs(self, x: Tensor) -> Tensor:
-        "The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L)."
+        """The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L).
+
+        Args:
+            x: (n, D) points.
+        """
         _need_labels(self.labels)
         of_label = torch.nn.functional.one_hot(self.labels).to(x)
         return (self.responsibilities(x)[..., None] * of_label).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "n new points (n, D)."
+        """n new points (n, D).
+
+        Args:
+            n: how many points.
+            generator: source of randomness; default: torch's global one.
+        """
         return self._draw(n, generator)[0]
 
     def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "n new points (n, D) and their labels (n,)."
+        """n new points (n, D) and their labels (n,).
+
+        Args:
+            n: how many points.
+            generator: source of randomness; default: torch's global one.
+        """
         _need_labels(self.labels)
         x, k = self._draw(n, generator)
         return x, self.labels[k]

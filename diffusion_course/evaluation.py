@@ -266,6 +266,8 @@ class Score:
     """A number and what it depends on. Scores that can't be compared refuse to be.
 
     Attributes:
+        name: what is measured.
+        value: the number.
         n: images that were scored; a distance is between sets of this size.
         extractor: whose features, or whose word, it rests on.
         floor: the same for real images in place of those made.
@@ -333,6 +335,7 @@ def split(n: int, among: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     Args:
         n: in each half.
         among: how many images there are.
+        seed: the same seed gives the same result.
 
     Returns:
         (n,), (n,).
@@ -349,6 +352,8 @@ def real_scores(real: Tensor, n: int, extractor: str, seed: int = 0) -> dict[str
     Args:
         real: (N, d) features of real images, N >= 2 n.
         n: images in each set.
+        extractor: its name.
+        seed: of the choice.
     """
     a, b = split(n, len(real), seed)
     return compare_features(real[a], real[b], extractor)
@@ -592,6 +597,7 @@ class Nearest:
 
     Attributes:
         distance: root mean square over pixels (from -1 to 1), or over features.
+        index: which datum it is.
         flipped: whether the mirror image of the datum is meant.
     """
 
@@ -662,6 +668,7 @@ def inception_fid(
         x: (n, 3, H, W); papers take n = 50,000.
         real: (N, 3, H, W); papers take the training set.
         weights: of Inception-v3; default: where torch-fidelity keeps what it fetched.
+        batch: images at a time.
     """
     calculate_metrics, path = _fidelity(weights)
     x, real = as_bytes(x), as_bytes(real)

@@ -61,11 +61,19 @@ class FlowEnd(ModelWrapper):
         self.stepper = stepper or heun()
 
     def cost(self, t: float) -> int:
-        "1: counted as the one call that a student would need."
+        """1: counted as the one call that a student would need.
+
+        Args:
+            t: a time.
+        """
         return 1
 
     def singular(self, t: float) -> bool:
-        "As the model, and at t = 1: there is nothing left to do, and no noise to estimate."
+        """As the model, and at t = 1: there is nothing left to do, and no noise to estimate.
+
+        Args:
+            t: a time.
+        """
         return super().singular(t) or t == 1
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
@@ -126,6 +134,7 @@ def consistency_loss(
         t: (B,) times; default: one in each of B equal parts of [0, 1).
         x0: (B, ...) noise; default: standard normal.
         huber: c of the pseudo-Huber distance; 0: the squared distance.
+        generator: source of randomness; default: torch's global one.
         **cond: handed on to all three.
     """
     if steps < 1: raise ValueError(f"steps is {steps}: expected 1 or more")
@@ -166,7 +175,12 @@ class Pairs:
     def __len__(self) -> int: return len(self.y)
 
     def batch(self, i: Tensor | slice, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "(B, 2 c, h, w), the noise's channels before those of the end, and (B,) labels."
+        """(B, 2 c, h, w), the noise's channels before those of the end, and (B,) labels.
+
+        Args:
+            i: which pairs.
+            flip: must be None.
+        """
         if flip is not None:
             raise ValueError(
                 "flip is given: expected None, for a mirrored pair is none of the teacher's"
@@ -174,7 +188,11 @@ class Pairs:
         return torch.cat([self.x0[i], self.x1[i]], 1).float(), self.y[i]
 
     def to(self, device: torch.device | str) -> Pairs:
-        "The same in the memory of another device."
+        """The same in the memory of another device.
+
+        Args:
+            device: where they go.
+        """
         return Pairs(self.x0.to(device), self.x1.to(device), self.y.to(device))
 
 
@@ -187,8 +205,11 @@ def teacher_pairs(
     goes on.
 
     Args:
+        teacher: the model that draws.
+        n: pairs.
         w: guidance.
         steps: of DPM-Solver++(2M).
+        seed: of noise and labels.
         folder: where they are kept, in parts: what is there is not drawn again.
         part: pairs a part.
         progress: None: in a terminal.
@@ -276,7 +297,14 @@ class ReflowRecipe(Recipe):
     def draw(
         self, x: Tensor, y: Tensor, model: Denoiser, g: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, dict]:
-        "Noise, ends, times and conditions of a batch."
+        """Noise, ends, times and conditions of a batch.
+
+        Args:
+            x: (B, 2 c, h, w) pairs, as `Pairs.batch` gives them.
+            y: (B,) labels.
+            model: that is trained.
+            g: source of randomness.
+        """
         t = stratified(len(x), g, x.device)
         t = t * (torch.rand(len(x), generator=g, device=x.device) >= self.first)
         x0, x1 = (v.contiguous(memory_format=torch.channels_last) for v in x.chunk(2, 1))
@@ -291,7 +319,11 @@ class ReflowRecipe(Recipe):
         return euler()
 
     def preview(self, model: Denoiser) -> Tensor:
-        "Eight samples of each label in two steps, the same noise every time."
+        """Eight samples of each label in two steps, the same noise every time.
+
+        Args:
+            model: the averaged one.
+        """
         labels = min(model.net.n_labels, 10)
         cond = dict(y=torch.arange(labels).repeat_interleave(8)) if labels else {}
         x = generate(model, 8 * (labels or 10), 2, self.stepper(), seed=1, **cond)

@@ -54,11 +54,19 @@ class ClassifierGuided(ModelWrapper):
         )
 
     def cost(self, t: float) -> int:
-        "Evaluations in one call: the network's, and one of the classifier."
+        """Evaluations in one call: the network's, and one of the classifier.
+
+        Args:
+            t: a time.
+        """
         return super().cost(t) + (self.w != 0)
 
     def singular(self, t: float) -> bool:
-        "As the model, and where alpha is 0: there a gradient says nothing about the data."
+        """As the model, and where alpha is 0: there a gradient says nothing about the data.
+
+        Args:
+            t: a time.
+        """
         return super().singular(t) or (self.w != 0 and bool(self.schedule.alpha(t) == 0))
 
     def forward(
@@ -168,7 +176,11 @@ class ClassifierFree(ModelWrapper):
         return _extrapolate(half(slice(len(x))), half(slice(len(x), None)), w)
 
     def cost(self, t: float) -> int:
-        "Evaluations of the network in one call at t."
+        """Evaluations of the network in one call at t.
+
+        Args:
+            t: a time.
+        """
         return super().cost(t) * (1 if self._w_at(t) in (0.0, 1.0) else 2)
 
     def _w_at(self, t: Tensor | float) -> float:

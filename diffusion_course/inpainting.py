@@ -50,7 +50,12 @@ __all__ = ['as_mask', 'half', 'box', 'brush', 'known_region', 'noised_again', 'r
 
 # %% ../nbs/19_inpainting.ipynb #7acfc90d
 def half(side: str = "right", shape: tuple[int, int] = (32, 32)) -> Tensor:
-    "A mask (H, W) whose left, right, top or bottom half is to be filled."
+    """A mask (H, W) whose left, right, top or bottom half is to be filled.
+
+    Args:
+        side: which half is to be filled: left, right, top or bottom.
+        shape: rows and columns of the image.
+    """
     mask, (h, w) = torch.ones(shape, dtype=torch.bool), shape
     parts = dict(left=mask[:, : w // 2], right=mask[:, w // 2:], top=mask[: h // 2], bottom=mask[h // 2:])
     if side not in parts: raise ValueError(f"side is {side!r}: expected one of {', '.join(parts)}")
@@ -65,7 +70,15 @@ def box(
     width: int,
     shape: tuple[int, int] = (32, 32),
 ) -> Tensor:
-    "A mask (H, W) with a rectangle to be filled; what lies outside the picture doesn't count."
+    """A mask (H, W) with a rectangle to be filled; what lies outside the picture doesn't count.
+
+    Args:
+        top: its first row.
+        left: its first column.
+        height: rows.
+        width: columns.
+        shape: rows and columns of the image.
+    """
     mask = torch.ones(shape, dtype=torch.bool)
     rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
     mask[rows, columns] = False
@@ -83,6 +96,8 @@ def brush(
 
     Args:
         points: (n, 2) rows and columns, joined by straight lines.
+        radius: of the brush, in pixels.
+        shape: rows and columns of the image.
     """
     points = torch.as_tensor(points, dtype=torch.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not radius > 0:
@@ -149,7 +164,9 @@ def noised_again(schedule: Schedule, x: Tensor, s: float, t: float, noise: Tenso
     """x carried from s back up to t by adding noise, so that a sample of p_s becomes one of p_t.
 
     Args:
+        schedule: of the path.
         x: (B, ...) at time s.
+        s: where x is.
         t: earlier, t <= s: more noise.
         noise: standard normal, of the shape of x.
     """
@@ -170,6 +187,7 @@ def resampling(
     step, and multistep methods become first order.
 
     Args:
+        stepper: how the rest is sampled.
         x1: (1 or B, ...) data; only what is known of it counts.
         mask: True = known.
         repeats: how often each stretch is walked; 1: `known_region`.
@@ -213,11 +231,19 @@ class ReconstructionGuided(ModelWrapper):
         self.register_buffer("mask", as_mask(mask, x1), persistent=False)
 
     def cost(self, t: float) -> int:
-        "Evaluations in one call: the way back through the network counts as a second one."
+        """Evaluations in one call: the way back through the network counts as a second one.
+
+        Args:
+            t: a time.
+        """
         return super().cost(t) * (2 if self.weight else 1)
 
     def singular(self, t: float) -> bool:
-        "As the model, and where sigma is 0: there x is known already."
+        """As the model, and where sigma is 0: there x is known already.
+
+        Args:
+            t: a time.
+        """
         return super().singular(t) or (self.weight != 0 and bool(self.schedule.sigma(t) == 0))
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
@@ -251,6 +277,7 @@ def reconstruction_guided(
     Ho et al. (2022), Video diffusion models, section 3.1. Chung et al. (2023) scale it otherwise.
 
     Args:
+        model: any model.
         x1: (1 or B, ...) data; only what is known of it counts.
         mask: True = known.
         weight: 0: not at all.
@@ -370,10 +397,15 @@ def latent_inpaint(
 
     Args:
         model: of latents as `vae.to_unit` makes them.
+        vae: that made the latents.
         x: (B, C, H, W) in [-1, 1].
         mask: True = known.
+        ts: (T + 1,) rising times, the last one 1.
+        stepper: how to step.
         paste: put the known pixels back; False: what the decoder made of them.
+        generator: source of randomness; default: torch's global one.
         noise: in its place.
+        **cond: handed on to the model, as y.
     """
     z = vae.to_unit(vae.encode(torch.where(as_mask(mask, x), x, 0)).mode)
     cells = latent_mask(as_mask(mask, x).all(1, keepdim=True), z.shape[2:])

@@ -321,7 +321,11 @@ class Denoiser(nn.Module):
 
     def singular(self, t: float) -> bool:
         """Whether the model is singular at t: beyond the schedule's t_range, or where D = 0 for its
-        target."""
+        target.
+
+        Args:
+            t: a time.
+        """
         lo, hi = self.schedule.t_range
         if 0 < t < 1 or not lo <= t <= hi: return not lo <= t <= hi
         a, b = target_row(self.kind, t, self.schedule, self.sigma_data)
@@ -357,11 +361,19 @@ class ModelWrapper(nn.Module):
     def sigma_data(self) -> float: return target_kind(self.model)[1]
 
     def cost(self, t: float) -> int:
-        "Evaluations of the network in one call at t."
+        """Evaluations of the network in one call at t.
+
+        Args:
+            t: a time.
+        """
         return cost(self.model, t)
 
     def singular(self, t: float) -> bool:
-        "Whether the model is singular at t."
+        """Whether the model is singular at t.
+
+        Args:
+            t: a time.
+        """
         return singular(self.model, t)
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
@@ -569,6 +581,10 @@ class EmpiricalDenoiser:
         return Prediction(x, t, self.schedule, x1.to(x.dtype), eps.to(x.dtype))
 
     def singular(self, t: float) -> bool:
-        "Whether the model is singular at t: where sigma is 0, x says nothing about the noise."
+        """Whether the model is singular at t: where sigma is 0, x says nothing about the noise.
+
+        Args:
+            t: a time.
+        """
         lo, hi = self.schedule.t_range
         return not lo <= t <= hi or bool(self.schedule.sigma(t) == 0)

@@ -80,7 +80,11 @@ class Recorder:
         self._training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
 
     def singular(self, t: float) -> bool:
-        "Whether the model is singular at t."
+        """Whether the model is singular at t.
+
+        Args:
+            t: a time.
+        """
         return singular(self.model, t)
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Prediction:

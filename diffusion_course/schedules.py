@@ -138,32 +138,60 @@ class Schedule:
     def _values(self) -> dict[tuple[str, float], float]: return vars(self).setdefault("_remembered", {})
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        "The weight of the data in x_t."
+        """The weight of the data in x_t.
+
+        Args:
+            t: times, a tensor of any shape or a number.
+        """
         raise NotImplementedError
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        "The weight of the noise in x_t."
+        """The weight of the noise in x_t.
+
+        Args:
+            t: times, a tensor of any shape or a number.
+        """
         raise NotImplementedError
 
     def d_alpha(self, t: Tensor | float) -> Tensor:
-        "alpha', the derivative of alpha in t."
+        """alpha', the derivative of alpha in t.
+
+        Args:
+            t: times, a tensor of any shape or a number.
+        """
         raise NotImplementedError
 
     def d_sigma(self, t: Tensor | float) -> Tensor:
-        "sigma', the derivative of sigma in t."
+        """sigma', the derivative of sigma in t.
+
+        Args:
+            t: times, a tensor of any shape or a number.
+        """
         raise NotImplementedError
 
     def t_from_log_snr(self, l: Tensor | float) -> Tensor:
-        "The time at which log_snr is l; clamped to [0, 1] where it is never reached."
+        """The time at which log_snr is l; clamped to [0, 1] where it is never reached.
+
+        Args:
+            l: numbers, a tensor of any shape or one.
+        """
         raise NotImplementedError
 
     @_cached
     def log_snr(self, t: Tensor | float) -> Tensor:
-        "log(alpha² / sigma²), the logarithm of the signal-to-noise ratio; it rises with t."
+        """log(alpha² / sigma²), the logarithm of the signal-to-noise ratio; it rises with t.
+
+        Args:
+            t: times, a tensor of any shape or a number.
+        """
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def weights(self, t: float) -> tuple[float, float]:
-        "alpha and sigma at a single time, as numbers."
+        """alpha and sigma at a single time, as numbers.
+
+        Args:
+            t: a time.
+        """
         values = self._values
         if ("alpha", t) in values and ("sigma", t) in values: return values["alpha", t], values["sigma", t]
         return self.alpha(t).item(), self.sigma(t).item()
@@ -198,7 +226,13 @@ class Linear(Schedule, cache=True):
 
 # %% ../nbs/03_paths.ipynb #8ec88aba
 def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> GaussianMixture:
-    "The distribution of x_t when data follow a mixture: a mixture again, moved, shrunk and blurred."
+    """The distribution of x_t when data follow a mixture: a mixture again, moved, shrunk and blurred.
+
+    Args:
+        mixture: of the data.
+        schedule: of the path.
+        t: a time.
+    """
     alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
     stds = (alpha**2 * mixture.stds**2 + sigma**2).sqrt()
     return GaussianMixture(alpha * mixture.means, stds, mixture.weights, mixture.labels)
@@ -219,7 +253,12 @@ class VariancePreserving(Schedule, cache=True):
     """alpha² + sigma² = 1, noised at a rate beta that rises linearly from beta_min at the data to
     beta_max at the noise.
 
-    The continuous limit of DDPM (Song et al. 2021, eq. 11 and appendix B, whose time is 1 - t)."""
+    The continuous limit of DDPM (Song et al. 2021, eq. 11 and appendix B, whose time is 1 - t).
+
+    Args:
+        beta_min: the rate of noising at the data.
+        beta_max: and at the noise.
+    """
 
     t_range = (0.0, 1 - 1e-5)
 
@@ -251,7 +290,12 @@ class VariancePreserving(Schedule, cache=True):
 
 class VarianceExploding(Schedule, cache=True):
     """alpha = 1, and noise that falls geometrically from sigma_max to sigma_min (Song et al. 2021,
-    eq. 9, time reversed)."""
+    eq. 9, time reversed).
+
+    Args:
+        sigma_min: the noise at t = 1.
+        sigma_max: the noise at t = 0.
+    """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
         if not 0 < sigma_min < sigma_max:
@@ -296,11 +340,19 @@ class DDPM(Schedule, cache=True):
         self.t_range = (0.0, self.t_of(0).item())
 
     def t_of(self, i: Tensor | int) -> Tensor:
-        "The time after the increment with index i = 0, …, T - 1."
+        """The time after the increment with index i = 0, …, T - 1.
+
+        Args:
+            i: indices, from 0.
+        """
         return 1 - (expect.as_double(expect.as_floats(i)) + 1) / len(self.betas)
 
     def index_of(self, t: Tensor | float) -> Tensor:
-        "The index whose time is nearest to t; -1 for clean data."
+        """The index whose time is nearest to t; -1 for clean data.
+
+        Args:
+            t: times in [0, 1].
+        """
         return ((1 - as_time(t)) * len(self.betas)).round().long() - 1
 
     def __repr__(self) -> str: return f"DDPM({len(self.betas)} steps)"

@@ -45,7 +45,11 @@ __all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
 def runs_bf16(device: torch.device) -> bool:
-    "Whether products of 16-bit numbers are quicker there than those of 32 bits."
+    """Whether products of 16-bit numbers are quicker there than those of 32 bits.
+
+    Args:
+        device: where to compute.
+    """
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # which PyTorch doesn't show as public
     return device.type == "cpu" and any(
@@ -54,7 +58,12 @@ def runs_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    "Products and convolutions in 16 bits (bf16), in 32 (fp32), or whichever is quicker there (auto)."
+    """Products and convolutions in 16 bits (bf16), in 32 (fp32), or whichever is quicker there (auto).
+
+    Args:
+        device: where to compute.
+        precision: "auto", "bf16" or "fp32".
+    """
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision is {precision!r}: expected 'auto', 'bf16' or 'fp32'")
     small = runs_bf16(device) if precision == "auto" else precision == "bf16"
@@ -110,7 +119,11 @@ class Recipe:
         return DATA[self.data]("train")
 
     def rate(self, seen: int) -> float:
-        "The fraction of lr to use after so many images."
+        """The fraction of lr to use after so many images.
+
+        Args:
+            seen: images seen.
+        """
         left = (self.images - seen) / max(1.0, self.decay * self.images)
         falling = (1 - math.cos(math.pi * min(1.0, max(0.0, left)))) / 2
         return min(1.0, (seen + self.batch) / max(self.warmup, 1)) * falling
@@ -178,7 +191,12 @@ class DenoiserRecipe(Recipe):
             )
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
-        "(n,) times, one in each of n equally probable parts of [0, 1]."
+        """(n,) times, one in each of n equally probable parts of [0, 1].
+
+        Args:
+            n: how many.
+            generator: source of randomness.
+        """
         u = stratified(n, generator, generator.device)
         if self.times == "uniform": return u
         return normal_quantile(u.clamp(1e-6, 1 - 1e-6)).sigmoid()  # Esser et al. 2024, section 3.1
@@ -192,7 +210,12 @@ class DenoiserRecipe(Recipe):
 
     def floor(self, data: Images, n: int = 2048) -> float | None:
         """The loss of the perfect model of these very images, which can only give them back. For
-        small sets."""
+        small sets.
+
+        Args:
+            data: a small set.
+            n: draws that the mean is taken over.
+        """
         if len(data) > 5000 or self.kind != "velocity": return None
         g = torch.Generator().manual_seed(self.seed)
         i, t = torch.randint(len(data), (n,), generator=g), self.draw_times(n, g)
@@ -204,7 +227,11 @@ class DenoiserRecipe(Recipe):
         return (1 - self.drop) * error(y=y) + self.drop * error() if self.net.n_labels else error()
 
     def preview(self, model: Denoiser) -> Tensor:
-        "Eight samples of each label, the same noise every time."
+        """Eight samples of each label, the same noise every time.
+
+        Args:
+            model: the averaged one.
+        """
         each, labels = 8, min(self.net.n_labels, 10)
         g = torch.Generator().manual_seed(1)
         x = torch.randn((labels or 10) * each, *self.net.shape, generator=g).to(
@@ -288,6 +315,9 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> Tensor:
 
     Args:
         n: images.
+        batch: images a step.
+        step: its number, from 0.
+        seed: of the order.
 
     Returns:
         (batch,).
@@ -302,7 +332,12 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> Tensor:
 
 # %% ../nbs/14_training.ipynb #28a372a1
 class Objective(nn.Module):
-    "A model and its loss as one module, whose call several processes share."
+    """A model and its loss as one module, whose call several processes share.
+
+    Args:
+        model: that is trained.
+        config: how.
+    """
 
     def __init__(self, model: nn.Module, config: Recipe):
         super().__init__()
@@ -316,6 +351,9 @@ class Run:
     """A training at one moment: model, averaged model, optimiser, and how many steps were made.
 
     Args:
+        config: what is trained, and how.
+        folder: of the run.
+        accelerator: that moves and divides the work.
         resume: `restore` follows, so that `start` isn't needed.
     """
 
@@ -356,7 +394,11 @@ class Run:
     def state(self) -> Path: return self.folder / "state.safetensors"
 
     def due(self, every: int) -> bool:
-        "Whether the last step passed a multiple of this many images."
+        """Whether the last step passed a multiple of this many images.
+
+        Args:
+            every: images.
+        """
         return self.seen // every > (self.seen - self.config.batch) // every
 
     def step(self) -> None:
@@ -380,7 +422,11 @@ class Run:
         self.steps += 1
 
     def any_process(self, here: bool) -> bool:
-        "Whether it is true in any of the processes."
+        """Whether it is true in any of the processes.
+
+        Args:
+            here: whether it is true in this one.
+        """
         if self.processes == 1: return here
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.device)))
 
@@ -443,7 +489,11 @@ class Run:
         self.steps, self.seconds, self.loss = about["steps"], about["seconds"], about.get("loss", math.nan)
 
     def show(self, **info: Any) -> None:
-        "Keep the averaged model and its samples as they are now."
+        """Keep the averaged model and its samples as they are now.
+
+        Args:
+            **info: noted beside the model.
+        """
         if self.accelerator.is_main_process:
             model, name = self.average.module, f"{self.seen:09d}"
             info = dict(images=self.seen, seconds=round(self.seconds), loss=self.loss, **info)
@@ -492,7 +542,13 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 
 class Metrics:
-    "A table on disk, a row at a time."
+    """A table on disk, a row at a time.
+
+    Args:
+        path: of the table.
+        columns: their names.
+        upto: rows of later images are dropped.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...], upto: int):
         self.path, self.columns = path, columns
@@ -536,6 +592,7 @@ def saved_config(config: Recipe, folder: str | os.PathLike) -> Recipe | None:
 
     Args:
         config: of the same kind; what an older run doesn't know is taken from here.
+        folder: of the run.
     """
     path = Path(folder) / "state.safetensors"
     if not path.exists(): return None

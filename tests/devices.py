@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -209,7 +209,7 @@ class _Facts:
     takes_numbers: bool  # on the CPU, beside tensors on the device
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facts(kernel) -> _Facts:
     name, arguments = kernel._schema.name.removeprefix("aten::"), tuple(kernel._schema.arguments)
     takes_numbers = torch.Tag.pointwise in kernel.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")

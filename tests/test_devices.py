@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,19 +21,19 @@ from diffusion_course.classifier import Classifier, ClassifierConfig
 from diffusion_course.couplings import ot_matching_loss, pair, path_energy, reflow_pairs
 from diffusion_course.ddpm import ddpm_loss, invert, linear_betas, posterior, q_sample
 from diffusion_course.distributions import GaussianMixture, running_mixture
-from diffusion_course.edm import edm_heun, edm_loss, preconditioned
+from diffusion_course.edm import edm_heun, edm_loss
 from diffusion_course.evaluation import (
     ClassifierRecipe, bits_per_dim, evaluate, features, information_rate, kernel_distance, label_agreement, log_prob,
     name_of, nearest, frechet_distance, precision_recall,
 )
-from diffusion_course.few_step import FlowEnd, Pairs, consistency, consistency_loss, teacher_pairs
+from diffusion_course.few_step import FlowEnd, consistency, consistency_loss, teacher_pairs
 from diffusion_course.generation import InPrecision, generate, noise, previews
 from diffusion_course.guidance import classifier_free, classifier_guided, tilted_log_prob
 from diffusion_course.images import DenoiseNet, Images, digit_classifier, digits, radial_spectrum, to_bytes
 from diffusion_course.inpainting import (
     box, half, known_region, latent_inpaint, noised_again, paste_back, reconstruction_guided, resampling, seam,
 )
-from diffusion_course.latent import Decoder, DecoderConfig, LatentUNet, LatentUNetConfig, encode_all, perceptual_loss
+from diffusion_course.latent import LatentUNet, LatentUNetConfig, encode_all, perceptual_loss
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, to_prediction
 from diffusion_course.samplers import (
@@ -44,7 +43,7 @@ from diffusion_course.samplers import (
 from diffusion_course.schedules import DDPM, Cosine, Linear, VarianceExploding, VariancePreserving, marginal
 from diffusion_course.sde import diffusion, drift, langevin_correct, sde_step
 from diffusion_course.solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
-from diffusion_course.training import PRESETS, Run, runs_bf16, seeded, train
+from diffusion_course.training import PRESETS, Run, runs_bf16, train
 from diffusion_course.unet import UNet, UNetConfig
 from diffusion_course.vae import VAE, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss
 
