@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -28,7 +30,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def keep_stills(nb: dict) -> dict:
-    """Drop links to live widgets: where an output holds a picture too, the picture is left; where not (a progress bar), nothing.
+    """Drop links to live widgets: where an output holds an image too, the image is left; where not (a progress bar), nothing.
 
     Args:
         nb: a notebook of format 4 as plain dictionaries; changed in place.
@@ -98,8 +100,14 @@ def lab_environment() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
+def _check_lab_is_installed() -> None:
+    missing = [name for name in ("jupyterlab", "ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing: raise ImportError(f'the lessons need {" and ".join(missing)}: pip install "diffusion-course[lab]"')
+
+
 def lab(args: argparse.Namespace) -> int:
     "Start JupyterLab on the lessons and stay until it ends."
+    _check_lab_is_installed()
     folder = lessons_folder(args.lessons)
     lesson = next((p.name for p in sorted(folder.glob("*.ipynb")) if p.name.startswith(args.lesson)), None)
     if lesson is None: raise ValueError(f"no lesson {args.lesson!r} in {folder}: expected the start of one of {', '.join(sorted(p.name for p in folder.glob('*.ipynb')))}")
@@ -139,7 +147,7 @@ def train(args: argparse.Namespace) -> int:
     folder, given = args.folder or Path("runs") / args.preset, {k: v for k, v in vars(args).items() if k.startswith("option ")}
     config = presets()[args.preset]
     config = with_options(args.resume and training.saved_config(config, folder) or config, given)
-    training.train(config, folder, resume=args.resume, command=" ".join(["diffusion-course", *args.argv]))
+    training.train(config, folder, resume=args.resume, device=args.device, command=" ".join(["diffusion-course", *args.argv]))
     if os.environ.get("RANK", "0") == "0": print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
     return 0
 
@@ -149,20 +157,22 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
     each = p.add_subparsers(dest="preset", required=True, metavar="PRESET")
     for name, config in presets().items():
-        q = each.add_parser(name, help=config.about, description=config.about)
+        about = config.about.replace("%", "%%")  # argparse formats help texts
+        q = each.add_parser(name, help=about, description=about)
         q.add_argument("--folder", type=Path, default=argparse.SUPPRESS, help=f"where the run is kept (default: runs/{name})")
         q.add_argument("--resume", action="store_true", default=argparse.SUPPRESS, help="go on with what the folder holds; settings not given are those it began with")
+        q.add_argument("--device", choices=("auto", "cpu"), default=argparse.SUPPRESS, help="where to compute: auto takes an accelerator where there is one")
         add_options(q, config)
-        q.set_defaults(run=train, folder=None, resume=False)
+        q.set_defaults(run=train, folder=None, resume=False, device="auto")
 
 
 def sample(args: argparse.Namespace) -> int:
-    "Draw pictures with a model."
+    "Draw images with a model."
     from diffusion_course.options import with_options
 
     generation = _lesson("generation")
     config = with_options(generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    generation.sample_to_files(_denoiser(args.model), config)
+    generation.sample_to_files(_denoiser(args.model, config.device), config)
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 
@@ -181,7 +191,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     evaluation = _lesson("evaluation")
     config = with_options(evaluation.EvaluateConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    for score in evaluation.scores_of(_denoiser(args.model), config).values(): print(score)
+    evaluation.scores_of(_denoiser(args.model, config.device), config, report=print)
     return 0
 
 
@@ -199,10 +209,10 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", metavar="MODEL", help=f"one of {', '.join(shipped(denoisers=True))}, or a .safetensors file that a training wrote")
 
 
-def _denoiser(name: str) -> nn.Module:
+def _denoiser(name: str, device: str) -> nn.Module:
     from diffusion_course.checkpoints import load, shipped
 
-    model = load(name)
+    model = load(name, device)
     if not hasattr(model, "schedule"):
         raise ValueError(f"{name} is a {type(model).__name__}, which draws nothing: expected one of {', '.join(shipped(denoisers=True))}, or a file")
     return model
@@ -225,9 +235,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     p.set_defaults(run=lab)
     p = commands.add_parser("train", help="train a model by one of the course's presets, or go on with it")
     if command == "train": _train_arguments(p)
-    p = commands.add_parser("sample", help="draw pictures with a model: a grid, and a film of how they came about")
+    p = commands.add_parser("sample", help="draw images with a model: a grid, and a film of how they came about")
     if command == "sample": _sample_arguments(p)
-    p = commands.add_parser("evaluate", help="score a model of CIFAR-10: distances to real pictures, label agreement, bits per dimension")
+    p = commands.add_parser("evaluate", help="score a model of CIFAR-10: distances to real images, label agreement, bits per dimension")
     if command == "evaluate": _evaluate_arguments(p)
     return top
 
@@ -235,6 +245,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     "The console script `diffusion-course`. Bad input ends with one clear line and status 2."
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a long run
+        if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
     args = parser(argv[0] if argv else None).parse_args(argv)
     args.argv = argv
     try: return args.run(args)
@@ -242,3 +254,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
+
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in the notebook

@@ -28,7 +28,6 @@ from .predictions import Denoiser, Model, ModelWrapper, Prediction, to_predictio
 from .samplers import Recorder, Stepper, dpmpp_2m, euler, handling_singular_ends, heun, uniform_grid
 from .schedules import Linear, per_sample
 from .seeds import seeded, stratified
-from .solvers import standard_normal
 from .training import Recipe
 
 # %% auto #0
@@ -228,7 +227,7 @@ class ReflowRecipe(Recipe):
 
     def build(self) -> Denoiser: return load(self.start or self.teacher).train()
 
-    def fits(self, data: Pairs) -> None:
+    def check_data(self, data: Pairs) -> None:
         model = load(self.start or self.teacher)
         if not isinstance(model, Denoiser) or model.kind != "velocity" or not isinstance(model.schedule, Linear):
             raise ValueError(f"{self.start or self.teacher!r} is no velocity model on the linear path: expected one")

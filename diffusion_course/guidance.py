@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import expect
 from .distributions import GaussianMixture
 from .predictions import Model, ModelWrapper, Prediction, differentiable, n_labels, network
+from .predictions import without_inference
 from .schedules import per_sample
 
 # %% auto #0
@@ -42,6 +43,8 @@ class ClassifierGuided(ModelWrapper):
         super().__init__(model)
         self.w = _check_w(w)
         self.classifier = classifier
+        # A model that is guided by labels itself needs them too
+        self._labelled = isinstance(model, nn.Module) and any(isinstance(m, ClassifierFree) for m in model.modules())
 
     def cost(self, t: float) -> int:
         "Evaluations in one call: the network's, and one of the classifier."
@@ -60,7 +63,8 @@ class ClassifierGuided(ModelWrapper):
             y: a label or (B,) labels.
             **cond: handed on to the model.
         """
-        p = self.model(x, t, **cond)
+        inside = dict(y=y) if self._labelled else {}
+        p = self.model(x, t, **inside, **cond)
         if self.w == 0: return p
         log_prob_gradient = self._gradient(x, p.t, _as_labels(y, x, self.w))
         alpha, sigma = self.schedule.alpha(p.t), self.schedule.sigma(p.t)
@@ -73,12 +77,15 @@ class ClassifierGuided(ModelWrapper):
         again = torch.is_grad_enabled() and x.requires_grad
         with differentiable(x) as z:
             at = x if again else z
-            logits = self.classifier(at, t)
+            y = without_inference(y)
+            logits = self.classifier(at, without_inference(t))
             if logits.ndim != 2 or len(logits) != len(x):
                 raise ValueError(f"the classifier returned shape {tuple(logits.shape)}: expected ({len(x)}, labels)")
-            if not ((y >= 0) & (y < logits.shape[1])).all():
+            labelled = y != (n_labels(self.model) or -1)  # the null label asks for no guidance
+            if not ((y >= 0) & (y < logits.shape[1]) | ~labelled).all():
                 raise ValueError(f"y holds labels {y.unique().tolist()}: expected 0 to {logits.shape[1] - 1}")
-            log_prob = logits.log_softmax(1).gather(1, y[:, None]).sum()
+            log_probs = logits.log_softmax(1).gather(1, y.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
+            log_prob = (log_probs * labelled).sum()
             return torch.autograd.grad(log_prob, at, create_graph=again)[0]
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import expect
-from .predictions import Model, ModelWrapper, Prediction, differentiable
+from .predictions import Model, ModelWrapper, Prediction, differentiable, without_inference
 from .samplers import Noise, Stepper, ddim, ending_with_data, handles_singular_ends
 from .samplers import handling_singular_ends, sample
 from .schedules import Schedule, per_sample
@@ -228,7 +228,7 @@ class ReconstructionGuided(ModelWrapper):
         again = torch.is_grad_enabled() and x.requires_grad  # somebody differentiates the prediction itself
         with differentiable(x) as z:
             at = x if again else z
-            p = self.model(at, t, **cond)
+            p = self.model(at, without_inference(t), **{k: without_inference(v) for k, v in cond.items()})
             known = _repeated(self.x1.to(x.device), x)
             error = torch.where(self.mask.to(x.device), p.x1 - known, 0).square().sum()
             gradient, = torch.autograd.grad(error, at, create_graph=again)

@@ -21,8 +21,8 @@ from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
-           'network', 'target_kind', 'n_labels', 'sample_shape', 'device_of', 'differentiable', 'ExactDenoiser',
-           'EmpiricalDenoiser']
+           'network', 'target_kind', 'n_labels', 'sample_shape', 'device_of', 'eval_mode', 'differentiable',
+           'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -418,6 +418,20 @@ def device_of(model: Model) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+@contextmanager
+def eval_mode(model: Model) -> Iterator[None]:
+    """Dropout and batch statistics are off inside, and afterwards as they were.
+
+    Args:
+        model: any model.
+    """
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training: module.training = False
+    try: yield
+    finally:
+        for module in training: module.training = True
+
+
 def _is_training(model: Model) -> bool: return isinstance(model, nn.Module) and model.training
 
 
@@ -430,6 +444,15 @@ def differentiable(x: Tensor) -> Iterator[Tensor]:
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield x.detach().clone().requires_grad_()
+
+
+def without_inference(value: Any) -> Any:
+    """A tensor made in inference mode as one that gradients may pass; anything else as it is.
+
+    Args:
+        value: anything.
+    """
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 # %% ../nbs/04_predictions.ipynb #2902dd3d
 class ExactDenoiser:

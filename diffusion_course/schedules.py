@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import expect
 from .distributions import GaussianMixture
 
 # %% auto #0
@@ -34,7 +35,7 @@ def per_sample(a: Tensor | float, x: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape of a.
     """
-    a = _as_floats(a).to(device=x.device, dtype=x.dtype)
+    a = expect.as_floats(a).to(device=x.device, dtype=x.dtype)
     if a.shape not in ((), x.shape[:1]):
         raise ValueError(f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)")
     return a.reshape(a.shape + (1,) * (x.ndim - 1)) if a.ndim else a
@@ -57,17 +58,6 @@ def combine(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tenso
     if isinstance(a, float) and isinstance(b, float): return torch.add(x * a, y, alpha=b)  # numbers are quicker than tensors
     return per_sample(a, x) * x + per_sample(b, y) * y
 
-
-def _as_floats(a: Any) -> Tensor:
-    "a as a tensor of floating-point numbers: as it is if it is one, else in double precision."
-    if not isinstance(a, Tensor): return torch.as_tensor(a, dtype=torch.float64, device="cpu")
-    return a if a.is_floating_point() else _as_double(a)
-
-
-def _as_double(a: Tensor) -> Tensor:
-    "a in double precision, or in single where the device has no double (Apple's MPS)."
-    return a.float() if a.device.type == "mps" else a.double()
-
 # %% ../nbs/03_paths.ipynb #c272a5bf
 def as_time(t: Tensor | float) -> Tensor:
     """Times as a tensor of floating-point numbers, in single precision or better.
@@ -82,7 +72,7 @@ def as_time(t: Tensor | float) -> Tensor:
         ValueError: for times outside [0, 1] (looked at on the CPU alone: elsewhere looking would stall the device).
     """
     if isinstance(t, float) and 0 <= t <= 1: return torch.tensor(t, dtype=torch.float64, device="cpu")
-    t = _as_floats(t)
+    t = expect.as_floats(t)
     if t.element_size() < 4: t = t.float()  # 16 bits can't tell 0.9985 from 1
     if t.device.type != "cpu": return t
     if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
@@ -194,7 +184,7 @@ class Linear(Schedule, cache=True):
     def sigma(self, t): return 1 - as_time(t)
     def d_alpha(self, t): return torch.ones_like(as_time(t))
     def d_sigma(self, t): return -torch.ones_like(as_time(t))
-    def t_from_log_snr(self, l): return torch.sigmoid(_as_floats(l) / 2)
+    def t_from_log_snr(self, l): return torch.sigmoid(expect.as_floats(l) / 2)
 
 # %% ../nbs/03_paths.ipynb #8ec88aba
 def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> GaussianMixture:
@@ -211,7 +201,7 @@ class Cosine(Schedule, cache=True):
     def sigma(self, t): return torch.sin(math.pi / 2 * (1 - as_time(t)))  # is 0 at t = 1, as cos(π/2) is not
     def d_alpha(self, t): return math.pi / 2 * self.sigma(t)
     def d_sigma(self, t): return -math.pi / 2 * self.alpha(t)
-    def t_from_log_snr(self, l): return 2 / math.pi * torch.atan(torch.exp(_as_floats(l) / 2))
+    def t_from_log_snr(self, l): return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
 
 # %% ../nbs/03_paths.ipynb #7972e0a7
 class VariancePreserving(Schedule, cache=True):
@@ -238,7 +228,7 @@ class VariancePreserving(Schedule, cache=True):
     def d_sigma(self, t): return -self._beta(as_time(t)) / 2 * self.alpha(t) ** 2 / self.sigma(t)
 
     def t_from_log_snr(self, l):
-        integral = F.softplus(-_as_floats(l))
+        integral = F.softplus(-expect.as_floats(l))
         slope = self.beta_max - self.beta_min
         return (1 - 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())).clamp(0, 1)
 
@@ -257,7 +247,7 @@ class VarianceExploding(Schedule, cache=True):
     def d_sigma(self, t): return math.log(self.sigma_min / self.sigma_max) * self.sigma(t)
 
     def t_from_log_snr(self, l):
-        return ((math.log(self.sigma_max) + _as_floats(l) / 2) / math.log(self.sigma_max / self.sigma_min)).clamp(0, 1)
+        return ((math.log(self.sigma_max) + expect.as_floats(l) / 2) / math.log(self.sigma_max / self.sigma_min)).clamp(0, 1)
 
 
 class DDPM(Schedule, cache=True):
@@ -270,7 +260,7 @@ class DDPM(Schedule, cache=True):
     """
 
     def __init__(self, betas: Tensor):
-        betas = _as_floats(betas).detach().cpu().double().clone()
+        betas = expect.as_floats(betas).detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
             given = f", from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
             raise ValueError(f"betas has shape {tuple(betas.shape)}{given}: expected (T,) numbers between 0 and 1")
@@ -280,7 +270,7 @@ class DDPM(Schedule, cache=True):
 
     def t_of(self, i: Tensor | int) -> Tensor:
         "The time after the increment with index i = 0, …, T - 1."
-        return 1 - (_as_double(_as_floats(i)) + 1) / len(self.betas)
+        return 1 - (expect.as_double(expect.as_floats(i)) + 1) / len(self.betas)
 
     def index_of(self, t: Tensor | float) -> Tensor:
         "The index whose time is nearest to t; -1 for clean data."
@@ -290,7 +280,7 @@ class DDPM(Schedule, cache=True):
 
     def _interpolate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         "log alpha² at t, linear between the increments, and its slope against t."
-        position = (1 - _as_double(t)) * len(self.betas)
+        position = (1 - expect.as_double(t)) * len(self.betas)
         k = position.ceil().long().clamp(1, len(self.betas)) - 1
         log_alpha2 = self._log_alpha2.to(device=position.device, dtype=position.dtype)
         step = log_alpha2[k + 1] - log_alpha2[k]
@@ -313,8 +303,8 @@ class DDPM(Schedule, cache=True):
         return -(self._interpolate(t)[1] / 2).to(t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def t_from_log_snr(self, l):
-        l = _as_floats(l)
-        target = -F.softplus(-_as_double(l))  # log alpha²
+        l = expect.as_floats(l)
+        target = -F.softplus(-expect.as_double(l))  # log alpha²
         log_alpha2 = self._log_alpha2.to(device=target.device, dtype=target.dtype)
         k = torch.searchsorted(-log_alpha2, -target).clamp(1, len(self.betas)) - 1
         position = k + (target - log_alpha2[k]) / (log_alpha2[k + 1] - log_alpha2[k])

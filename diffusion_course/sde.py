@@ -62,7 +62,7 @@ def _rate(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _churn_at(churn: Churn, t: Tensor) -> Tensor:
-    c = torch.as_tensor(churn(t) if callable(churn) else churn).to(t)
+    c = expect.as_floats(churn(t) if callable(churn) else churn).to(t)
     if not (c >= 0).all(): raise ValueError(f"churn is {c.tolist()}: expected numbers >= 0, 0 for the ODE")
     return c
 

@@ -23,7 +23,7 @@ def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
         device: of the generator.
         *numbers: 0 or more each.
     """
-    seed = int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).view(np.uint64)[0] >> 1)
+    seed = int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).view(np.uint64)[0]) >> 1
     return torch.Generator(device).manual_seed(seed)
 
 

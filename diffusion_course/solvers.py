@@ -130,7 +130,7 @@ def _iterates(
 # %% ../nbs/02_simulation.ipynb #f6dd1968
 def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
     "u(x, t), with t as a tensor, so that a field may use torch's functions of it."
-    k = u(x, torch.as_tensor(t, dtype=torch.float64, device="cpu"))
+    k = u(x, expect.as_floats(t))
     if getattr(k, "shape", None) != x.shape:
         raise ValueError(f"the field returned {_shape_of(k)}: expected a tensor of the shape of x, {tuple(x.shape)}")
     return k
@@ -190,11 +190,11 @@ def em_step(
     """
     h = _step_length(t, s)
     drift = _evaluate(u, x, t)
-    diffusion = torch.as_tensor(g(x, torch.as_tensor(t, dtype=torch.float64, device="cpu")) if callable(g) else g)
+    diffusion = expect.as_floats(g(x, expect.as_floats(t)) if callable(g) else g)
     if torch.broadcast_shapes(diffusion.shape, x.shape) != x.shape:
         raise ValueError(f"g has {_shape_of(diffusion)}: expected one that broadcasts to that of x, {tuple(x.shape)}")
     z = standard_normal(x, generator) if noise is None else expect.same_shape("noise", noise, "x", x)
-    return x + h * drift + abs(h) ** 0.5 * diffusion * z
+    return x + h * drift + abs(h) ** 0.5 * diffusion.to(x) * z
 
 
 def standard_normal(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -14,9 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from math import floor, log10
 
-import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
+
+try: import ipywidgets as w
+except ImportError as error:
+    raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
 
 from .player import Player, Scene
 from .plots import Film

@@ -29,7 +29,7 @@ PATIENCE = 60_000  # milliseconds before what does not come is given up
 NO_BROWSER = "no Chromium or Chrome found: set CHROMIUM to one, or run `python -m playwright install chromium`"
 
 
-# ---- the browser -----------------------------------------------------------------------------------------------------
+# ---- the browser ---------------------------------------------------------------------------------
 
 def find_browser() -> str | None:
     """An executable: $CHROMIUM, the system's Chromium or Chrome, or Playwright's own."""
@@ -64,7 +64,7 @@ def open_browser() -> Iterator[Browser]:
         finally: browser.close()
 
 
-# ---- the server ------------------------------------------------------------------------------------------------------
+# ---- the server ----------------------------------------------------------------------------------
 
 @dataclass
 class Server:
@@ -122,7 +122,7 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     with running(lab_command(notebooks, "", port, browser=False), port, folder) as server: yield server
 
 
-# ---- a notebook ------------------------------------------------------------------------------------------------------
+# ---- a notebook ----------------------------------------------------------------------------------
 
 def open_notebook(page: Page, server: Server, path: str) -> None:
     """Open a notebook and wait for its kernel."""
@@ -253,7 +253,7 @@ def exercise_player(page: Page, player: ElementHandle) -> None:
     assert draws() == start, "a paused player goes on drawing"
 
 
-# ---- how fast ----------------------------------------------------------------------------------------------------------
+# ---- how fast ------------------------------------------------------------------------------------
 
 SPEED = """import torch
 from diffusion_course.player import play

@@ -1,4 +1,5 @@
-"""Pictures out of noise: generate is the loop with parts by name; seeds, previews, cost, errors; files; a panel that streams."""
+"""Pictures out of noise: generate is the loop with parts by name; seeds, previews, cost, errors; files; a panel that
+streams."""
 
 import math
 import re
@@ -156,7 +157,10 @@ def test_churn(model):
     options = dict(n=2, steps=5, seed=4, y=0, precision="fp32")
     ode = generate(model, sampler="euler_maruyama", churn=0.0, **options)
     torch.testing.assert_close(ode, generate(model, sampler="euler", **options))
-    assert torch.equal(generate(model, sampler="euler_maruyama", **options), generate(model, sampler="euler_maruyama", churn=1.0, **options))
+    assert torch.equal(
+        generate(model, sampler="euler_maruyama", **options),
+        generate(model, sampler="euler_maruyama", churn=1.0, **options),
+    )
     assert not torch.allclose(ode, generate(model, sampler="euler_maruyama", churn=1.0, **options), atol=1e-2)
 
 
@@ -236,8 +240,15 @@ def test_files(model, tmp_path):
 
 
 def test_files_of_one_label_and_of_no_labels(model, tmp_path):
-    for m, changes in ((model, dict(label=2)), (tiny(labels=0), {}), (model, dict(sampler="euler_maruyama", churn=0.5))):
-        config = with_options(SampleConfig(n=2, steps=2, scale=1, out=str(tmp_path / "a.png"), precision="fp32"), changes)
+    for m, changes in (
+        (model, dict(label=2)),
+        (tiny(labels=0), {}),
+        (model, dict(sampler="euler_maruyama", churn=0.5)),
+    ):
+        config = with_options(
+            SampleConfig(n=2, steps=2, scale=1, out=str(tmp_path / "a.png"), precision="fp32"),
+            changes,
+        )
         sample_to_files(m, config, progress=False)
         with Image.open(tmp_path / "a.png") as grid: assert grid.size == (17, 8)
 
@@ -252,7 +263,7 @@ def test_files_bad_settings(model, tmp_path, change, message):
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 
-# ---- a panel that shows pictures as they come --------------------------------------------------------------------------
+# ---- a panel that shows pictures as they come ----------------------------------------------------------------------
 
 def wait_for(true) -> None:
     """Until it is true, or ten seconds have passed."""
@@ -313,7 +324,7 @@ def test_panel_turns_an_error_half_way_into_a_line(model):
     assert "steps is 2" in p._message.value
 
 
-# ---- the shipped model -------------------------------------------------------------------------------------------------
+# ---- the shipped model ---------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
 def test_shipped_model_draws_pictures():

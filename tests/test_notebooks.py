@@ -25,7 +25,7 @@ def test_lesson_runs(path: Path) -> None:
     execute(path)
 
 
-# ---- the tool itself -------------------------------------------------------------------------------------------------
+# ---- the tool itself -----------------------------------------------------------------------------
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source, said", [
