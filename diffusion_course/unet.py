@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,8 @@ from .options import option
 from .seeds import seeded_weights
 
 # %% auto #0
-__all__ = ['EMBEDDINGS', 'TimeEmbedding', 'ResidualBlock', 'Attention', 'Upsample', 'Stage', 'UNetConfig', 'UNet']
+__all__ = ['EMBEDDINGS', 'TimeEmbedding', 'ResidualBlock', 'Attention', 'Upsample', 'Stage', 'PartCost', 'part_costs',
+           'UNetConfig', 'UNet']
 
 # %% ../nbs/13_unet.ipynb #123bcf99
 EMBEDDINGS = ("sinusoidal", "fourier")  # kinds of waves
@@ -218,6 +222,46 @@ class Stage(nn.Sequential):
         """
         for layer in self: x = layer(x, e) if isinstance(layer, ResidualBlock) else layer(x)
         return x
+
+# %% ../nbs/13_unet.ipynb #1567a2a1
+class PartCost(NamedTuple):
+    """What a part of a U-Net returns, how large it is and what it costs.
+
+    Attributes:
+        shape: of what it returns, without the batch.
+        parameters: how many.
+        multiply_adds: for one image.
+    """
+
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def part_costs(config: UNetConfig) -> dict[str, PartCost]:
+    """The costs of each part of a U-Net, in the order of computation. No number is computed.
+
+    A convolution costs its weights at each position it produces, a linear layer once; attention adds
+    2 N^2 times its width for N positions.
+
+    Args:
+        config: of the network.
+    """
+    with torch.device("meta"): net = UNet(config)
+    part_of = lambda name: ".".join(name.split(".")[: 2 if name.startswith(("down", "up")) else 1])
+    shapes: dict[str, tuple[int, ...]] = {}
+    sizes: Counter[str] = Counter()
+    costs: Counter[str] = Counter()
+    for name, p in net.named_parameters(): sizes[part_of(name)] += p.numel()
+    def record(part: str, module: nn.Module, args: tuple, out: Tensor) -> None:
+        N = out[0, 0].numel()  # positions
+        if isinstance(module, nn.Conv2d | nn.Linear): costs[part] += module.weight.numel() * N
+        if isinstance(module, Attention): costs[part] += 2 * N**2 * out.shape[1]
+        shapes[part] = tuple(out.shape[1:])  # a stage reports after its layers
+    for name, module in net.named_modules():
+        if name: module.register_forward_hook(partial(record, part_of(name)))
+    net(torch.zeros(1, *config.shape, device="meta"), torch.zeros(1, device="meta"))
+    return {part: PartCost(shapes[part], sizes[part], costs[part]) for part in shapes}
 
 # %% ../nbs/13_unet.ipynb #9fd598c9
 @dataclass(frozen=True)
