@@ -20,7 +20,7 @@ from .predictions import Denoiser, Model
 from .samplers import Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
 from .seeds import stratified
-from .training import DATA, Recipe
+from .training import DATA, Recipe, autocast
 from .unet import UNet, UNetConfig
 from .vae import check_previews
 
@@ -74,7 +74,7 @@ class Blur:
         sigma = self.sigma(t)
         sigma = sigma.double() if sigma.is_cpu else sigma.float()  # not every device has doubles
         sigma = sigma * x1.shape[-2]
-        with torch.autocast(x1.device.type, enabled=False):  # 16 bits would be seen
+        with autocast(x1.device, "fp32"):  # 16 bits would be seen
             rows, columns = (self._matrix(sigma, N).to(x1) for N in x1.shape[-2:])
             return rows @ x1 @ columns.mT
 

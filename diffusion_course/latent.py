@@ -222,6 +222,7 @@ class LatentUNet(UNet):
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # or the weights would carry the mode of their first caller
 def _load_vae(name: str, decoder_name: str = "", device: str = "cpu") -> tuple[VAE, int]:
     "An autoencoder, with another decoder where one is named, and its checksum."
     vae = load(name)
@@ -442,6 +443,7 @@ class DecoderRecipe(Recipe):
 
 
 @lru_cache(maxsize=2)
+@torch.inference_mode(False)
 def _critic(name: str, device: torch.device) -> Classifier:
     "The classifier of the perceptual loss."
     critic = load(name)

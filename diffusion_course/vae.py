@@ -150,9 +150,10 @@ class VAE(nn.Module):
         super().__init__()
         self.config = c = config or VAEConfig()
         self.shape, self.latent = c.shape, c.latent
-        with seeded_weights(seed): self._build(c)
-        self.register_buffer("shift", torch.zeros(c.latent[0], 1, 1))
-        self.register_buffer("scale", torch.ones(c.latent[0], 1, 1))
+        with seeded_weights(seed):
+            self._build(c)
+            self.register_buffer("shift", torch.zeros(c.latent[0], 1, 1))
+            self.register_buffer("scale", torch.ones(c.latent[0], 1, 1))
 
     def _build(self, c: VAEConfig) -> None:
         patch_channels = c.shape[0] * c.patch**2
