@@ -8,7 +8,7 @@
 Names that are used together stand here, and are imported when they are first used; all others are in their modules.
 
 Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps; `schedules` the path; `predictions`
-targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn, Langevin;
+targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn;
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `inpainting`; `cold` blur in place of noise; `few_step` students of one to four steps.

@@ -5,21 +5,20 @@
 # %% ../nbs/toolbox/classifier.ipynb #28cb3cfe
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import expect
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 
 # %% auto #0
 __all__ = ['ClassifierConfig', 'Classifier', 'shifted']
 
 # %% ../nbs/toolbox/classifier.ipynb #0de0c395
-@dataclass(frozen=True)
+@settings
 class ClassifierConfig:
     "Sizes of a classifier. The defaults are those of the shipped one, 1.1 M weights."
 

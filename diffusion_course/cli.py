@@ -77,7 +77,8 @@ def _load_jupyter_server_extension(server: object) -> None:
 
 # %% ../nbs/toolbox/cli.ipynb #2a2f2f0e
 def lessons_folder(folder: str | None = None) -> Path:
-    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable install.
+    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable
+    install.
 
     Args:
         folder: where to look; default: here, above, and beside the package.

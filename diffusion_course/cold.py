@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import expect
 from .images import Images
-from .options import option
+from .options import option, settings
 from .predictions import Denoiser, Model
 from .samplers import Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
@@ -215,7 +215,7 @@ class Restorer(UNet):
         return x + super().forward(x, t, y)
 
 
-@dataclass(frozen=True)
+@settings
 class ColdRecipe(Recipe):
     "How to train one restorer for all of DEGRADATIONS: a `Recipe`, and a network told which."
 

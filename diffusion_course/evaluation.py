@@ -26,7 +26,7 @@ from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
 from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
-from .options import option
+from .options import option, settings
 from diffusion_course.predictions import (
     Model,
     device_of,
@@ -42,7 +42,7 @@ from .solvers import as_times, integrate, rk4_step, standard_normal
 from .training import Recipe
 
 
-@dataclass(frozen=True)
+@settings
 class ClassifierRecipe(Recipe):
     "How to train a classifier: a `Recipe` and what belongs to telling labels apart."
 
@@ -697,7 +697,7 @@ def _fidelity(weights: str | os.PathLike | None) -> tuple[Callable, Path]:
     return calculate_metrics, path
 
 
-@dataclass(frozen=True)
+@settings
 class EvaluateConfig:
     "What to measure, and how the images are drawn: the flags of `diffusion-course evaluate`."
 

@@ -23,7 +23,7 @@ from .couplings import reflow_pairs
 from .generation import InPrecision, as_images, generate
 from .guidance import classifier_free
 from .matching import matching_loss
-from .options import option
+from .options import option, settings
 from .predictions import Denoiser, Model, ModelWrapper, Prediction, to_prediction
 from diffusion_course.samplers import (
     Recorder,
@@ -233,7 +233,7 @@ def teacher_pairs(
     return Pairs(*(torch.cat([p[k] for p in parts])[:n] for k in ("x0", "x1", "y")))
 
 # %% ../nbs/21_few_step.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class ReflowRecipe(Recipe):
     """How to train a student on pairs of its teacher and the straight lines between them. To be
     sampled with `euler`."""
@@ -336,7 +336,7 @@ def _teacher(name: str, w: float, device: torch.device) -> Model:
     return classifier_free(model, w) if model.net.n_labels else model
 
 
-@dataclass(frozen=True)
+@settings
 class ConsistencyRecipe(ReflowRecipe):
     "How to train a student to name the ends of its teacher's paths. To be sampled with `consistency`."
 

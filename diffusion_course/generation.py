@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from . import expect
 from .guidance import classifier_free
-from .options import option
+from .options import option, settings
 from .plots import Film, save_grid, tile
 from diffusion_course.predictions import (
     Model,
@@ -308,7 +308,7 @@ def _previews(run: _Run) -> Iterator[Preview]:
             yield Preview(k, float(run.ts[k]), x, x if last else recorder.first.x1, recorder.nfe)
 
 # %% ../nbs/15_sampling_pictures.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class SampleConfig:
     "What to draw, how, and where to: the flags of `diffusion-course sample`."
 

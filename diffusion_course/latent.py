@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .checkpoints import load
 from .classifier import Classifier
 from .images import Images
-from .options import option
+from .options import option, settings
 from .predictions import Denoiser
 from .schedules import Linear
 from .training import DenoiserRecipe, Recipe, autocast
@@ -125,7 +125,7 @@ def checksum(vae: nn.Module) -> int:
     return crc
 
 
-@dataclass(frozen=True)
+@settings
 class DecoderConfig(VAEConfig):
     """Sizes of a decoder on its own, and whose latents it reads.
 
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor: return self.decoder(z).float()
 
 
-@dataclass(frozen=True)
+@settings
 class LatentUNetConfig(UNetConfig):
     """Sizes of a U-Net of latents, and whose latents they are.
 
@@ -264,7 +264,7 @@ def decode(model: Denoiser | LatentUNet | VAE, z: Tensor, batch: int = 256) -> T
         return torch.cat([vae.decode(vae.from_unit(part)) for part in z.split(batch)])
 
 # %% ../nbs/18_latent.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class LatentRecipe(DenoiserRecipe):
     "How to train a denoiser of latents: a `DenoiserRecipe`, and whose latents they are."
 
@@ -367,7 +367,7 @@ def perceptual_loss(critic: Classifier, x: Tensor, x_hat: Tensor) -> Tensor:
     return torch.stack(squares).mean()
 
 
-@dataclass(frozen=True)
+@settings
 class DecoderRecipe(Recipe):
     "How to train a decoder on, for latents that stay: squared error, and a perceptual loss."
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 # %% auto #0
-__all__ = ['Dataclass', 'option', 'as_dict', 'add_options', 'with_options']
+__all__ = ['Dataclass', 'option', 'as_dict', 'settings', 'add_options', 'with_options']
 
 # %% ../nbs/toolbox/options.ipynb #8d1b0aa7
 class Dataclass(Protocol):
@@ -22,6 +23,7 @@ class Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+_C = TypeVar("_C")
 _D = TypeVar("_D", bound=Dataclass)
 
 
@@ -44,6 +46,24 @@ def as_dict(config: Dataclass) -> dict[str, Any]:
         config: an instance whose values JSON knows.
     """
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def settings(cls: type[_C]) -> type[_C]:
+    """A frozen dataclass whose docstring lists its fields with their explanations, so that `help()`
+    shows them.
+
+    Args:
+        cls: a class with annotated fields, made by `option` or not; those of its bases are listed too.
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    lines = [
+        f"    {f.name}: {f.metadata['help']}."
+        for f in dataclasses.fields(made)
+        if f.metadata.get("help")
+    ]
+    made.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    return made
 
 # %% ../nbs/toolbox/options.ipynb #225c469a
 def add_options(parser: argparse.ArgumentParser, config: Dataclass, prefix: str = "") -> None:

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from .files import whole_file
 from .guidance import classifier_free
 from .images import Images, cifar10, digits
 from .matching import matching_loss
-from .options import as_dict, option, with_options
+from .options import as_dict, option, settings, with_options
 from .plots import save_grid
 from .predictions import Denoiser, EmpiricalDenoiser
 from .samplers import dpmpp_2m, sample, uniform_grid
@@ -70,7 +69,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=small)
 
 # %% ../nbs/14_training.ipynb #0de0c395
-@dataclass(frozen=True)
+@settings
 class Recipe:
     """What every training shares. With the number of processes it decides everything that happens.
 
@@ -152,7 +151,7 @@ _EXPECTED = (
 )
 
 # %% ../nbs/14_training.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class DenoiserRecipe(Recipe):
     "How to train a U-Net to denoise images of a label: a `Recipe` and what belongs to diffusion."
 

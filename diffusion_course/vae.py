@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import expect
 from .checkpoints import load
 from .images import Images, to_bytes, to_float
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 from .training import DATA, Recipe, autocast
 
@@ -72,7 +72,7 @@ class DiagonalGaussian:
         return (mu.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1) / 2
 
 # %% ../nbs/17_vae.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class VAEConfig:
     "Sizes of an autoencoder. The defaults are those of the shipped vae-small."
 
@@ -258,7 +258,7 @@ def vae_loss(x: Tensor, x_hat: Tensor, q: DiagonalGaussian, kl: float) -> Tensor
     return (x_hat - x).square().mean() + kl * q.kl().mean() / D
 
 # %% ../nbs/17_vae.ipynb #9b13c5ab
-@dataclass(frozen=True)
+@settings
 class VAERecipe(Recipe):
     "How to train a `VAE`: a `Recipe` with the loss `vae_loss`."
 
