@@ -67,7 +67,7 @@ __all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE: value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _WHERE: value = vars(import_module(f".{_WHERE[name]}", __name__))[name]
     elif name in _MODULES: value = import_module(f".{name}", __name__)
     else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

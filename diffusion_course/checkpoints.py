@@ -147,7 +147,7 @@ def _class_of(name: str) -> tuple[type, type | None]:
 
 
 def _from_package(module: str, name: str) -> Any:
-    return getattr(import_module(f"diffusion_course.{module}"), name)
+    return vars(import_module(f"diffusion_course.{module}"))[name]
 
 
 def _describe(thing: Any) -> Any:
@@ -158,11 +158,8 @@ def _describe(thing: Any) -> Any:
             raise ValueError(
                 f"a {type(thing).__name__} has no config: expected what it was made with"
             )
-        config = (
-            dataclasses.asdict(thing.config)
-            if dataclasses.is_dataclass(thing.config)
-            else thing.config
-        )
+        config: Any = thing.config
+        if dataclasses.is_dataclass(config) and not isinstance(config, type): config = dataclasses.asdict(config)
         return dict(net=type(thing).__name__, config={k: _describe(v) for k, v in config.items()})
     if isinstance(thing, _from_package("schedules", "Schedule")):
         _check_known(thing)
@@ -290,7 +287,7 @@ def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") ->
             model = denoiser(net, _build(about["schedule"]), about["kind"], about["sigma_data"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network it names: {error}") from error
-    if len(getattr(net, "shape", ())) == 3: net.to(memory_format=torch.channels_last)
+    if len(vars(net).get("shape", ())) == 3: net.to(memory_format=torch.channels_last)
     return model.eval().to(expect.device(device))
 
 

@@ -28,9 +28,9 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = option((0, 1, 1), "residual blocks of each stage")
     n_labels: int = option(10, "labels 0 to n_labels - 1")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shape", "widths", "blocks"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(vars(self)[name]))
         scale = 2 ** len(self.widths)
         sides = self.shape[1:]
         n_blocks = len(self.blocks)
@@ -43,7 +43,7 @@ class ClassifierConfig:
             "n_labels": (self.n_labels >= 2, "2 or more"),
         }
         for name, (right, what) in expected.items():
-            if not right: raise ValueError(f"{name} is {getattr(self, name)!r}: expected {what}")
+            if not right: raise ValueError(f"{name} is {vars(self)[name]!r}: expected {what}")
 
 
 class Classifier(nn.Module):

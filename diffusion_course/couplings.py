@@ -85,7 +85,7 @@ def ot_matching_loss(
     """
     if "x0" in options: raise ValueError("x0 is given: expected data alone, noise is drawn and paired here")
     x0 = pair(standard_normal(x1, generator), x1, y)
-    cond = {} if y is None else dict(y=y)
+    cond: dict[str, Any] = {} if y is None else dict(y=y)
     return matching_loss(model, x1, x0=x0, generator=generator, **cond, **options)
 
 # %% ../nbs/11_straight_flows.ipynb #6a0a9083
@@ -121,15 +121,8 @@ def reflow_pairs(
     ts = uniform_grid(steps)
     x1 = []
     for i in range(0, len(x0), batch_size):
-        x1.append(
-            sample(
-                model,
-                part(x0, i),
-                ts,
-                stepper or heun(),
-                **{k: part(v, i) for k, v in cond.items()}
-            )
-        )
+        some: dict[str, Any] = {k: part(v, i) for k, v in cond.items()}
+        x1.append(sample(model, part(x0, i), ts, stepper or heun(), **some))
     return x0, torch.cat(x1)
 
 # %% ../nbs/11_straight_flows.ipynb #8d3198fe

@@ -207,7 +207,7 @@ def invert(
     Raises:
         ValueError: for times that do not rise, or a stepper that draws noise.
     """
-    def no_noise(x, t, s):
+    def no_noise(x: Tensor, t: float, s: float) -> Tensor:
         raise ValueError("the stepper draws noise: expected a deterministic one, as ddim() or heun()")
 
     times = as_times(ts)

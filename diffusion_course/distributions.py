@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import expect
 
 # %% auto #0
 __all__ = ['toy_names', 'toy', 'GaussianMixture', 'running_mixture']
@@ -102,12 +105,12 @@ def toy(name: str, n: int, seed: int = 0) -> Tensor:
 
 
 def _count(n: int) -> int:
-    if not hasattr(n, "__index__") or n < 1:
-        raise ValueError(f"n is {n!r}: expected a whole number of points, 1 or more")
-    return int(n)
+    return expect.whole("n", n, of="points")
 
 # %% ../nbs/01_distributions.ipynb #283d6086
-def _components(means, stds, weights, labels) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _components(
+    means: Any, stds: Any, weights: Any, labels: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The parameters of a mixture as tensors of one dtype, copied; a `ValueError` says what does
     not fit."""
     means = torch.as_tensor(means).clone()
@@ -156,16 +159,17 @@ def _points(x: Tensor, dim: int) -> Tensor:
     return x
 
 
-def _need_labels(labels: Tensor | None) -> None:
+def _need_labels(labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError(
             "the mixture has no labels: expected GaussianMixture(means, stds, weights, labels)"
         )
+    return labels
 
 
 def _matches(y: Tensor | int, n: int, labels: Tensor | None, weights: Tensor) -> Tensor:
     "Which components carry the label asked for at each point: booleans (n, K)."
-    _need_labels(labels)
+    labels = _need_labels(labels)
     if isinstance(y, str) or torch.as_tensor(y).shape not in ((), (n,)):
         raise ValueError(f"y is {y!r}: expected a number or integers of shape ({n},), one label a point")
     match = ((labels == torch.as_tensor(y, device=labels.device)[..., None]) & (weights > 0)).expand(n, -1)
@@ -253,8 +257,7 @@ class GaussianMixture:
         Args:
             x: (n, D) points.
         """
-        _need_labels(self.labels)
-        of_label = torch.nn.functional.one_hot(self.labels).to(x)
+        of_label = torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)
         return (self.responsibilities(x)[..., None] * of_label).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -273,9 +276,9 @@ class GaussianMixture:
             n: how many points.
             generator: source of randomness; default: torch's global one.
         """
-        _need_labels(self.labels)
+        labels = _need_labels(self.labels)
         x, k = self._draw(n, generator)
-        return x, self.labels[k]
+        return x, labels[k]
 
     def _draw(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         k = torch.multinomial(self.weights, _count(n), replacement=True, generator=generator)

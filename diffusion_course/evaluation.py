@@ -28,13 +28,7 @@ from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
 from .options import option, settings
 from diffusion_course.predictions import (
-    Model,
-    device_of,
-    differentiable,
-    eval_mode,
-    n_labels,
-    network,
-    singular,
+    Model, device_of, differentiable, eval_mode, latent_network, n_labels, singular,
 )
 from .predictions import without_inference
 from .samplers import Stepper
@@ -50,7 +44,7 @@ class ClassifierRecipe(Recipe):
     shift: int = option(4, "most pixels that an image is moved by")
     smoothing: float = option(0.1, "fraction of certainty spread over all labels (Szegedy et al. 2016)")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         most = min(self.net.shape[1:]) - 1
         if not 0 <= self.smoothing < 1:
@@ -292,7 +286,7 @@ class Score:
         if not isinstance(other, Score):
             raise ValueError(f"a score and {other!r}: expected two scores, or use .value")
         for field in ("name", "extractor", "n"):
-            mine, its = getattr(self, field), getattr(other, field)
+            mine, its = vars(self)[field], vars(other)[field]
             if mine != its:
                 raise ValueError(f"two scores: expected the same {field}, not {mine!r} and {its!r}")
         return other.value
@@ -748,7 +742,7 @@ def scores_of(
     """
     labels = n_labels(model)
     n, bits = expect.whole("n", config.n, of="images"), expect.whole("bits", config.bits, 0)
-    if bits and hasattr(network(model), "decode"):
+    if bits and latent_network(model):
         raise ValueError(
             f"bits is {bits}: expected 0 for a model of latents, which says nothing about pixels"
         )

@@ -18,13 +18,7 @@ from .guidance import classifier_free
 from .options import option, settings
 from .plots import Film, save_grid, tile
 from diffusion_course.predictions import (
-    Model,
-    ModelWrapper,
-    Prediction,
-    device_of,
-    n_labels,
-    network,
-    sample_shape,
+    Model, ModelWrapper, Prediction, device_of, latent_network, n_labels, network, sample_shape,
 )
 from diffusion_course.samplers import (
     Recorder,
@@ -349,8 +343,8 @@ def as_images(model: Model, x: Tensor) -> Tensor:
     Returns:
         (n, C, H, W).
     """
-    net = network(model)
-    return net.decode(x) if hasattr(net, "decode") else x
+    net = latent_network(model)
+    return x if net is None else net.decode(x)
 
 
 def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .distributions import GaussianMixture
-from .predictions import Model, ModelWrapper, Prediction, differentiable, n_labels, network
+from .predictions import Model, ModelWrapper, Prediction, differentiable, n_labels, null_label
 from .predictions import without_inference
 from .schedules import per_sample
 
@@ -215,8 +215,7 @@ def classifier_free(
     Raises:
         ValueError: for a w that is not finite, or an interval outside [0, 1].
     """
-    if null is None and hasattr(network(model), "n_labels"): null = n_labels(model)
-    return ClassifierFree(model, w, null, interval)
+    return ClassifierFree(model, w, null_label(model) if null is None else null, interval)
 
 
 def _extrapolate(p: Prediction, q: Prediction, w: float) -> Prediction:

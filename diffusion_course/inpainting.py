@@ -15,9 +15,10 @@ from torch import Tensor
 
 from . import expect
 from .predictions import Model, ModelWrapper, Prediction, differentiable, without_inference
-from .samplers import Noise, Stepper, ddim, ending_with_data, handles_singular_ends
+from .samplers import Noise, Recorder, Stepper, ddim, ending_with_data, handles_singular_ends
 from .samplers import handling_singular_ends, sample
 from .schedules import Schedule, per_sample
+from .solvers import as_times, standard_normal
 from .vae import VAE
 
 
@@ -35,7 +36,7 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     shape = tuple(x.shape)
     form = shape[2:] if x.ndim == 4 else shape[1:]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        given = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask is {given}: expected torch.bool, True where x is known")
     if mask.ndim == x.ndim: fits = all(a in (1, b) for a, b in zip(mask.shape, shape, strict=True))
     else: fits = tuple(mask.shape) == form
@@ -139,11 +140,11 @@ def _with_known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
     first_order = ddim()
 
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         near_singular = model.singular(t) or model.singular(s)
         unknown = first_order if near_singular and not handles_singular_ends(stepper) else stepper
         y = unknown(model, x, t, s)
-        known = model.schedule.mix(_repeated(x1, x), model.noise(x, t, s), s)
+        known = model.schedule.mix(_repeated(x1.to(x), x), model.noise(x, t, s), s)
         return torch.where(mask.to(x.device), known, y)
     return step
 
@@ -153,10 +154,10 @@ def _with_known_data(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
     known."""
     @ending_with_data
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         y = stepper(model, x, t, s)
         if not t < s == 1 or model.schedule.sigma(s) == 0: return y
-        return torch.where(mask.to(x.device), _repeated(x1, x), model(y, s).x1)
+        return torch.where(mask.to(x.device), _repeated(x1.to(x), x), model(y, s).x1)
     return step
 
 # %% ../nbs/19_inpainting.ipynb #20663865
@@ -200,7 +201,7 @@ def resampling(
     down = _with_known_region(stepper, x1, known)
 
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         times = [*(t + (s - t) * k / jump for k in range(jump)), s]
         for k in range(repeats):
             if k: x = noised_again(model.schedule, x, s, t, model.noise(x, s, t))
@@ -298,7 +299,8 @@ def seam(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    known, jump, count = as_mask(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:]), 0.0, 0
+    known = as_mask(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:])
+    jump, count = x.new_zeros(len(x)), x.new_zeros(len(x))
     for dim in (2, 3):
         inside = known.shape[dim] - 3
         p, q, r, s = (x.narrow(dim, k, inside) for k in range(4))
@@ -358,7 +360,7 @@ def crop_around(
     if mask.ndim != 2 or mask.all() or margin < 0:
         given = f"mask of shape {tuple(mask.shape)}, {int((~mask).sum())} pixels to fill, margin {margin}"
         raise ValueError(f"{given}: expected (H, W), at least one pixel, margin >= 0")
-    window = []
+    window: list[slice] = []
     for k, full in enumerate(mask.shape):
         at = (~mask).any(1 - k).nonzero()
         first, last = int(at.min()), int(at.max()) + 1
@@ -367,7 +369,8 @@ def crop_around(
             raise ValueError(f"size is {size}: expected {last - first} to {full} pixels along side {k}")
         start = min(max((first + last - want) // 2, 0), full - want)
         window.append(slice(start, start + want))
-    return tuple(window)
+    rows, columns = window
+    return rows, columns
 
 # %% ../nbs/19_inpainting.ipynb #2195671e
 def latent_mask(mask: Tensor, cells: tuple[int, int]) -> Tensor:
@@ -389,9 +392,9 @@ def latent_mask(mask: Tensor, cells: tuple[int, int]) -> Tensor:
 def latent_inpaint(
     model: Model, vae: VAE, x: Tensor, mask: Tensor, ts: Tensor | Sequence[float], stepper: Stepper,
     *, paste: bool = True, generator: torch.Generator | None = None, noise: Noise | None = None,
-    **cond,
+    **cond: Any,
 ) -> Tensor:
-    """Pictures filled by a model of latents: encode, fill, decode, paste back.
+    """Images filled by a model of latents: encode, fill, decode, paste back.
 
     A cell is filled if any of its pixels is unknown; unknown pixels are encoded as grey.
 
@@ -408,10 +411,10 @@ def latent_inpaint(
         **cond: handed on to the model, as y.
     """
     z = vae.to_unit(vae.encode(torch.where(as_mask(mask, x), x, 0)).mode)
-    cells = latent_mask(as_mask(mask, x).all(1, keepdim=True), z.shape[2:])
-    ts = torch.as_tensor(ts, dtype=torch.float64)
+    cells = latent_mask(as_mask(mask, x).all(1, keepdim=True), (z.shape[2], z.shape[3]))
+    ts = as_times(ts)
     first = (
-        torch.randn(z.shape, generator=generator, device=z.device)
+        standard_normal(z, generator)
         if noise is None
         else noise(z, 0.0, 0.0)
     )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, n_labels: int = 0, seed: int = 0):
         super().__init__()
+        self.x_waves: Tensor
+        self.t_waves: Tensor
         self.config = dict(dim=dim, width=width, depth=depth, n_labels=n_labels)
         self.shape = (dim,)
         self.n_labels = n_labels
@@ -137,7 +139,7 @@ def one_thread_if_small(train: Callable) -> Callable:
         train: a function whose first argument is the model.
     """
     @wraps(train)
-    def wrapped(model: nn.Module, *args, **kwargs):
+    def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         threads = torch.get_num_threads()
         if sum(p.numel() for p in model.parameters()) < 1_000_000: torch.set_num_threads(1)
         try: return train(model, *args, **kwargs)
@@ -252,5 +254,6 @@ def fit(
                 )
             good = copy.deepcopy(model.state_dict())
             bar.set_postfix(loss=f"{recent.mean():.4f}")
-        if watch and (k + 1) % max(1, steps // 25) == 0: watch(k + 1, average.module)
-    return History(copy.deepcopy(average.module).eval(), torch.stack(losses).cpu())
+        if watch and (k + 1) % max(1, steps // 25) == 0: watch(k + 1, cast(Denoiser, average.module))
+    averaged: Any = copy.deepcopy(average.module).eval()
+    return History(averaged, torch.stack(losses).cpu())

@@ -48,7 +48,7 @@ def as_dict(config: Dataclass) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+@dataclass_transform(frozen_default=True)
 def settings(cls: type[_C]) -> type[_C]:
     """A frozen dataclass whose docstring lists its fields with their explanations, so that `help()`
     shows them.
@@ -56,7 +56,7 @@ def settings(cls: type[_C]) -> type[_C]:
     Args:
         cls: a class with annotated fields, made by `option` or not; those of its bases are listed too.
     """
-    made = dataclasses.dataclass(frozen=True)(cls)
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
     lines = [
         f"    {f.name}: {f.metadata['help']}."
         for f in dataclasses.fields(made)
@@ -78,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, config: Dataclass, prefix: str 
     """
     for f in dataclasses.fields(config):
         name = prefix + f.name
-        value = getattr(config, f.name)
+        value = vars(config)[f.name]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             add_options(parser, value, f"{name}.")
             continue
@@ -100,7 +100,7 @@ def with_options(config: _D, values: Mapping[str, Any]) -> _D:
     Raises:
         ValueError: where a name isn't one of its fields; other errors are the dataclass's own.
     """
-    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    known = {f.name: vars(config)[f.name] for f in dataclasses.fields(config)}
     changed: dict[str, Any] = {}
     inside: dict[str, dict[str, Any]] = {}
     for key, value in values.items():

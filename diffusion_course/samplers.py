@@ -173,7 +173,7 @@ def handles_singular_ends(stepper: Stepper) -> bool:
     Args:
         stepper: any stepper.
     """
-    return getattr(stepper, "handles_singular_ends", False)
+    return _is_marked(stepper, "handles_singular_ends")
 
 
 def ending_with_data(stepper: Stepper) -> Stepper:
@@ -193,7 +193,10 @@ def ends_with_data(stepper: Stepper) -> bool:
     Args:
         stepper: any stepper.
     """
-    return getattr(stepper, "ends_with_data", False)
+    return _is_marked(stepper, "ends_with_data")
+
+
+def _is_marked(stepper: Stepper, mark: str) -> bool: return getattr(stepper, mark, False)
 
 
 def _check_stepper(stepper: Stepper) -> None:
@@ -284,7 +287,7 @@ def trajectory(
 
 # %% ../nbs/07_samplers.ipynb #e21a6477
 def _ode(step: Callable[..., Tensor]) -> Stepper:
-    def stepper(model, x, t, s):
+    def stepper(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         return step(lambda x, t: model(x, t).velocity, x, t, s)
     return stepper
 
@@ -324,7 +327,7 @@ def euler_maruyama(churn: Churn = 1.0) -> Stepper:
     Args:
         churn: how much of the SDE is switched on, >= 0, or a function of t; 0 is the ODE.
     """
-    def stepper(model, x, t, s):
+    def stepper(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         return sde_step(model, churn, x, t, s, noise=model.noise(x, t, s))
     return stepper
 
@@ -341,7 +344,7 @@ def ddim(eta: float = 0.0) -> Stepper:
     """
     expect.number("eta", eta, 0, 1, "a number in [0, 1], 0 for none of the noise")
 
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         if eta and s < t:
             raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, as eta is {eta}")
         p = model(x, t)
@@ -381,7 +384,7 @@ def dpmpp_2m() -> Stepper:
     Order 2, one call a step: it remembers the step before. Its first step, and one into or out of
     an end where lambda is infinite, is DDIM's.
     """
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         q, p, schedule = model.previous, model(x, t), model.schedule
         alpha_s, sigma_s = schedule.weights(s)
         lambda_t, lambda_s = _half_log_snr(schedule, t), _half_log_snr(schedule, s)
@@ -514,14 +517,16 @@ def adaptive(rtol: float = 1e-6, atol: float = 1e-6) -> Stepper:
         raise ValueError(f"rtol is {rtol}, atol is {atol}: expected positive numbers")
 
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         from scipy.integrate import solve_ivp
 
-        def velocity(t, flat):
+        def velocity(t: float, flat: Any) -> Any:
             return as_flat(model(as_points(flat), t).velocity)
 
-        def as_flat(x): return x.flatten().cpu().double().numpy()
-        def as_points(flat): return torch.from_numpy(flat).reshape(x.shape).to(x.dtype).to(x.device)
+        def as_flat(x: Tensor) -> Any: return x.flatten().cpu().double().numpy()
+
+        def as_points(flat: Any) -> Tensor:
+            return torch.from_numpy(flat).reshape(x.shape).to(x.dtype).to(x.device)
 
         lo, hi = model.schedule.t_range
         inside = lambda t: min(max(t, lo, 1e-5), hi, 1 - 1e-5) if model.singular(t) else t
@@ -549,7 +554,7 @@ def ancestral(variance: str = "posterior") -> Stepper:
         raise ValueError(f"variance is {variance!r}: expected 'posterior' or 'beta'")
     posterior = ddim(eta=1.0)
 
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         if s < t:
             raise ValueError(
                 f"an ancestral step from t = {t} to s = {s}: expected s > t, from noise to data"
@@ -610,7 +615,7 @@ def with_langevin(stepper: Stepper, steps: int = 1, step: float = 0.05) -> Stepp
         steps: of Langevin, after each of its steps.
         step: their length in units of sigma(t)², at most 1.
     """
-    def corrected(model, x, t, s):
+    def corrected(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         y = stepper(model, x, t, s)
         if model.singular(s) or model.schedule.sigma(s) == 0: return y
         return langevin_correct(model, y, s, steps, step, generator=model.generator)

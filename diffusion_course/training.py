@@ -104,13 +104,13 @@ class Recipe:
         "", "a model to begin from: the name of a shipped one, or a file; none: random weights"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+            value = vars(self)[f.name]
             if isinstance(value, list): object.__setattr__(self, f.name, tuple(value))
         for what, right, names in _EXPECTED:
             for name in names:
-                value = getattr(self, name)
+                value = vars(self)[name]
                 if not right(value): raise ValueError(f"{name} is {value!r}: expected {what}")
 
     def pictures(self) -> Any:
@@ -128,13 +128,43 @@ class Recipe:
         return min(1.0, (seen + self.batch) / max(self.warmup, 1)) * falling
 
     # What a kind of training adds
-    def build(self) -> nn.Module: raise NotImplementedError
-    def loss(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def build(self) -> nn.Module:
+        "The model at the beginning."
         raise NotImplementedError
 
-    def check_data(self, data: Any) -> None: "A ValueError where the data can't be what this model learns."
-    def floor(self, data: Any) -> float | None: "The least loss that any model can have, where it is known."
-    def preview(self, model: Any) -> Tensor | None: "Images (n, C, H, W) that show how far it has come."
+    def loss(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            model: that is trained.
+            x: (B, C, H, W) from -1 to 1.
+            y: (B,) labels.
+            generator: source of everything random.
+        """
+        raise NotImplementedError
+
+    def check_data(self, data: Any) -> None:
+        """A `ValueError` where the data can't be what this model learns.
+
+        Args:
+            data: what is trained on.
+        """
+
+    def floor(self, data: Any) -> float | None:
+        """The least loss that any model can have, where it is known.
+
+        Args:
+            data: what is trained on.
+        """
+        return None
+
+    def preview(self, model: Any) -> Tensor | None:
+        """Images (n, C, H, W) that show how far it has come.
+
+        Args:
+            model: the averaged one.
+        """
+        return None
 
 
 DATA: dict[str, Callable[[str], Images]] = {"cifar10": cifar10, "digits": digits}
@@ -164,7 +194,7 @@ class DenoiserRecipe(Recipe):
     )
     guidance: float = option(2.0, "guidance of the samples that are drawn on the way")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.times not in ("logit-normal", "uniform"):
             raise ValueError(f"times is {self.times!r}: expected 'logit-normal' or 'uniform'")
@@ -174,13 +204,13 @@ class DenoiserRecipe(Recipe):
         "The model at the beginning: random weights, or those of `start`."
         if not self.start: return Denoiser(UNet(self.net, self.seed), Linear(), self.kind)
         model = load(self.start)
-        found = (getattr(getattr(model, "net", None), "config", None), getattr(model, "kind", None))
-        if found != (self.net, self.kind):
-            raise ValueError(f"start is {self.start!r}, a model of {found[1]} with {found[0]}:"
+        made = (model.net.config, model.kind) if isinstance(model, Denoiser) else (type(model).__name__, "no target")
+        if made != (self.net, self.kind):
+            raise ValueError(f"start is {self.start!r}, a model of {made[1]} with {made[0]}:"
                              f" expected {self.kind} with {self.net}")
         return model.train()
 
-    def check_data(self, data: Images) -> None:
+    def check_data(self, data: Any) -> None:
         shape, n = tuple(data.x.shape[1:]), self.net.n_labels
         if shape != self.net.shape:
             raise ValueError(f"net.shape is {self.net.shape}: expected that of the data, {shape}")
@@ -201,13 +231,14 @@ class DenoiserRecipe(Recipe):
         return normal_quantile(u.clamp(1e-6, 1 - 1e-6)).sigmoid()  # Esser et al. 2024, section 3.1
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        t, cond = self.draw_times(len(x), generator), {}
+        t = self.draw_times(len(x), generator)
+        cond: dict[str, Any] = {}
         if self.net.n_labels:
             lost = torch.rand(len(y), generator=generator, device=y.device) < self.drop
             cond = dict(y=torch.where(lost, self.net.n_labels, y))
         return matching_loss(model, x, t=t, generator=generator, **cond)
 
-    def floor(self, data: Images, n: int = 2048) -> float | None:
+    def floor(self, data: Any, n: int = 2048) -> float | None:
         """The loss of the perfect model of these very images, which can only give them back. For
         small sets.
 
@@ -236,9 +267,10 @@ class DenoiserRecipe(Recipe):
         x = torch.randn((labels or 10) * each, *self.net.shape, generator=g).to(
             next(model.parameters()).device
         )
-        y = dict(y=torch.arange(labels, device=x.device).repeat_interleave(each)) if labels else {}
+        y = torch.arange(labels, device=x.device).repeat_interleave(each)
+        cond: dict[str, Any] = dict(y=y) if labels else {}
         guided = classifier_free(model, self.guidance) if labels else model
-        return sample(guided, x, uniform_grid(15), dpmpp_2m(), **y)
+        return sample(guided, x, uniform_grid(15), dpmpp_2m(), **cond)
 
 
 PRESETS: dict[str, DenoiserRecipe] = {
@@ -376,7 +408,7 @@ class Run:
         self.data = data.to(self.device)
         self.model = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
         if config.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
-        if config.compile: getattr(self.model, "net", self.model).compile()
+        if config.compile: (self.model.net if isinstance(self.model, Denoiser) else self.model).compile()
         self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema))
         self.average.eval()
         self.weights, fused = list(self.model.parameters()), self.device.type in ("cpu", "cuda")
@@ -384,7 +416,8 @@ class Run:
             self.weights, config.lr, config.betas, weight_decay=config.weight_decay, fused=fused
         )
         self.objective, self.optimizer = accelerator.prepare(Objective(self.model, config), adam)
-        self.steps, self.seconds, self.loss, self.recent = 0, 0.0, math.nan, []
+        self.steps, self.seconds, self.loss = 0, 0.0, math.nan
+        self.recent: list[Tensor] = []
 
     @property
     def seen(self) -> int: return self.steps * self.config.batch
@@ -615,7 +648,7 @@ def _check_resumable(config: Recipe, folder: Path, resume: bool) -> bool:
             f"{folder} holds a run already: resume it (--resume) or choose another folder (--folder)"
         )
     for f in dataclasses.fields(config):
-        old, new = getattr(before, f.name), getattr(config, f.name)
+        old, new = vars(before)[f.name], vars(config)[f.name]
         if old != new and f.name not in CHANGEABLE:
             raise ValueError(f"{f.name} is {new!r}: expected {old!r}, as the run in {folder} began with")
     return True
@@ -652,8 +685,9 @@ def _training_loop(
                 if table: table.add(images=run.seen, loss=f"{run.loss:.6f}", grad_norm=f"{norm:.4f}",
                                     lr=f"{run.optimizer.param_groups[0]['lr']:.3g}",
                                     images_per_second=f"{speed:.1f}", seconds=f"{run.seconds:.1f}")
-                above = {} if floor is None else {"above floor": f"{run.loss - floor:.4f}"}
-                bar.set_postfix(loss=f"{run.loss:.4f}", **above)
+                postfix = dict(loss=f"{run.loss:.4f}")
+                if floor is not None: postfix["above floor"] = f"{run.loss - floor:.4f}"
+                bar.set_postfix(postfix)
                 if watch: watch(run)
             if any(run.seen - c.batch < k <= run.seen for k in c.stages): run.show(**info)
             stop = run.any_process(bool(asked))

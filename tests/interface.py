@@ -156,7 +156,8 @@ def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
         """() => { const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c =>
         c.querySelector('.cm-content')?.innerText.trim());
                    return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
-                     (cells.length && cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""",
+                     (cells.length && cells.every(c =>
+                       /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""",
         timeout=timeout,
     )
 
@@ -164,7 +165,8 @@ def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
 def complaints(page: Page) -> list[str]:
     """Errors and warnings under the cells, and dialogs and notices over them."""
     said = page.locator(
-        '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jp-Dialog, .Toastify__toast'
+        '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"],'
+        " .jp-Dialog, .Toastify__toast"
     )
     return [text.strip()[-1500:] for text in said.all_inner_texts()]
 
@@ -172,7 +174,11 @@ def complaints(page: Page) -> list[str]:
 # Pictures are compared by their pixels: the address of one that was sent anew changes even where it looks the same.
 # A player is looked at, paused, at several times, because at t = 0 nothing may differ.
 PIXELS = """async (root) => {
-  const hash = (s) => { let h = 5381; for (let i = 0; i < s.length; i++) h = (h * 33 ^ s.charCodeAt(i)) >>> 0; return h; };
+  const hash = (s) => {
+    let h = 5381;
+    for (let i = 0; i < s.length; i++) h = (h * 33 ^ s.charCodeAt(i)) >>> 0;
+    return h;
+  };
   const seen = [];
   for (const img of root.querySelectorAll('.dc-picture')) {
     const picture = img.tagName === 'IMG' ? img : img.querySelector('img'), canvas = document.createElement('canvas');
@@ -352,7 +358,8 @@ def frames_per_second(page: Page, player: ElementHandle, seconds: float = 3) -> 
     """How often a playing player draws."""
     player.scroll_into_view_if_needed()
     if player.get_attribute("data-playing") != "true": player.query_selector(".dc-play").click()
-    count = """async ([p, s]) => { const a = +p.dataset.draws, t = performance.now(); await new Promise(r => setTimeout(r, 1000 * s));
+    count = """async ([p, s]) => { const a = +p.dataset.draws, t = performance.now();
+                                   await new Promise(r => setTimeout(r, 1000 * s));
                                    return 1000 * (p.dataset.draws - a) / (performance.now() - t); }"""
     return page.evaluate(count, [player, seconds])
 
@@ -373,7 +380,8 @@ def measure_speed(page: Page, server: Server, notebooks: Path) -> str:
     ):
         ms = sorted(latencies(page, panel))
         rows.append(
-            f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms   95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)"
+            f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms  "
+            f" 95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)"
         )
     player = page.query_selector_all(".dc-player")[-1]
     rows.append(f"player, 2,000 points, 50 steps: {frames_per_second(page, player):.0f} frames a second")

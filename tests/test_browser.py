@@ -68,7 +68,8 @@ def page(browser, server: Server, request: pytest.FixtureRequest) -> Iterator:
     assert not asked, f"asked of the network: {asked}"
 
 
-STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'  # pictures that need no kernel
+# Pictures that need no kernel
+STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)

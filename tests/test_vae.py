@@ -411,7 +411,8 @@ def cifar() -> tuple[Tensor, Tensor]:
     """10,000 images to fit to, 1,000 to measure with."""
     try:
         return cifar10(download=False).batch(slice(10_000))[0], cifar10("test", download=False).batch(slice(1000))[0]
-    except FileNotFoundError: pytest.skip("CIFAR-10 isn't on this machine: set DIFFUSION_COURSE_DATA or run cifar10() once")
+    except FileNotFoundError:
+        pytest.skip("CIFAR-10 isn't on this machine: set DIFFUSION_COURSE_DATA or run cifar10() once")
 
 
 def blocks(x: Tensor) -> Tensor:
