@@ -275,9 +275,10 @@ class UNetConfig:
     embedding: str = option("sinusoidal", "of the time; or fourier, waves of random lengths")
     modulate: bool = option(True, "time and label scale and shift a norm; else they are added")
 
-    def __post_init__(self):
-        for name in ("shape", "widths", "attention"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "attention", tuple(self.attention))
         _check_config(self)
 
 
@@ -286,7 +287,7 @@ def _check_config(c: UNetConfig) -> None:
         raise ValueError(f"shape is {c.shape}: expected (channels, height, width)")
     if not c.widths or any(w < 1 or w % 16 for w in c.widths):
         raise ValueError(f"widths is {c.widths}: expected multiples of 16")
-    for name in ("blocks", "head", "patch"): expect.whole(name, getattr(c, name))
+    for name, value in dict(blocks=c.blocks, head=c.head, patch=c.patch).items(): expect.whole(name, value)
     expect.whole("n_labels", c.n_labels, 0)
     expect.number("dropout", c.dropout, 0, 1, "a fraction in [0, 1)", below=True)
     expect.one_of("embedding", c.embedding, EMBEDDINGS)
