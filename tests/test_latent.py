@@ -326,12 +326,9 @@ def test_latents_of_images_that_can_not_be_shown_are_refused_before_training(tmp
 def test_a_decoder_is_trained_on_images_of_its_shape_only(digit_vae: str, critic: str) -> None:
     decoding = DecoderRecipe(data="digits", vae=digit_vae, critic=critic, stages=(32,))
     decoding.check_data(some_digits())
-    for wrong, name in (
-        (replace(decoding, vae="vae-small"), "vae"),
-        (replace(decoding, critic="cifar10-classifier"), "critic"),
-    ):
-        with pytest.raises(ValueError, match=rf"{name} is .*, for images of shape \(3, 32, 32\): expected the data's"):
-            wrong.check_data(some_digits())
+    for wrong in (dict(vae="vae-small"), dict(critic="cifar10-classifier")):
+        message = rf"{next(iter(wrong))} is .*, for images of shape \(3, 32, 32\): expected the data's"
+        with pytest.raises(ValueError, match=message): replace(decoding, **wrong).check_data(some_digits())
 
 
 # ---- the shipped ones ------------------------------------------------------------------------------------------------

@@ -345,11 +345,17 @@ ZERO = torch.zeros(1, 3, 4, 4)
     (ZERO, ZERO + math.inf, "b holds 48 values that are NaN or infinite"),
     (ZERO, ZERO.long(), r"b is torch.int64: expected floating-point numbers in \[-1, 1\], or bytes"),
     (ZERO > 0, ZERO, "a is torch.bool"),
-    (ZERO + 255, ZERO + 12, r"a holds values up to 255: expected images in \[-1, 1\], or bytes"),
-    (ZERO, ZERO - 128, "b holds values up to 128"),
+    (ZERO + 255, ZERO + 12, r"a holds values from 255 to 255: expected images in \[-1, 1\], or bytes"),
+    (ZERO, torch.linspace(0, 3, 48).view(1, 3, 4, 4), "b holds values from 0 to 3"),
+    (ZERO, torch.linspace(-128, 127, 48).view(1, 3, 4, 4), "b holds values from -128 to 127"),
 ])
 def test_what_psnr_can_not_compare_is_refused(a: Tensor, b: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message): psnr(a, b)
+
+
+def test_psnr_of_what_a_decoder_exaggerates() -> None:
+    x_hat = torch.linspace(-60, 60, 48).view(1, 3, 4, 4)
+    assert psnr(ZERO, x_hat) < 0 and psnr(ZERO[:0], ZERO[:0]).shape == (0,)
 
 
 def test_reconstructing_in_parts_is_reconstructing() -> None:
@@ -409,10 +415,9 @@ def test_the_kl_weight_trades_error_for_nats() -> None:
 @pytest.fixture(scope="module")
 def cifar() -> tuple[Tensor, Tensor]:
     """10,000 images to fit to, 1,000 to measure with."""
-    try:
-        return cifar10(download=False).batch(slice(10_000))[0], cifar10("test", download=False).batch(slice(1000))[0]
-    except FileNotFoundError:
-        pytest.skip("CIFAR-10 isn't on this machine: set DIFFUSION_COURSE_DATA or run cifar10() once")
+    try: data, test = (cifar10(split, download=False) for split in ("train", "test"))
+    except FileNotFoundError: pytest.skip("CIFAR-10 isn't at hand: set DIFFUSION_COURSE_DATA or run cifar10() once")
+    return data.batch(slice(10_000))[0], test.batch(slice(1000))[0]
 
 
 def blocks(x: Tensor) -> Tensor:
