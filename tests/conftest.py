@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")  # the user's list of fonts may name fonts of an environment that is gone
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(
+    prefix="matplotlib-"
+)  # the user's list of fonts may name fonts of an environment that is gone
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PACKAGE = ROOT / "nbs", ROOT / "diffusion_course"
 sys.path.insert(0, str(ROOT / "tools"))
@@ -38,7 +40,11 @@ def read(path: Path) -> dict:
 
 def code(path: Path) -> list[str]:
     """The sources of a notebook's code cells, without lines that only IPython reads."""
-    return [re.sub(r"^\s*[%!].*$", "", c["source"], flags=re.M) for c in read(path)["cells"] if c["cell_type"] == "code"]
+    return [
+        re.sub(r"^\s*[%!].*$", "", c["source"], flags=re.M)
+        for c in read(path)["cells"]
+        if c["cell_type"] == "code"
+    ]
 
 
 def is_exported(source: str) -> bool:
@@ -55,16 +61,26 @@ def module_of(path: Path) -> str | None:
 def checks(source: str) -> Iterator[tuple[str, str]]:
     """The calls check("name", function) in a source: the name, and the function as it is written."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "check" and len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", None) == "check"
+            and len(node.args) == 2
+            and isinstance(node.args[0], ast.Constant)
+        ):
             yield node.args[0].value, ast.unparse(node.args[1])
 
 
 def imported(source: str, module: str = "") -> set[str]:
-    """The modules of this package that a source imports, also inside its functions; `module` is where relative names start."""
+    """The modules of this package that a source imports, also inside its functions; `module` is where relative names
+    start."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, [*module.split(".")[: -node.level], node.module])) if node.level else node.module
+            base = (
+                ".".join(filter(None, [*module.split(".")[: -node.level], node.module]))
+                if node.level
+                else node.module
+            )
             found |= {f"{base}.{a.name}" for a in node.names} if base == "diffusion_course" else {base}
     return {m for m in found if m.startswith("diffusion_course.") and not m.endswith(".__version__")}

@@ -29,7 +29,7 @@ PATIENCE = 60_000  # milliseconds before what does not come is given up
 NO_BROWSER = "no Chromium or Chrome found: set CHROMIUM to one, or run `python -m playwright install chromium`"
 
 
-# ---- the browser -----------------------------------------------------------------------------------------------------
+# ---- the browser ---------------------------------------------------------------------------------
 
 def find_browser() -> str | None:
     """An executable: $CHROMIUM, the system's Chromium or Chrome, or Playwright's own."""
@@ -45,7 +45,10 @@ def find_browser() -> str | None:
 
 def install_browser() -> str | None:
     """The browser there is, or Playwright's, fetched. None, and one line that says so, where neither can be had."""
-    if not find_browser(): subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True)
+    if not find_browser():
+        subprocess.run(
+            [sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True
+        )
     found = find_browser()
     print(f"Browser tests use {found}." if found else f"Browser tests will be skipped: {NO_BROWSER}.")
     return found
@@ -64,7 +67,7 @@ def open_browser() -> Iterator[Browser]:
         finally: browser.close()
 
 
-# ---- the server ------------------------------------------------------------------------------------------------------
+# ---- the server ----------------------------------------------------------------------------------
 
 @dataclass
 class Server:
@@ -84,8 +87,17 @@ def free_port() -> int:
 
 def private(folder: Path) -> dict[str, str]:
     """An environment whose Jupyter keeps its settings, trust and logs in `folder` and knows nothing of the user's."""
-    places = {name: str(folder / name.lower()) for name in (
-        "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    places = {
+        name: str(folder / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "IPYTHONDIR",
+        )
+    }
     return {**lab_environment(), **places, "JUPYTER_TOKEN": TOKEN}
 
 
@@ -100,11 +112,16 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
     """The server that `command` starts on `port`, ended afterwards. `folder` takes its settings and its log."""
     log = folder / "server.log"
     with log.open("w") as out:
-        server = Server(f"http://127.0.0.1:{port}", subprocess.Popen(command, env=private(folder), stdout=out, stderr=out, cwd=folder), log)
+        server = Server(
+            f"http://127.0.0.1:{port}",
+            subprocess.Popen(command, env=private(folder), stdout=out, stderr=out, cwd=folder),
+            log,
+        )
     try:
         give_up = time.monotonic() + PATIENCE / 1000
         while not answers(server.url):
-            if server.process.poll() is not None or time.monotonic() > give_up: raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+            if server.process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
             time.sleep(0.1)
         yield server
     finally:
@@ -122,7 +139,7 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     with running(lab_command(notebooks, "", port, browser=False), port, folder) as server: yield server
 
 
-# ---- a notebook ------------------------------------------------------------------------------------------------------
+# ---- a notebook ----------------------------------------------------------------------------------
 
 def open_notebook(page: Page, server: Server, path: str) -> None:
     """Open a notebook and wait for its kernel."""
@@ -136,14 +153,19 @@ def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('li[data-command="runmenu:run-all"]').click()
     page.wait_for_function(
-        """() => { const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content')?.innerText.trim());
+        """() => { const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c =>
+        c.querySelector('.cm-content')?.innerText.trim());
                    return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
-                     (cells.length && cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""", timeout=timeout)
+                     (cells.length && cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""",
+        timeout=timeout,
+    )
 
 
 def complaints(page: Page) -> list[str]:
     """Errors and warnings under the cells, and dialogs and notices over them."""
-    said = page.locator('[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jp-Dialog, .Toastify__toast')
+    said = page.locator(
+        '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jp-Dialog, .Toastify__toast'
+    )
     return [text.strip()[-1500:] for text in said.all_inner_texts()]
 
 
@@ -203,7 +225,10 @@ def drag(page: Page, control: ElementHandle, to: float, moves: int = 6) -> None:
 def ways(page: Page, control: ElementHandle) -> list[Callable[[], object]]:
     """Moves that each give a control another value, the ends of a slider among them."""
     if control.query_selector(".noUi-handle"):
-        handle, track = control.query_selector(".noUi-handle").bounding_box(), control.query_selector(".noUi-target").bounding_box()
+        handle, track = (
+            control.query_selector(".noUi-handle").bounding_box(),
+            control.query_selector(".noUi-target").bounding_box(),
+        )
         near_end = handle["x"] + handle["width"] / 2 > track["x"] + track["width"] / 2
         return [lambda to=to: drag(page, control, to) for to in ([0.2, 1, 0] if near_end else [0.8, 0, 1])]
     if select := control.query_selector("select"):
@@ -253,7 +278,7 @@ def exercise_player(page: Page, player: ElementHandle) -> None:
     assert draws() == start, "a paused player goes on drawing"
 
 
-# ---- how fast ----------------------------------------------------------------------------------------------------------
+# ---- how fast ------------------------------------------------------------------------------------
 
 SPEED = """import torch
 from diffusion_course.player import play
@@ -278,8 +303,15 @@ play(paths(3.0, n=2000), extent=3)
 def write_notebook(path: Path, source: str) -> None:
     """A notebook of code cells, which `source` separates by lines of %%."""
     import nbformat
-    nbformat.write(nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(c.strip()) for c in source.split("\n%%\n")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(c.strip()) for c in source.split("\n%%\n")],
+            metadata={
+                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+            },
+        ),
+        path,
+    )
 
 
 # From the event that moves the slider to the frame after the new picture is in the page.
@@ -300,7 +332,10 @@ def latencies(page: Page, panel: ElementHandle, moves: int = 60) -> list[float]:
     control = panel.query_selector(".dc-controls > *")
     drag(page, control, 0.02)
     page.wait_for_timeout(500)
-    handle, track = control.query_selector(".noUi-handle").bounding_box(), control.query_selector(".noUi-target").bounding_box()
+    handle, track = (
+        control.query_selector(".noUi-handle").bounding_box(),
+        control.query_selector(".noUi-target").bounding_box(),
+    )
     y = handle["y"] + handle["height"] / 2
     page.mouse.move(handle["x"] + handle["width"] / 2, y)
     page.mouse.down()
@@ -331,9 +366,15 @@ def measure_speed(page: Page, server: Server, notebooks: Path) -> str:
     page.wait_for_selector(".dc-panel .dc-picture", timeout=PATIENCE)
     assert not complaints(page), complaints(page)
     rows = []
-    for name, panel in zip(("player, 500 points, 50 steps", "figure, 500 points"), page.query_selector_all(".dc-panel"), strict=True):
+    for name, panel in zip(
+        ("player, 500 points, 50 steps", "figure, 500 points"),
+        page.query_selector_all(".dc-panel"),
+        strict=True,
+    ):
         ms = sorted(latencies(page, panel))
-        rows.append(f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms   95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)")
+        rows.append(
+            f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms   95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)"
+        )
     player = page.query_selector_all(".dc-player")[-1]
     rows.append(f"player, 2,000 points, 50 steps: {frames_per_second(page, player):.0f} frames a second")
     return "\n".join(rows)

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LESSONS, NBS, ROOT, name_of
-from interface import NO_BROWSER, Server, complaints, exercise_panel, exercise_player, find_browser, measure_speed, open_browser, open_notebook, run_all, serve
+from interface import (
+    NO_BROWSER,
+    Server,
+    complaints,
+    exercise_panel,
+    exercise_player,
+    find_browser,
+    measure_speed,
+    open_browser,
+    open_notebook,
+    run_all,
+    serve,
+)
 
 from diffusion_course.player import play
 
@@ -19,7 +31,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, re
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the notebooks, because JupyterLab writes to those it has open."""
-    return Path(shutil.copytree(NBS, tmp_path_factory.mktemp("lab") / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")))
+    return Path(
+        shutil.copytree(
+            NBS,
+            tmp_path_factory.mktemp("lab") / "nbs",
+            ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +91,9 @@ def test_lesson(page, server: Server, path: Path) -> None:
 def test_a_player_never_runs_backwards(browser, tmp_path: Path) -> None:
     """A browser may stamp a frame earlier than the click that started it; the clock must not go below its beginning."""
     scene = play(torch.linspace(-1, 1, 12).reshape(3, 2, 2))
-    (tmp_path / "player.html").write_text(f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}", encoding="utf-8")
+    (tmp_path / "player.html").write_text(
+        f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}", encoding="utf-8"
+    )
     page = browser.new_page()
     page.add_init_script("""
         window.seen = [];

@@ -25,7 +25,7 @@ def test_lesson_runs(path: Path) -> None:
     execute(path)
 
 
-# ---- the tool itself -------------------------------------------------------------------------------------------------
+# ---- the tool itself -----------------------------------------------------------------------------
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source, said", [
@@ -33,7 +33,9 @@ def test_lesson_runs(path: Path) -> None:
     ("import warnings\nwarnings.warn('careful')", "cell 1 .*stderr.*careful"),
     ("import pathlib\npathlib.Path.home()", "cell 1 .*a path of this machine"),
 ], ids=["error", "warning", "path"])
-def test_a_notebook_that_fails_is_named_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture, source: str, said: str) -> None:
+def test_a_notebook_that_fails_is_named_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture, source: str, said: str
+) -> None:
     path = tmp_path / "trial.ipynb"
     write_notebook(path, source)
     before = path.read_bytes()
@@ -46,8 +48,11 @@ def test_a_notebook_that_fails_is_named_and_left_alone(tmp_path: Path, capsys: p
 @pytest.mark.slow
 def test_outputs_are_stored_without_what_dies_with_the_kernel(tmp_path: Path) -> None:
     path = tmp_path / "trial.ipynb"
-    write_notebook(path, "from diffusion_course.plots import figure\nfrom diffusion_course.widgets import panel, slider\n%%\n"
-                   "panel(lambda k: figure()[0], k=slider(1, 3))\n%%\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)): pass")
+    write_notebook(
+        path,
+        "from diffusion_course.plots import figure\nfrom diffusion_course.widgets import panel, slider\n%%\n"
+        "panel(lambda k: figure()[0], k=slider(1, 3))\n%%\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)): pass",
+    )
     before = path.read_bytes()
     assert main(["--check", str(path)]) == 0
     assert path.read_bytes() == before
