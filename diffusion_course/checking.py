@@ -99,7 +99,8 @@ def _exercises_of(lesson: str) -> dict[str, Exercise]:
 
 # %% ../nbs/toolbox/checking.ipynb #5e1a0c7d
 def normal(*shape: int, seed: int) -> Tensor:
-    """Standard normal numbers in double precision, the same for the same shape and seed: inputs of trials.
+    """Standard normal numbers in double precision, the same for the same shape and seed: inputs of
+    trials.
 
     Args:
         *shape: of the tensor.
@@ -109,7 +110,8 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
-    """Numbers uniform in [0, 1) in double precision, the same for the same shape and seed: inputs of trials.
+    """Numbers uniform in [0, 1) in double precision, the same for the same shape and seed: inputs
+    of trials.
 
     Args:
         *shape: of the tensor.

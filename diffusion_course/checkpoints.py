@@ -18,79 +18,221 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import expect
 from .files import whole_file
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'save', 'shipped', 'load', 'info']
+__all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'register', 'save', 'shipped', 'load', 'info']
 
 # %% ../nbs/toolbox/checkpoints.ipynb #de3007ae
 _KEY = "diffusion_course"  # of the one entry in the metadata
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    "Tensors and a description, which JSON can hold, in one file: whole, or not at all."
+    """Tensors and a description in one file: whole, or not at all.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        about: what JSON can hold.
+
+    Raises:
+        OSError: where the file can't be written; what was there before is as it was.
+    """
     try:
         with whole_file(path) as fresh:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh, {_KEY: json.dumps(about)})
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                fresh,
+                {_KEY: json.dumps(about)},
+            )
             fresh.chmod(0o644)  # safetensors lets nobody else read
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written ({error}); what was there before is as it was") from error
+        raise OSError(
+            f"{path} could not be written ({error}); what was there before is as it was"
+        ) from error
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    "What `write_tensors` wrote. A `ValueError` for a file that is damaged or of another kind."
+    """What `write_tensors` wrote.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: for a file that is damaged or of another kind.
+        FileNotFoundError: where there is none.
+    """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no file {path}: expected a checkpoint of this course")
     try:
         with safe_open(path, "pt") as f:
             about = json.loads((f.metadata() or {})[_KEY])
-            return {k: f.get_tensor(k) for k in f.keys()}, about
-    except SafetensorError as error: raise ValueError(f"{path} is damaged, or no safetensors file ({error}): expected a checkpoint of this course") from error
-    except KeyError: raise ValueError(f"{path} is a safetensors file of something else: expected a checkpoint of this course") from None
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except KeyError:
+        raise ValueError(
+            f"{path} is a safetensors file of something else: expected a checkpoint of this course"
+        ) from None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no safetensors file ({error}): expected a checkpoint of this course"
+        ) from error
+    if not isinstance(about, dict):
+        raise ValueError(
+            f"{path} is a safetensors file of something else: expected a checkpoint of this course"
+        )
+    return tensors, about
 
 # %% ../nbs/toolbox/checkpoints.ipynb #ed56a96d
-WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../../diffusion_course/weights").resolve()
-_NETS = {  # which module defines a network, and what its configuration is made with
-    "MLP": ("matching", None), "DenoiseNet": ("images", None), "UNet": ("unet", "UNetConfig"),
-    "Classifier": ("classifier", "ClassifierConfig"), "VAE": ("vae", "VAEConfig"), "Restorer": ("cold", "UNetConfig"),
-    "LatentUNet": ("latent", "LatentUNetConfig"), "Decoder": ("latent", "DecoderConfig"),
+WEIGHTS = (
+    Path(__file__).parent / "weights"
+    if "__file__" in globals()
+    else Path("../../diffusion_course/weights").resolve()
+)
+_KNOWN = {  # networks and schedules of this package: the module of each, and what its configuration is made with
+    "MLP": ("matching", None),
+    "DenoiseNet": ("images", None),
+    "UNet": ("unet", "UNetConfig"),
+    "Classifier": ("classifier", "ClassifierConfig"),
+    "VAE": ("vae", "VAEConfig"),
+    "Restorer": ("cold", "UNetConfig"),
+    "LatentUNet": ("latent", "LatentUNetConfig"),
+    "Decoder": ("latent", "DecoderConfig"),
+    "ScaledInput": ("edm", None),
+    "Linear": ("schedules", None),
+    "Cosine": ("schedules", None),
+    "VariancePreserving": ("schedules", None),
+    "VarianceExploding": ("schedules", None),
+    "DDPM": ("schedules", None),
 }
+_REGISTERED: dict[str, tuple[type, type | None]] = {}
 
 
-def _from_package(module: str, name: str) -> Any: return getattr(import_module(f"diffusion_course.{module}"), name)
+def register(cls: type, config: type | None = None) -> type:
+    """Make a network or a schedule of yours known, so that `save` takes it and `load` gives it back.
+
+    A network keeps what it was made with as `config`: a dataclass, which its constructor takes, or
+    a dictionary of the constructor's arguments. A schedule keeps each argument of its constructor
+    as an attribute of that name. A program that loads such a file registers the class first: files
+    hold numbers and names, no code.
+
+    Args:
+        cls: the class; it is known by its name.
+        config: the dataclass that its constructor takes; None: it takes the entries of a dictionary.
+
+    Returns:
+        The class, so that this can be used as a decorator.
+
+    Raises:
+        ValueError: for a name that this package uses itself.
+    """
+    if not inspect.isclass(cls):
+        raise ValueError(f"{expect.short(cls)} is {type(cls).__name__}: expected a class")
+    if cls.__name__ in _KNOWN:
+        raise ValueError(f"the name {cls.__name__} is one of this package's: expected another one")
+    _REGISTERED[cls.__name__] = (cls, config)
+    return cls
 
 
-def _describe_schedule(schedule: Any) -> dict[str, Any]:
-    args = {name: getattr(schedule, name) for name in inspect.signature(type(schedule)).parameters}
-    return dict(name=type(schedule).__name__, args={k: v.tolist() if isinstance(v, Tensor) else v for k, v in args.items()})
+def _class_of(name: str) -> tuple[type, type | None]:
+    "A known class, and the class of its configuration."
+    if name in _REGISTERED: return _REGISTERED[name]
+    if name not in _KNOWN:
+        names = ", ".join([*_KNOWN, *_REGISTERED])
+        raise ValueError(
+            f"a network or schedule {name!r}: expected one of {names}, or one made known by checkpoints.register"
+        )
+    module, config = _KNOWN[name]
+    return _from_package(module, name), _from_package(module, config) if config else None
 
 
-def _build_schedule(about: dict[str, Any]) -> Any:
-    args = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in about["args"].items()}
-    return _from_package("schedules", about["name"])(**args)
+def _from_package(module: str, name: str) -> Any:
+    return vars(import_module(f"diffusion_course.{module}"))[name]
 
 
-def _build_net(name: str, config: dict[str, Any]) -> nn.Module:
-    if name not in _NETS: raise ValueError(f"a network {name!r}: expected one of {', '.join(_NETS)}")
-    module, settings = _NETS[name]
-    return _from_package(module, name)(**config) if settings is None else _from_package(module, name)(_from_package(module, settings)(**config))
+def _describe(thing: Any) -> Any:
+    "Networks, schedules and configurations as what JSON can hold."
+    if isinstance(thing, nn.Module):
+        _check_known(thing)
+        if not hasattr(thing, "config"):
+            raise ValueError(
+                f"a {type(thing).__name__} has no config: expected what it was made with"
+            )
+        config: Any = thing.config
+        if dataclasses.is_dataclass(config) and not isinstance(config, type): config = dataclasses.asdict(config)
+        return dict(net=type(thing).__name__, config={k: _describe(v) for k, v in config.items()})
+    if isinstance(thing, _from_package("schedules", "Schedule")):
+        _check_known(thing)
+        names = list(inspect.signature(type(thing)).parameters)
+        missing = [name for name in names if not hasattr(thing, name)]
+        if missing:
+            raise ValueError(
+                f"a {type(thing).__name__} has no {missing[0]}: expected its constructor's arguments as attributes"
+            )
+        return dict(
+            name=type(thing).__name__,
+            args={name: _describe(getattr(thing, name)) for name in names},
+        )
+    return thing.tolist() if isinstance(thing, Tensor) else thing
+
+
+def _check_known(thing: Any) -> None:
+    name = type(thing).__name__
+    if _class_of(name)[0] is not type(thing):
+        raise ValueError(
+            f"a {name} of {type(thing).__module__}: expected this package's, or one made known by checkpoints.register"
+        )
+
+
+def _build(about: Any) -> Any:
+    "What `_describe` described."
+    if not isinstance(about, dict): return about
+    if set(about) == {"net", "config"}:
+        cls, config = _class_of(about["net"])
+        arguments = {k: _build(v) for k, v in about["config"].items()}
+        return cls(**arguments) if config is None else cls(config(**arguments))
+    if set(about) == {"name", "args"}:
+        as_tensor = lambda v: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v
+        return _class_of(about["name"])[0](**{k: as_tensor(v) for k, v in about["args"].items()})
+    return about
 
 # %% ../nbs/toolbox/checkpoints.ipynb #b9f1e67c
-def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info) -> None:
+def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info: Any) -> None:
     """Write a model to a file that `load` reads.
 
     Args:
-        model: a Denoiser, or a network on its own, of one of this package's kinds.
-        half: 16 bits a number instead of 32.
+        model: a Denoiser, or a network on its own: one of this package's, or one made known by
+            `register`.
+        path: of the file, which ends in .safetensors.
+        half: 16 bits a number instead of 32, where they can hold it.
         **info: what is worth knowing, as JSON can hold it: command, seed, quality.
+
+    Raises:
+        ValueError: for what could not be read back, before anything is written.
+        OSError: where the file can't be written; what was there before is as it was.
     """
-    net = getattr(model, "net", model)
-    if type(net).__name__ not in _NETS: raise ValueError(f"a {type(net).__name__}: expected a network among {', '.join(_NETS)}")
-    config = dataclasses.asdict(net.config) if dataclasses.is_dataclass(net.config) else net.config
-    about = dict(format=1, net=type(net).__name__, config=config, info=info)
-    if net is not model: about |= dict(schedule=_describe_schedule(model.schedule), kind=model.kind, sigma_data=model.sigma_data)
-    smaller = lambda v: v.half() if half and v.is_floating_point() else v
-    write_tensors(path, {k: smaller(v) for k, v in net.state_dict().items()}, about)
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path is {str(path)!r}: expected a name that ends in .safetensors")
+    denoiser = isinstance(model, _from_package("predictions", "Denoiser"))
+    if not denoiser and isinstance(model, _from_package("predictions", "ModelWrapper")):
+        raise ValueError(f"a {type(model).__name__} made of another model: expected that model, its .model")
+    net = model.net if denoiser else model
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"the network is {type(net).__name__}: expected a torch.nn.Module")
+    about = dict(format=1, **_describe(net), info=info)
+    if denoiser:
+        about |= dict(
+            schedule=_describe(model.schedule), kind=model.kind, sigma_data=model.sigma_data
+        )
+    try:
+        json.dumps(about)
+    except TypeError as error:
+        raise ValueError(
+            f"the model's settings or info can't be written ({error}): expected what JSON can hold"
+        ) from None
+    largest = torch.finfo(torch.float16).max
+    fits = lambda v: half and v.is_floating_point() and not (v.abs() > largest).any()
+    write_tensors(path, {k: v.half() if fits(v) else v for k, v in net.state_dict().items()}, about)
 
 
 def shipped(denoisers: bool = False) -> tuple[str, ...]:
@@ -99,8 +241,8 @@ def shipped(denoisers: bool = False) -> tuple[str, ...]:
     Args:
         denoisers: only those that draw: no autoencoders, no classifiers.
     """
-    found = WEIGHTS.glob("*.safetensors")
-    return tuple(sorted(p.stem for p in found if not denoisers or "schedule" in _about(p)))
+    paths = WEIGHTS.glob("*.safetensors")
+    return tuple(sorted(p.stem for p in paths if not denoisers or "schedule" in _about(p)))
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -110,32 +252,49 @@ def _about(path: Path) -> dict[str, Any]:
 def _path(name_or_path: str | os.PathLike) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".safetensors": return path
-    if str(name_or_path) not in shipped(): raise ValueError(f"no model {str(name_or_path)!r}: expected one of {', '.join(shipped())}, or a path to a .safetensors file")
+    if str(name_or_path) not in shipped():
+        expected = f"expected one of {', '.join(shipped())}, or a path to a .safetensors file"
+        raise ValueError(f"no model {str(name_or_path)!r}: {expected}")
     return WEIGHTS / f"{name_or_path}.safetensors"
 
 
-def load(name_or_path: str | os.PathLike) -> nn.Module:
-    """A model in single precision, ready to be asked. No code is run that the file brings, and nothing is fetched.
+def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") -> Any:
+    """A model in single precision and eval mode. No code is run that the file brings, and nothing
+    is fetched.
 
     Args:
         name_or_path: one of `shipped()`, or a file that `save` wrote.
+        device: where the weights go: "auto", which takes an accelerator where there is one, or its
+            name.
 
     Returns:
-        a Denoiser where a denoiser was saved, else the network.
+        A Denoiser where a denoiser was saved, else the network.
+
+    Raises:
+        ValueError: for an unknown name, and for a file that is damaged or of another kind.
+        FileNotFoundError: where there is no such file.
     """
     path = _path(name_or_path)
     tensors, about = read_tensors(path)
-    if about.get("format") != 1 or "net" not in about: raise ValueError(f"{path} is not a model: expected a file that `save` wrote")
+    if about.get("format") != 1 or "net" not in about:
+        raise ValueError(f"{path} is not a model: expected a file that `save` wrote")
     try:
-        net = _build_net(about["net"], about["config"])
+        net = _build(dict(net=about["net"], config=about["config"]))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
+        model = net
+        if "schedule" in about:
+            denoiser = _from_package("predictions", "Denoiser")
+            model = denoiser(net, _build(about["schedule"]), about["kind"], about["sigma_data"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network it names: {error}") from error
-    if len(getattr(net, "shape", ())) == 3: net = net.to(memory_format=torch.channels_last)
-    if "schedule" not in about: return net.eval()
-    return _from_package("predictions", "Denoiser")(net, _build_schedule(about["schedule"]), about["kind"], about["sigma_data"]).eval()
+    if len(vars(net).get("shape", ())) == 3: net.to(memory_format=torch.channels_last)
+    return model.eval().to(expect.device(device))
 
 
 def info(name_or_path: str | os.PathLike) -> dict[str, Any]:
-    "What was noted beside a model when it was saved."
+    """What was noted beside a model when it was saved.
+
+    Args:
+        name_or_path: one of `shipped()`, or a file that `save` wrote.
+    """
     return read_tensors(_path(name_or_path))[1].get("info", {})

@@ -155,7 +155,9 @@ def _draw_tails(ax: Axes, pane: Pane, t: float, start: float, colors: np.ndarray
     tails = np.stack([pane.positions(s) for s in times], 1)
     for j, age in enumerate((np.arange(len(times) - 1) + 0.7) / (len(times) - 1)):
         alpha = min(1, 0.62 * np.clip(1.5 - 0.3 * np.log10(n / 10), 0.5, 1.4) * age**1.4)
-        pieces = LineCollection(list(tails[:, j:j + 2]), colors=colors, alpha=alpha, linewidths=0.7, zorder=2)
+        pieces = LineCollection(
+            list(tails[:, j : j + 2]), colors=colors, alpha=alpha, linewidths=0.7, zorder=2
+        )
         ax.add_collection(pieces, autolim=False)
 
 

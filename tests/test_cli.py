@@ -59,7 +59,11 @@ def test_the_server_is_for_this_machine_only(root: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000, raising=False)
     command = lab_command(NBS, "01_distributions.ipynb", 8888, browser=True)
     assert [c for c in command if "ip=" in c] == ["--ServerApp.ip=127.0.0.1"]
-    assert not any(word in c for c in command for word in ("0.0.0.0", "allow_remote", "token=", "password=", "disable_check_xsrf"))
+    assert not any(
+        word in c
+        for c in command
+        for word in ("0.0.0.0", "allow_remote", "token=", "password=", "disable_check_xsrf")
+    )
     assert ("--allow-root" in command) == root
     assert "--no-browser" not in command
     assert "--no-browser" in lab_command(NBS, "01_distributions.ipynb", 8888, browser=False)
@@ -69,10 +73,18 @@ def test_the_server_is_for_this_machine_only(root: bool, monkeypatch: pytest.Mon
 @pytest.mark.skipif(os.name != "posix", reason="on Windows the end of a process is not passed on to what it started")
 def test_lab_serves_the_first_lesson_until_it_is_ended(tmp_path: Path) -> None:
     port = free_port()
-    with running([*COMMAND, "lab", "--lessons", str(NBS), "--no-browser", "--port", str(port)], port, tmp_path) as server:
-        page = urllib.request.Request(f"{server.url}/api/contents/{LESSONS[0].name}?content=0", headers={"Authorization": f"token {TOKEN}"})
+    with running(
+        [*COMMAND, "lab", "--lessons", str(NBS), "--no-browser", "--port", str(port)],
+        port,
+        tmp_path,
+    ) as server:
+        page = urllib.request.Request(
+            f"{server.url}/api/contents/{LESSONS[0].name}?content=0",
+            headers={"Authorization": f"token {TOKEN}"},
+        )
         assert urllib.request.urlopen(page, timeout=30).status == 200
-        with pytest.raises(urllib.error.HTTPError, match="403"): urllib.request.urlopen(f"{server.url}/api/contents/", timeout=30)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"{server.url}/api/contents/", timeout=30)
         log = server.log.read_text()
         assert f"/lab/tree/{LESSONS[0].name}" in log
         assert "unrecognized" not in log.lower() and "diffusion_course.cli | extension was successfully loaded" in log
@@ -86,17 +98,36 @@ def test_lab_serves_the_first_lesson_until_it_is_ended(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_lab_trusts_the_lessons(tmp_path: Path) -> None:
     write_notebook(tmp_path / "01_distributions.ipynb", "1")
-    script = "import sys, pathlib, nbformat; from diffusion_course.cli import trust; from nbformat.sign import NotebookNotary as N; p = pathlib.Path(sys.argv[1])\n" \
-             "seen = lambda: N().check_signature(nbformat.read(p / '01_distributions.ipynb', 4)); print(seen(), trust(p), seen())"
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=private(tmp_path), capture_output=True, text=True, check=True)
+    script = (
+        """import sys, pathlib, nbformat; from diffusion_course.cli import trust; from nbformat.sign import
+        NotebookNotary as N; p = pathlib.Path(sys.argv[1])\n"""
+        """seen = lambda: N().check_signature(nbformat.read(p / '01_distributions.ipynb', 4)); print(seen(),
+        trust(p), seen())"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=private(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["False", "1", "True"]
 
 
 def test_stills_are_kept_and_links_to_widgets_dropped() -> None:
     view = "application/vnd.jupyter.widget-view+json"
-    outputs = [{"data": {view: {}, "text/html": "<img>"}}, {"data": {view: {}, "image/png": ""}}, {"data": {view: {}, "text/plain": ""}}, {"name": "stdout"}]
+    outputs = [
+        {"data": {view: {}, "text/html": "<img>"}},
+        {"data": {view: {}, "image/png": ""}},
+        {"data": {view: {}, "text/plain": ""}},
+        {"name": "stdout"},
+    ]
     nb = {"cells": [{"cell_type": "markdown"}, {"outputs": outputs}]}
-    assert [sorted(o.get("data", {})) for o in keep_stills(nb)["cells"][1]["outputs"]] == [["text/html"], ["image/png"], []]
+    assert [sorted(o.get("data", {})) for o in keep_stills(nb)["cells"][1]["outputs"]] == [
+        ["text/html"],
+        ["image/png"],
+        [],
+    ]
     model = {"type": "notebook", "content": {"cells": [{"outputs": [{"data": {view: {}, "text/html": ""}}]}]}}
     keep_stills_on_save(model=model, path="x", contents_manager=None)
     assert model["content"]["cells"][0]["outputs"] == [{"data": {"text/html": ""}}]

@@ -1,9 +1,11 @@
-"""Couplings: exact pairing within and across labels, its loss, pairs made by a flow, and path energy against closed forms."""
+"""Couplings: exact pairing within and across labels, its loss, pairs made by a flow, and path energy against closed
+forms."""
 
 from functools import partial
 from itertools import permutations
 
 import pytest
+from helpers import normal, rng
 import torch
 
 from diffusion_course.couplings import ot_matching_loss, pair, path_energy, reflow_pairs
@@ -15,12 +17,6 @@ from diffusion_course.samplers import euler, heun, sample, uniform_grid
 from diffusion_course.schedules import Linear
 
 EXACT = ExactDenoiser(running_mixture(), Linear())
-
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def cost(x0, x1) -> float: return (x1 - x0).square().flatten(1).sum(1).mean().item()
@@ -148,7 +144,7 @@ def test_reflow_pairs_cut_labels_along():
 @pytest.mark.parametrize("arguments, message", [
     (dict(x0=normal(5)), r"x0 has shape \(5,\): expected \(n, \.\.\.\)"),
     (dict(x0=normal(5, 2)[:0]), r"x0 has shape \(0, 2\)"),
-    (dict(x0=normal(5, 2), batch_size=0), "batch_size is 0: expected 1 or more"),
+    (dict(x0=normal(5, 2), batch_size=0), "batch_size is 0: expected a whole number, 1 or more"),
     (dict(x0=normal(5, 2), y=torch.zeros(4, dtype=torch.long)), r"y has shape \(4,\): expected \(5, \.\.\.\)"),
     (dict(x0=normal(5, 2), steps=0), "n is 0"),
 ])
@@ -168,7 +164,9 @@ def test_reflow_never_raises_the_cost():
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_path_energy_of_a_translation(steps):
     move = torch.tensor([0.6, -1.1], dtype=torch.float64)
-    assert path_energy(Field(lambda x, t: move.expand_as(x)), normal(9, 2), steps) == pytest.approx(move.square().sum().item())
+    assert path_energy(Field(lambda x, t: move.expand_as(x)), normal(9, 2), steps) == pytest.approx(
+        move.square().sum().item()
+    )
 
 
 def test_path_energy_of_an_uneven_pace():
@@ -187,7 +185,8 @@ def test_path_energy_of_a_scaling_is_w2_squared():
 
 
 def test_path_energy_of_two_gaussians_in_closed_form():
-    "Independent N(0, 1) and N(0, s²): x_t = x0 sqrt(v), v = (1 - t)² + t² s²; the energy is the integral of v'² / (4 v)."
+    """Independent N(0, 1) and N(0, s²): x_t = x0 sqrt(v), v = (1 - t)² + t² s²; the energy is the integral of v'² /
+    (4 v)."""
     s, t = 0.5, (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     v = (1 - t) ** 2 + t**2 * s**2
     integral = ((t * s**2 - (1 - t)) ** 2 / v).mean().item()

@@ -1,30 +1,40 @@
 """DDPM: the increments, the jump, the posterior, the loss at discrete times, both samplers, inversion; bad input."""
 
 import pytest
+from helpers import normal, rng
 import torch
 
-from diffusion_course.ddpm import Posterior, cosine_betas, ddpm_loss, finish_noising, invert, linear_betas, posterior, q_sample
+from diffusion_course.ddpm import (
+    Posterior,
+    cosine_betas,
+    ddpm_loss,
+    finish_noising,
+    invert,
+    linear_betas,
+    posterior,
+    q_sample,
+)
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.predictions import Denoiser, ExactDenoiser, to_prediction
 from diffusion_course.samplers import ancestral, ddim, euler_maruyama, heun, sample, trailing_grid, trajectory
 from diffusion_course.schedules import DDPM, Linear, marginal
 
-CHAINS = {"linear, 1000": linear_betas(1000), "linear, 50": linear_betas(50), "cosine": cosine_betas(1000), "cosine, 10": cosine_betas(10),
-          "finished": finish_noising(linear_betas(50))}
+CHAINS = {
+    "linear, 1000": linear_betas(1000),
+    "linear, 50": linear_betas(50),
+    "cosine": cosine_betas(1000),
+    "cosine, 10": cosine_betas(10),
+    "finished": finish_noising(linear_betas(50)),
+}
 every = pytest.mark.parametrize("betas", CHAINS.values(), ids=CHAINS)
-
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def bars(betas: torch.Tensor) -> torch.Tensor: return (1 - betas).cumprod(0)
 
 
-def some_indices(betas: torch.Tensor) -> list[int]: return sorted({0, 1, len(betas) // 3, len(betas) - 2, len(betas) - 1})
+def some_indices(betas: torch.Tensor) -> list[int]:
+    return sorted({0, 1, len(betas) // 3, len(betas) - 2, len(betas) - 1})
 
 
 @every
@@ -70,7 +80,10 @@ def test_jump_is_the_chain(betas):
     x1, eps = normal(6, 2), normal(6, 2, seed=1)
     for i, beta in enumerate(betas):
         factor, variance = (1 - beta).sqrt() * factor, (1 - beta) * variance + beta
-        if i in some_indices(betas): torch.testing.assert_close(q_sample(x1, i, schedule, eps=eps), factor * x1 + variance.sqrt() * eps)
+        if i in some_indices(betas):
+            torch.testing.assert_close(
+                q_sample(x1, i, schedule, eps=eps), factor * x1 + variance.sqrt() * eps
+            )
 
 
 def test_jump_draws_its_noise_and_takes_one_index_for_each_sample():
@@ -94,7 +107,12 @@ def test_posterior_is_the_product_of_two_gaussians(betas):
         p = posterior(x1, x, i, schedule)
         assert isinstance(p, Posterior) and p.variance.shape == () and p.beta == beta
         torch.testing.assert_close(p.variance, 1 / (here + there), rtol=1e-6, atol=0)
-        torch.testing.assert_close(p.mean, (here * x / (1 - beta).sqrt() + there * before.sqrt() * x1) / (here + there), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            p.mean,
+            (here * x / (1 - beta).sqrt() + there * before.sqrt() * x1) / (here + there),
+            rtol=1e-6,
+            atol=1e-9,
+        )
         assert 0 < p.variance < p.beta
 
 
@@ -105,7 +123,12 @@ def test_posterior_mean_from_the_noise(betas):
     for i in some_indices(betas):
         x1 = to_prediction(eps, "eps", x, schedule.t_of(i), schedule).x1
         expected = (x - betas[i] / (1 - bars(betas)[i]).sqrt() * eps) / (1 - betas[i]).sqrt()
-        torch.testing.assert_close(posterior(x1, x, i, schedule).mean, expected, rtol=1e-6, atol=1e-6 * x1.abs().max().item())
+        torch.testing.assert_close(
+            posterior(x1, x, i, schedule).mean,
+            expected,
+            rtol=1e-6,
+            atol=1e-6 * x1.abs().max().item(),
+        )
 
 
 @every
@@ -118,7 +141,12 @@ def test_the_first_index_is_not_clean_data(betas):
 
 
 def test_posterior_takes_one_index_for_each_sample():
-    schedule, x1, x, i = DDPM(linear_betas(30)), normal(4, 1, 2, 2), normal(4, 1, 2, 2, seed=1), torch.tensor([0, 9, 28, 29])
+    schedule, x1, x, i = (
+        DDPM(linear_betas(30)),
+        normal(4, 1, 2, 2),
+        normal(4, 1, 2, 2, seed=1),
+        torch.tensor([0, 9, 28, 29]),
+    )
     p = posterior(x1, x, i, schedule)
     each = [posterior(x1[k:k + 1], x[k:k + 1], i[k], schedule) for k in range(4)]
     torch.testing.assert_close(p.mean, torch.cat([q.mean for q in each]))
@@ -144,7 +172,9 @@ def test_loss_is_the_simple_loss():
     i, eps = torch.randint(200, (512,), generator=g), torch.randn(512, 2, generator=g)
     bar = bars(schedule.betas)[i, None].float()
     naive = (net(bar.sqrt() * x1 + (1 - bar).sqrt() * eps, 1 - (i + 1) / 200) - eps).square().mean()
-    torch.testing.assert_close(ddpm_loss(Denoiser(net, schedule, "eps"), x1, generator=rng(3)), naive, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        ddpm_loss(Denoiser(net, schedule, "eps"), x1, generator=rng(3)), naive, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", ["eps", "x1", "v"])
@@ -168,13 +198,22 @@ def test_loss_asks_at_the_discrete_times_alone(kind):
 def test_exact_noise_has_the_smallest_loss():
     schedule, mixture = DDPM(linear_betas(1000)), running_mixture()
     exact, x1 = ExactDenoiser(mixture, schedule), running_mixture().sample(4000, rng(1))
-    at = lambda shift: ddpm_loss(Denoiser(lambda x, t: exact(x, t).eps + shift, schedule, "eps"), x1, generator=rng(2)).item()
+    at = lambda shift: ddpm_loss(
+        Denoiser(lambda x, t: exact(x, t).eps + shift, schedule, "eps"), x1, generator=rng(2)
+    ).item()
     assert at(0.0) < min(at(0.1), at(-0.1)) < at(0.2)
 
 
 def test_fit_trains_with_it():
     schedule, data = DDPM(linear_betas(1000)), running_mixture().sample(5000, rng(0))
-    model = fit(Denoiser(MLP(width=32), schedule, "eps"), data, 150, loss=ddpm_loss, batch_size=128, progress=False).model
+    model = fit(
+        Denoiser(MLP(width=32), schedule, "eps"),
+        data,
+        150,
+        loss=ddpm_loss,
+        batch_size=128,
+        progress=False,
+    ).model
     with torch.no_grad(): assert ddpm_loss(model, data, generator=rng(1)) < 0.5
 
 
@@ -203,7 +242,13 @@ def test_an_index_too_far_is_seen():
     for off in (1, -1):
         y = x
         for i in range(29, -1, -1):
-            p = to_prediction(model(y, schedule.t_of(min(max(i + off, 0), 29))).eps, "eps", y, schedule.t_of(i), schedule)
+            p = to_prediction(
+                model(y, schedule.t_of(min(max(i + off, 0), 29))).eps,
+                "eps",
+                y,
+                schedule.t_of(i),
+                schedule,
+            )
             s = schedule.t_of(i - 1)
             y = schedule.mix(p.x1, p.eps, s)
         assert (y - right).abs().max() > 0.01
@@ -212,10 +257,15 @@ def test_an_index_too_far_is_seen():
 @pytest.mark.parametrize("spread, variance", [(1.0, "beta"), (1e-3, "posterior")])
 def test_each_variance_is_right_for_its_extreme(spread, variance):
     "Ho et al. (2020), section 3.2: in each coordinate the cloud keeps its spread, half-way too."
-    schedule, blob = DDPM(finish_noising(linear_betas(10, 0.05, 0.4))), GaussianMixture(torch.zeros(1, 1).double(), [spread])
+    schedule, blob = DDPM(finish_noising(linear_betas(10, 0.05, 0.4))), GaussianMixture(
+        torch.zeros(1, 1).double(), [spread]
+    )
     half = trailing_grid(10, schedule)[:6]
     start = marginal(blob, schedule, 0.0).sample(100_000, rng(0))
-    ends = {v: sample(ExactDenoiser(blob, schedule), start, half, ancestral(v), generator=rng(1)).std() for v in ("posterior", "beta")}
+    ends = {
+        v: sample(ExactDenoiser(blob, schedule), start, half, ancestral(v), generator=rng(1)).std()
+        for v in ("posterior", "beta")
+    }
     off = {v: abs(end / marginal(blob, schedule, half[-1].item()).stds[0] - 1).item() for v, end in ends.items()}
     assert off.pop(variance) < 0.01 < 0.04 < min(off.values())
 
@@ -265,31 +315,43 @@ def test_bad_betas():
     for bad in (dict(offset=-0.1), dict(largest=0.0), dict(largest=1.0)):
         with pytest.raises(ValueError, match="offset is .*largest is .*expected"): cosine_betas(10, **bad)
     for alpha in (0.0, -1.0, 0.99996, float("nan")):
-        with pytest.raises(ValueError, match="alpha is .*expected a number between 0 and"): finish_noising(linear_betas(10), alpha)
+        with pytest.raises(ValueError, match="alpha is .*expected a number between 0 and"):
+            finish_noising(linear_betas(10), alpha)
     with pytest.raises(ValueError, match="T >= 2"): finish_noising(linear_betas(1))
     with pytest.raises(ValueError, match="betas has shape"): finish_noising(torch.zeros(3))
 
 
-@pytest.mark.parametrize("i", [-1, 50, 1.0, torch.tensor([0, 1]), torch.tensor([0, 1, 50]), torch.tensor([[0, 1, 2]])], ids=str)
+@pytest.mark.parametrize(
+    "i",
+    [-1, 50, 1.0, torch.tensor([0, 1]), torch.tensor([0, 1, 50]), torch.tensor([[0, 1, 2]])],
+    ids=str,
+)
 def test_bad_index(i):
     schedule, x = DDPM(linear_betas(50)), normal(3, 2)
-    with pytest.raises(ValueError, match="i is .*expected one index from 0 to 49, or 3 of them"): q_sample(x, i, schedule)
-    with pytest.raises(ValueError, match="i is .*expected one index from 0 to 49, or 3 of them"): posterior(x, x, i, schedule)
+    with pytest.raises(ValueError, match="i is .*expected one index from 0 to 49, or 3 of them"):
+        q_sample(x, i, schedule)
+    with pytest.raises(ValueError, match="i is .*expected one index from 0 to 49, or 3 of them"):
+        posterior(x, x, i, schedule)
 
 
 def test_bad_shapes_and_schedules():
     schedule, x = DDPM(linear_betas(50)), normal(3, 2)
-    with pytest.raises(ValueError, match=r"eps has shape \(2,\): expected that of x1, \(3, 2\)"): q_sample(x, 4, schedule, eps=x[0])
-    with pytest.raises(ValueError, match=r"x has shape \(1, 2\): expected that of x1, \(3, 2\)"): posterior(x, x[:1], 4, schedule)
-    with pytest.raises(ValueError, match="Linear.*expected DDPM"): ddpm_loss(Denoiser(MLP(), Linear(), "eps"), x.float())
-    assert matching_loss(Denoiser(MLP(), Linear(), "eps"), x.float(), t=torch.full((3,), 0.5)).isfinite(), "which continuous time may use"
+    with pytest.raises(ValueError, match=r"eps has shape \(2,\): expected that of x1, \(3, 2\)"):
+        q_sample(x, 4, schedule, eps=x[0])
+    with pytest.raises(ValueError, match=r"x has shape \(1, 2\): expected that of x1, \(3, 2\)"):
+        posterior(x, x[:1], 4, schedule)
+    with pytest.raises(ValueError, match="Linear.*expected DDPM"):
+        ddpm_loss(Denoiser(MLP(), Linear(), "eps"), x.float())
+    assert matching_loss(
+        Denoiser(MLP(), Linear(), "eps"), x.float(), t=torch.full((3,), 0.5)
+    ).isfinite(), "which continuous time may use"
 
 
 def test_bad_inversion():
     schedule, x = DDPM(linear_betas(50)), normal(3, 2)
     model, ts = ExactDenoiser(running_mixture(), schedule), trailing_grid(10, schedule)
     for bad in (ts.flip(0), ts[:1], torch.tensor([0.0, 0.5, 0.5, 1.0]), ts[None]):
-        with pytest.raises(ValueError, match="rising times"): invert(model, x, bad)
+        with pytest.raises(ValueError, match="rising times|monotonic times|two or more"): invert(model, x, bad)
     with pytest.raises(ValueError, match="expected"): invert(model, x, ts, ancestral())
     with pytest.raises(ValueError, match="draws noise"): invert(model, x, ts, euler_maruyama(1.0))
     for f in (lambda: q_sample(x, 0, Linear()), lambda: posterior(x, x, 0, Linear())):

@@ -138,13 +138,22 @@ def test_bad_mixtures(arguments, said):
 
 def test_bad_points_labels_and_names():
     mixture, x = running_mixture(), torch.zeros(4, 2)
-    for bad, said in [((torch.zeros(4, 3),), "expected a tensor"), ((torch.zeros(2),), "expected a tensor"), (([[0.0, 0.0]],), "expected a tensor"),
-                      ((torch.full((4, 2), math.nan),), "NaN or infinity in 4 of 4"), ((torch.full((4, 2), math.inf),), "NaN or infinity"),
-                      ((torch.zeros(4, 2).long(),), "floating-point"), ((torch.zeros(0, 2),), "n >= 1"),
-                      ((x, 7), "labels"), ((x, torch.zeros(3).long()), "y is"), ((x, "a"), "y is 'a'")]:
+    for bad, said in [
+        ((torch.zeros(4, 3),), "expected a tensor"),
+        ((torch.zeros(2),), "expected a tensor"),
+        (([[0.0, 0.0]],), "expected a tensor"),
+        ((torch.full((4, 2), math.nan),), "NaN or infinity in 4 of 4"),
+        ((torch.full((4, 2), math.inf),), "NaN or infinity"),
+        ((torch.zeros(4, 2).long(),), "floating-point"),
+        ((torch.zeros(0, 2),), "n >= 1"),
+        ((x, 7), "labels"),
+        ((x, torch.zeros(3).long()), "y is"),
+        ((x, "a"), "y is 'a'"),
+    ]:
         for method in (mixture.log_prob, mixture.score):
             with pytest.raises(ValueError, match=said): method(*bad)
-    with pytest.raises(ValueError, match="positive weight"): GaussianMixture([[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0], [1, 0], [0, 1]).score(x, 1)
+    with pytest.raises(ValueError, match="positive weight"):
+        GaussianMixture([[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0], [1, 0], [0, 1]).score(x, 1)
     with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).label_probs(x)
     with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).log_prob(x, 0)
     with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).sample_labelled(3)

@@ -1,9 +1,11 @@
-"""EDM's choices on any schedule: scalings of unit variance, log-normal levels, the weighted loss, the stochastic sampler; bad input."""
+"""EDM's choices on any schedule: scalings of unit variance, log-normal levels, the weighted loss, the stochastic
+sampler; bad input."""
 
 import math
 from functools import lru_cache
 
 import pytest
+from helpers import normal, rng
 import torch
 from scipy import stats
 
@@ -17,18 +19,19 @@ from diffusion_course.samplers import adaptive, karras_grid, sample, trajectory,
 from diffusion_course.schedules import DDPM, Cosine, Linear, VarianceExploding, VariancePreserving
 
 VE = VarianceExploding(0.002, 80.0)
-SCHEDULES = {"linear": Linear(), "cosine": Cosine(), "VP": VariancePreserving(), "VE": VE, "DDPM": DDPM(torch.linspace(1e-4, 0.02, 1000))}
+SCHEDULES = {
+    "linear": Linear(),
+    "cosine": Cosine(),
+    "VP": VariancePreserving(),
+    "VE": VE,
+    "DDPM": DDPM(torch.linspace(1e-4, 0.02, 1000)),
+}
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 MIXTURE = running_mixture()
 
 
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
-
-
-def times(schedule, n: int = 60) -> torch.Tensor: return torch.linspace(0.001, 0.999, n, dtype=torch.float64).clamp(*schedule.t_range)
+def times(schedule, n: int = 60) -> torch.Tensor:
+    return torch.linspace(0.001, 0.999, n, dtype=torch.float64).clamp(*schedule.t_range)
 
 
 def wave(x, t): return torch.sin(3 * x + t.reshape(-1, *[1] * (x.ndim - 1)))
@@ -95,7 +98,15 @@ def test_preconditioned_model(schedule, shape):
 
 def test_preconditioned_keeps_labels():
     data, labels = MIXTURE.sample_labelled(500, rng(0))
-    model = fit(preconditioned(MLP(width=16, n_labels=3), VE, 1.0), data, 5, labels=labels, loss=edm_loss, batch_size=64, progress=False).model
+    model = fit(
+        preconditioned(MLP(width=16, n_labels=3), VE, 1.0),
+        data,
+        5,
+        labels=labels,
+        loss=edm_loss,
+        batch_size=64,
+        progress=False,
+    ).model
     x = torch.randn(4, 2, generator=rng(1))
     assert not torch.equal(model(x, 0.7, y=0).x1, model(x, 0.7, y=2).x1)
 
@@ -109,8 +120,12 @@ def test_log_normal_levels(schedule):
         assert t.shape == (4000,) and (t >= schedule.t_range[0]).all() and (t <= schedule.t_range[1]).all()
         log_ratio = (-schedule.log_snr(t) / 2).numpy()
         clamped = stats.norm.cdf(log_ratio.min(), mean, std)  # what lies beyond t_range, for DDPM's first beta
-        assert stats.kstest(log_ratio, "norm", (mean, std)).statistic <= clamped + 1 / 4000, "one draw in each of n equal parts"
-        assert clamped < 0.003 and stats.kstest(log_ratio, "norm", (mean + 0.05, std)).statistic > 0.01, "the test can tell"
+        assert (
+            stats.kstest(log_ratio, "norm", (mean, std)).statistic <= clamped + 1 / 4000
+        ), "one draw in each of n equal parts"
+        assert (
+            clamped < 0.003 and stats.kstest(log_ratio, "norm", (mean + 0.05, std)).statistic > 0.01
+        ), "the test can tell"
 
 
 def test_logit_normal_on_the_linear_path():
@@ -138,14 +153,24 @@ def test_plain_loss_of_f_is_the_weighted_loss_of_x1(schedule):
 def test_edm_loss_is_the_matching_loss_at_these_levels():
     model, x1, eps = Denoiser(wave, VE, "eps"), normal(32, 2), normal(32, 2, seed=1)
     t = log_normal_times(32, VE, 0.3, 0.7, rng(7))
-    torch.testing.assert_close(edm_loss(model, x1, mean=0.3, std=0.7, generator=rng(7), x0=eps), matching_loss(model, x1, t=t, x0=eps))
+    torch.testing.assert_close(
+        edm_loss(model, x1, mean=0.3, std=0.7, generator=rng(7), x0=eps),
+        matching_loss(model, x1, t=t, x0=eps),
+    )
     assert torch.equal(edm_loss(model, x1, generator=rng(8)), edm_loss(model, x1, generator=rng(8)))
 
 
 @pytest.mark.slow
 def test_training_learns_the_denoiser():
     data, spread = MIXTURE.sample(20_000, rng(9)), 1.04
-    model = fit(preconditioned(MLP(width=64), VE, spread), data, 1000, loss=edm_loss, batch_size=256, progress=False).model
+    model = fit(
+        preconditioned(MLP(width=64), VE, spread),
+        data,
+        1000,
+        loss=edm_loss,
+        batch_size=256,
+        progress=False,
+    ).model
     exact, t = ExactDenoiser(MIXTURE, VE), VE.t_from_log_snr(-2 * math.log(0.4)).item()
     x = VE.mix(MIXTURE.sample(2000, rng(10)), torch.randn(2000, 2, generator=rng(11)), t)
     truth, line = exact(x, t).x1, preconditioning(t, VE, spread).c_skip.float() * x
@@ -182,8 +207,13 @@ def test_algorithm_2(name, gamma):
     expected = algorithm_2(denoise, 80 * x, [*levels, 0.0], gamma, 0.05, 50.0, 1.007, iter(noises))
     grid = karras_grid(n + (name != "VE"), schedule)  # VE adds the last step, to no noise, itself
     given = iter(noises)
-    found = sample(ExactDenoiser(MIXTURE, schedule), schedule.sigma(grid[0]) * x, grid, edm_heun(gamma, (0.05, 50.0), 1.007),
-                   noise=lambda x, t, s: next(given))
+    found = sample(
+        ExactDenoiser(MIXTURE, schedule),
+        schedule.sigma(grid[0]) * x,
+        grid,
+        edm_heun(gamma, (0.05, 50.0), 1.007),
+        noise=lambda x, t, s: next(given),
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -199,7 +229,13 @@ def test_order_two():
 def test_evaluations(gamma):
     n = 9
     for schedule, calls in ((VE, 2 * n + 1), (Linear(), 2 * n - 1), (VariancePreserving(), 2 * n - 1)):
-        made = trajectory(ExactDenoiser(MIXTURE, schedule), schedule.sigma(0.0) * normal(5, 2), karras_grid(n, schedule), edm_heun(gamma), generator=rng(0))
+        made = trajectory(
+            ExactDenoiser(MIXTURE, schedule),
+            schedule.sigma(0.0) * normal(5, 2),
+            karras_grid(n, schedule),
+            edm_heun(gamma),
+            generator=rng(0),
+        )
         assert made.nfe == calls and made.xs.isfinite().all(), schedule
 
 
@@ -207,12 +243,19 @@ def test_evaluations(gamma):
 def test_from_the_very_ends(schedule):
     "A uniform grid begins where alpha may be 0 and ends where sigma may be: finite, with a net of every kind."
     for kind in ("x1", "eps", "velocity", "v", "F"):
-        made = trajectory(Denoiser(wave, schedule, kind), schedule.sigma(0.0) * normal(5, 2), uniform_grid(6), edm_heun(0.2), generator=rng(1))
+        made = trajectory(
+            Denoiser(wave, schedule, kind),
+            schedule.sigma(0.0) * normal(5, 2),
+            uniform_grid(6),
+            edm_heun(0.2),
+            generator=rng(1),
+        )
         assert made.xs.isfinite().all(), kind
 
 
 def test_one_step_with_raised_noise():
-    "Of data at one point everything is known: the ends are that point and the noise that is left, whatever the model says on the way."
+    """Of data at one point everything is known: the ends are that point and the noise that is left, whatever the
+    model says on the way."""
     point = GaussianMixture(torch.tensor([[1.0, -2.0]], dtype=torch.float64), [1e-6])
     x1 = torch.tensor([1.0, -2.0]).double()
     t, s = (VE.t_from_log_snr(-2 * math.log(r)).item() for r in (2.0, 0.5))
@@ -257,11 +300,14 @@ def floor_of(n: int) -> float: return real_floor(energy_distance, MIXTURE.sample
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("name", ["VE", "linear", "VP"])
 def test_samples_the_mixture(name, gamma):
-    "4,000 points under the 99 % floor. Without churn the ends keep the luck of the starts, so these are no outliers (seed 3)."
+    """4,000 points under the 99 % floor. Without churn the ends keep the luck of the starts, so these are no
+    outliers (seed 3)."""
     schedule, n = SCHEDULES[name], 4000
     grid, real = karras_grid(100, schedule), MIXTURE.sample(n, rng(4))
     x = schedule.sigma(grid[0]).float() * torch.randn(n, 2, generator=rng(3))
-    assert energy_distance(sample(ExactDenoiser(MIXTURE, schedule), x, grid, edm_heun(gamma), generator=rng(5)), real) < floor_of(n)
+    assert energy_distance(
+        sample(ExactDenoiser(MIXTURE, schedule), x, grid, edm_heun(gamma), generator=rng(5)), real
+    ) < floor_of(n)
 
 
 def test_bad_input():
@@ -270,8 +316,8 @@ def test_bad_input():
         with pytest.raises(ValueError, match="sigma_data"): preconditioned(wave, VE, bad)
     with pytest.raises(ValueError, match="in \\[0, 1\\]"): preconditioning(1.5, VE)
     for bad in (dict(std=0.0), dict(std=-1.0), dict(std=float("nan")), dict(mean=float("nan")), dict(mean=math.inf)):
-        with pytest.raises(ValueError, match="expected n >= 1, a finite mean, a positive std"): log_normal_times(4, VE, **bad)
-        with pytest.raises(ValueError, match="mean"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
+        with pytest.raises(ValueError, match="expected a (positive|finite) number"): log_normal_times(4, VE, **bad)
+        with pytest.raises(ValueError, match="mean is|std is"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
     with pytest.raises(ValueError, match="n is 0"): log_normal_times(0, VE)
     for bad in (dict(gamma=-0.1), dict(gamma=float("nan")), dict(noise=-1.0), dict(gamma=math.inf)):
         with pytest.raises(ValueError, match="gamma is .* noise is .* expected numbers >= 0"): edm_heun(**bad)

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers import normal, rng
 import torch
 from torch import nn
 
@@ -23,12 +24,6 @@ from diffusion_course.solvers import heun_step
 from diffusion_course.training import train
 
 SMALL = ClassifierConfig(shape=(1, 8, 8), stem=16, widths=(16, 32), blocks=(1, 0))
-
-
-def rng(seed: int = 0) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def some_pictures(n: int = 60, seed: int = 0, shape=(3, 8, 8)) -> torch.Tensor:
@@ -66,13 +61,28 @@ def test_shifted_pictures_are_windows_of_the_mirrored_one():
 
 @pytest.mark.slow
 def test_digits_are_learned_and_the_file_gives_the_classifier_back(tmp_path):
-    config = ev.ClassifyConfig(data="digits", images=20_000, lr=5e-3, warmup=2_000, decay=1.0, ema=0.9, flip=False, shift=1, precision="fp32", net=SMALL)
+    config = ev.ClassifyConfig(
+        data="digits",
+        images=20_000,
+        lr=5e-3,
+        warmup=2_000,
+        decay=1.0,
+        ema=0.9,
+        flip=False,
+        shift=1,
+        precision="fp32",
+        net=SMALL,
+    )
     net = train(config, tmp_path, progress=False)
     test = digits("test")
     assert ev.label_agreement(net, test, test.y) > 0.9
     loaded = checkpoints.load(tmp_path / "model.safetensors")
     assert loaded.config == SMALL and ev.label_agreement(loaded, test, test.y) > 0.9
-    assert ev.name_of(loaded) == ev.name_of(checkpoints.load(tmp_path / "model.safetensors")) != ev.name_of(Classifier(SMALL))
+    assert (
+        ev.name_of(loaded)
+        == ev.name_of(checkpoints.load(tmp_path / "model.safetensors"))
+        != ev.name_of(Classifier(SMALL))
+    )
 
 
 @pytest.mark.parametrize("wrong, expected", [
@@ -103,10 +113,12 @@ def test_features_are_those_of_the_rounded_picture_whatever_the_batch():
 def test_features_refuse():
     x = some_pictures(4, shape=(1, 8, 8))
     with pytest.raises(ValueError, match=r"training mode: expected net.eval\(\)"): ev.features(x, Classifier(SMALL))
-    with pytest.raises(ValueError, match="1 values that are NaN"): ev.features(torch.full((1, 1, 1, 1), math.nan), mean_colour)
+    with pytest.raises(ValueError, match="1 values that are NaN"):
+        ev.features(torch.full((1, 1, 1, 1), math.nan), mean_colour)
     with pytest.raises(ValueError, match=r"x is \(4, 64\): expected pictures"): ev.features(x.flatten(1), mean_colour)
     with pytest.raises(ValueError, match="no pictures"): ev.features(x[:0], mean_colour)
-    with pytest.raises(ValueError, match=r"y has shape \(3,\): expected \(4,\)"): ev.label_agreement(mean_colour, x, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"y has shape \(3,\): expected \(4,\)"):
+        ev.label_agreement(mean_colour, x, torch.zeros(3))
     with pytest.raises(ValueError, match=r"expected \(B, 1, 8, 8\)"): Classifier(SMALL)(torch.zeros(1, 3, 8, 8))
 
 
@@ -128,7 +140,11 @@ def exactly(x: torch.Tensor, mean: torch.Tensor, cov: torch.Tensor) -> torch.Ten
 
 def test_frechet_distance_of_gaussians():
     x, y = normal(500, 4), normal(300, 4, seed=1)
-    mean, diagonal, other = normal(4, seed=2), torch.tensor([1.0, 4.0, 0.25, 2.0]).double(), torch.tensor([4.0, 1.0, 1.0, 2.0]).double()
+    mean, diagonal, other = (
+        normal(4, seed=2),
+        torch.tensor([1.0, 4.0, 0.25, 2.0]).double(),
+        torch.tensor([4.0, 1.0, 1.0, 2.0]).double(),
+    )
     a, b = exactly(x, torch.zeros(4).double(), diagonal.diag()), exactly(y, mean, other.diag())
     expected = mean.square().sum() + (diagonal.sqrt() - other.sqrt()).square().sum()  # matrices that commute
     assert ev.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
@@ -154,7 +170,13 @@ def test_frechet_distance_agrees_with_sqrtm_and_holds_where_covariances_are_sing
 
 
 def test_frechet_distance_of_one_distribution_falls_like_one_over_n():
-    at = lambda n: sum(ev.frechet_distance(normal(n, 10, seed=2 * i), normal(n, 10, seed=2 * i + 1)) for i in range(20)) / 20
+    at = (
+        lambda n: sum(
+            ev.frechet_distance(normal(n, 10, seed=2 * i), normal(n, 10, seed=2 * i + 1))
+            for i in range(20)
+        )
+        / 20
+    )
     small, large = at(100), at(400)
     assert small > 0.3 and 3 < small / large < 5.5
 
@@ -162,14 +184,21 @@ def test_frechet_distance_of_one_distribution_falls_like_one_over_n():
 def test_kernel_distance_by_hand_and_whatever_the_blocks():
     a, b = normal(7, 3), normal(5, 3, seed=1)
     k = lambda x, y: float((x @ y / 3 + 1) ** 3)
-    mean = lambda x, y, same: sum(k(p, q) for i, p in enumerate(x) for j, q in enumerate(y) if not (same and i == j)) / (len(x) * (len(y) - same))
+    mean = lambda x, y, same: sum(
+        k(p, q) for i, p in enumerate(x) for j, q in enumerate(y) if not (same and i == j)
+    ) / (len(x) * (len(y) - same))
     expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
     assert ev.kernel_distance(a, b) == pytest.approx(expected)
     assert ev.kernel_distance(a, b, rows=2) == pytest.approx(expected)
 
 
 def test_kernel_distance_has_no_bias():
-    values = torch.tensor([ev.kernel_distance(normal(30, 4, seed=2 * i), normal(30, 4, seed=2 * i + 1)) for i in range(400)])
+    values = torch.tensor(
+        [
+            ev.kernel_distance(normal(30, 4, seed=2 * i), normal(30, 4, seed=2 * i + 1))
+            for i in range(400)
+        ]
+    )
     assert abs(values.mean()) < 4 * values.std() / 400**0.5 and (values < 0).double().mean() > 0.3
     assert ev.kernel_distance(normal(300, 4), normal(300, 4, seed=1) + 0.5) > 4 * values.std()
 
@@ -193,11 +222,16 @@ def test_distances_refuse(distance):
     with pytest.raises(ValueError, match=r"a is \(5,\): expected features \(n, d\)"): distance(normal(5), normal(5, 1))
     with pytest.raises(ValueError, match=r"b is \(1, 2\): expected features"): distance(normal(5, 2), normal(1, 2))
     with pytest.raises(ValueError, match="a has 2 features and b has 3"): distance(normal(5, 2), normal(5, 3))
-    with pytest.raises(ValueError, match="b holds 1 values that are NaN"): distance(normal(5, 2), normal(5, 2).masked_fill(torch.eye(5, 2) * torch.tensor([1, 0]) > 0, math.nan))
+    with pytest.raises(ValueError, match="b holds 1 values that are NaN"):
+        distance(
+            normal(5, 2),
+            normal(5, 2).masked_fill(torch.eye(5, 2) * torch.tensor([1, 0]) > 0, math.nan),
+        )
 
 
 def test_precision_recall_refuses_k():
-    with pytest.raises(ValueError, match="k is 5: expected 1 to 4"): ev.precision_recall(normal(5, 2), normal(9, 2), k=5)
+    with pytest.raises(ValueError, match="k is 5: expected 1 to 4"):
+        ev.precision_recall(normal(5, 2), normal(9, 2), k=5)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -211,7 +245,11 @@ def test_score_says_what_it_depends_on():
 def test_scores_compare_only_like_with_like():
     a, b = ev.Score("recall", 0.5, 10, "ours"), ev.Score("recall", 0.75, 10, "ours", floor=0.9)
     assert a < b and b > a and a <= b and b >= a and not a > b and b - a == 0.25 and min(b, a) is a and float(a) == 0.5
-    for other, what in ((ev.Score("recall", 0.75, 10, "theirs"), "extractor"), (ev.Score("precision", 0.75, 10, "ours"), "name"), (ev.Score("recall", 0.75, 20, "ours"), "n, not 10 and 20")):
+    for other, what in (
+        (ev.Score("recall", 0.75, 10, "theirs"), "extractor"),
+        (ev.Score("precision", 0.75, 10, "ours"), "name"),
+        (ev.Score("recall", 0.75, 20, "ours"), "n, not 10 and 20"),
+    ):
         for operation in ("__lt__", "__le__", "__gt__", "__ge__", "__sub__"):
             with pytest.raises(ValueError, match=f"expected the same {what}"): getattr(a, operation)(other)
     with pytest.raises(ValueError, match="expected two scores"): a < 0.6  # noqa: B015
@@ -222,13 +260,16 @@ def test_real_scores_are_those_of_two_sets_without_a_common_picture():
     assert len(first) == len(second) == 30 and len(set(first.tolist()) | set(second.tolist())) == 60
     real = normal(70, 3)
     floor = ev.real_scores(real, 30, "numbers")
-    assert set(floor) == {"Fréchet distance", "kernel distance", "precision", "recall"} and all(s.n == 30 for s in floor.values())
+    assert set(floor) == {"Fréchet distance", "kernel distance", "precision", "recall"} and all(
+        s.n == 30 for s in floor.values()
+    )
     assert floor["Fréchet distance"].value == ev.frechet_distance(real[first], real[second])
-    scores = ev.compare(real[first], real[second] + 5, "numbers", floor)
+    scores = ev.compare_features(real[first], real[second] + 5, "numbers", floor)
     assert scores["Fréchet distance"].floor == floor["Fréchet distance"].value < scores["Fréchet distance"].value
     assert scores["recall"] < floor["recall"]
     with pytest.raises(ValueError, match="n is 36: expected 1 to 35"): ev.split(36, 70)
-    with pytest.raises(ValueError, match="30 real and 20 made pictures: expected equally many"): ev.compare(real[:30], real[:20], "numbers")
+    with pytest.raises(ValueError, match="30 real and 20 made pictures: expected equally many"):
+        ev.compare_features(real[:30], real[:20], "numbers")
 
 
 class Painter(nn.Module):
@@ -247,7 +288,11 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     means = torch.tensor([[-0.5, 0.0, 0.5], [0.5, 0.0, -0.5]])
     model = Denoiser(Painter(means), Linear())
     y = torch.arange(100) % 2
-    x = ((means[y][:, :, None, None] + 0.2 * torch.randn(100, 3, 8, 8, generator=rng())).clamp(-1, 1) * 127.5 + 127.5).byte()
+    x = (
+        (means[y][:, :, None, None] + 0.2 * torch.randn(100, 3, 8, 8, generator=rng())).clamp(-1, 1)
+        * 127.5
+        + 127.5
+    ).byte()
     real = Images(x, y, ("low", "high"))
     blue_or_red = lambda x: torch.stack([x[:, 2] - x[:, 0], x[:, 0] - x[:, 2]], 1).mean((2, 3))
     run = lambda **k: ev.evaluate(model, blue_or_red, real, 40, steps=4, progress=False, **k)
@@ -257,7 +302,8 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     assert run(batch=7) == scores
     assert run(sampler="euler_maruyama") == run(sampler=euler_maruyama(), batch=11)
     broken = Denoiser(Painter(means * math.nan), Linear())
-    with pytest.raises(ValueError, match="NaN or infinite"): ev.evaluate(broken, blue_or_red, real, 40, steps=2, progress=False)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ev.evaluate(broken, blue_or_red, real, 40, steps=2, progress=False)
     wrong = run(x=generate(model, 40, 4, "dpmpp_2m", seed=0, y=y[:40]), y=1 - y[:40])
     assert wrong["label agreement"].value == 0 and wrong["recall"] == scores["recall"]
     with pytest.raises(ValueError, match="x holds 3 pictures: expected n = 40"): run(x=x[:3])
@@ -272,7 +318,11 @@ def test_planted_copies_and_mirror_images_are_found(extractor):
     x = torch.stack([data[17], data[201].flip(2), some_pictures(1, seed=9)[0]])
     found = ev.nearest(x, data, extractor, k=2, batch=60)
     assert found.index[:2, 0].tolist() == [17, 201] and found.flipped[:2, 0].tolist() == [False, True]
-    assert found.distance[:2, 0].tolist() == [0, 0] and (found.distance[:, 1] > 0.3).all() and found.distance[2, 0] > 0.3
+    assert (
+        found.distance[:2, 0].tolist() == [0, 0]
+        and (found.distance[:, 1] > 0.3).all()
+        and found.distance[2, 0] > 0.3
+    )
     assert (found.distance.diff(dim=1) >= 0).all() and found.index.shape == (3, 2)
     straight = ev.nearest(x, data, extractor, flips=False)
     assert straight.distance[0] == 0 and straight.distance[1] > 0.3 and not straight.flipped.any()
@@ -344,9 +394,11 @@ def test_the_likelihood_keeps_away_from_an_end_where_a_model_cannot_be_asked():
 
 def test_likelihood_refuses():
     model, x = ExactDenoiser(running_mixture(), Linear()), some_pictures(3, shape=(1, 1, 2)).flatten(1)
-    with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(3, 2\): expected bytes"): ev.bits_per_dim(model, x.float())
+    with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(3, 2\): expected bytes"):
+        ev.bits_per_dim(model, x.float())
     with pytest.raises(ValueError, match="probes is -1: expected 0 or more"): ev.bits_per_dim(model, x, probes=-1)
-    with pytest.raises(ValueError, match=r"y has shape \(2,\): expected \(3,\)"): ev.bits_per_dim(model, x, y=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"y has shape \(2,\): expected \(3,\)"):
+        ev.bits_per_dim(model, x, y=torch.zeros(2))
     with pytest.raises(ValueError, match="n is 0: expected a whole number of steps"): ev.log_prob(model, x.float(), 0)
 
 
@@ -356,15 +408,31 @@ def test_likelihood_refuses():
 @pytest.mark.parametrize("schedule", [Linear(), VariancePreserving()], ids=["linear", "VP"])
 def test_information_rate_of_a_gaussian(schedule, log_snr):
     one = GaussianMixture(torch.tensor([[0.2, -0.1, 0.3]]), [0.5])
-    rates = ev.information_rate(ExactDenoiser(one, schedule), one.sample(4000, rng()).double(), log_snr, generator=rng(1))
+    rates = ev.information_rate(
+        ExactDenoiser(one, schedule), one.sample(4000, rng()).double(), log_snr, generator=rng(1)
+    )
     snr = math.exp(log_snr)
     expected = snr * 0.25 / (1 + snr * 0.25) / (2 * math.log(2))  # snr times the least mean square error
     assert rates.shape == (4000,) and abs(rates.mean() - expected) < 4 * rates.std() / 4000**0.5
 
 
 def test_information_is_what_the_noisy_point_tells():
-    levels, x, z = torch.linspace(-12, 2, 57), running_mixture().sample(20_000, rng()), torch.randn(20_000, 2, generator=rng(1))
-    rate = torch.stack([ev.information_rate(ExactDenoiser(running_mixture(), Linear()), x, l, noise=z).mean() for l in levels]) * 2
+    levels, x, z = (
+        torch.linspace(-12, 2, 57),
+        running_mixture().sample(20_000, rng()),
+        torch.randn(20_000, 2, generator=rng(1)),
+    )
+    rate = (
+        torch.stack(
+            [
+                ev.information_rate(
+                    ExactDenoiser(running_mixture(), Linear()), x, l, noise=z
+                ).mean()
+                for l in levels
+            ]
+        )
+        * 2
+    )
     t = float(Linear().t_from_log_snr(2.0))
     entropy = -marginal(running_mixture(), Linear(), t).log_prob(Linear().mix(x, z, t)).mean()
     told = (entropy - math.log(2 * math.pi * math.e * (1 - t) ** 2)) / math.log(2)
@@ -380,9 +448,13 @@ def test_information_rate_refuses_an_end_of_the_path():
 
 def test_inception_fid_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ImportError, match="pip install torch-fidelity"): ev.inception_fid(some_pictures(), some_pictures())
+    with pytest.raises(ImportError, match="pip install torch-fidelity"):
+        ev.inception_fid(some_pictures(), some_pictures())
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=None))
-    with pytest.raises(FileNotFoundError, match=r"no file .*none.pth: expected the weights of Inception-v3, fetched from https"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no file .*none.pth: expected the weights of Inception-v3, fetched from https",
+    ):
         ev.inception_fid(some_pictures(), some_pictures(), tmp_path / "none.pth")
 
 
@@ -394,27 +466,52 @@ def test_inception_fid_hands_bytes_to_torch_fidelity(monkeypatch, tmp_path):
     score = ev.inception_fid(to_float(x), some_pictures(9, seed=1), weights)
     assert score.value == 3.5 and score.n == 6 and "Inception" in score.extractor
     given, = calls
-    assert torch.equal(torch.stack([given["input1"][i] for i in range(len(given["input1"]))]), x) and len(given["input2"]) == 9
+    assert (
+        torch.equal(torch.stack([given["input1"][i] for i in range(len(given["input1"]))]), x)
+        and len(given["input2"]) == 9
+    )
     assert given["feature_extractor_weights_path"] == str(weights) and given["fid"] is True
     with pytest.raises(ValueError, match="real has 1 channels: expected 3"): ev.inception_fid(x, x[:, :1], weights)
 
 
-# ---- the command -------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------------------------
 
 def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
     means = torch.linspace(-0.6, 0.6, 10)[:, None].repeat(1, 3)
-    monkeypatch.setattr(ev, "cifar10", lambda part: Images(some_pictures(50), torch.arange(50) % 10, tuple("0123456789")))
+    monkeypatch.setattr(
+        ev,
+        "cifar10",
+        lambda part: Images(some_pictures(50), torch.arange(50) % 10, tuple("0123456789")),
+    )
     judge = Classifier(ClassifierConfig(shape=(3, 8, 8), stem=8, widths=(8, 16), blocks=(0, 0))).eval()
     checkpoints.save(judge, tmp_path / "judge.safetensors")
     known = {"model": Denoiser(Painter(means), Linear())}
     monkeypatch.setattr(checkpoints, "load", lambda name, load=checkpoints.load: known.get(str(name)) or load(name))
-    flags = ["--n", "20", "--steps", "2", "--bits", "3", "--classifier", str(tmp_path / "judge.safetensors"), "--out", str(tmp_path / "s.json")]
+    flags = [
+        "--n",
+        "20",
+        "--steps",
+        "2",
+        "--bits",
+        "3",
+        "--classifier",
+        str(tmp_path / "judge.safetensors"),
+        "--out",
+        str(tmp_path / "s.json"),
+    ]
     assert main(["evaluate", "model", "--guidance", "1.5", *flags]) == 0
     said, written = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "s.json").read_text())
     assert len(said) == len(written) == 6
-    assert [s["name"] for s in written][-2:] == ["label agreement", "bits per dimension"] and written[0]["n"] == 20 and written[-1]["n"] == 3
+    assert (
+        [s["name"] for s in written][-2:] == ["label agreement", "bits per dimension"]
+        and written[0]["n"] == 20
+        and written[-1]["n"] == 3
+    )
     assert all(line.startswith(s["name"]) for line, s in zip(said, written, strict=True))
-    assert main(["evaluate", "model", "--n", "26", *flags[2:]]) == 2 and "n is 26: expected 1 to 25" in capsys.readouterr().err
+    assert (
+        main(["evaluate", "model", "--n", "26", *flags[2:]]) == 2
+        and "n is 26: expected 1 to 25" in capsys.readouterr().err
+    )
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     assert main(["evaluate", "model", *flags, "--fid", "true"]) == 2 and "torch-fidelity" in capsys.readouterr().err
 
@@ -425,9 +522,11 @@ def test_shipped_tables_belong_to_the_shipped_models():
     tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text())
     reference, of = checkpoints.read_tensors(checkpoints.WEIGHTS / "reference" / "cifar10.safetensors")
     name, images = ev.name_of(checkpoints.load("cifar10-classifier")), checkpoints.info("cifar10")["images"]
-    again = "run tools/tables.py again"
+    again = "run tools/measure_tables.py again"
     assert not tables["about"]["quick"] and tables["about"]["images"] == images, again
     assert tables["about"]["extractor"] == of["extractor"] == name, again
     assert reference["features"].shape == (2000, 192) and reference["covariance"].shape == (192, 192)
     for table in ("guidance", "samplers", "best", "bits", "levels", "copies"):
-        assert any(row["images"] == images and row["extractor"] == name for row in tables[table]), f"no {table} of this model: {again}"
+        assert any(
+            row["images"] == images and row["extractor"] == name for row in tables[table]
+        ), f"no {table} of this model: {again}"

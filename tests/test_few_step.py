@@ -1,10 +1,12 @@
-"""Few steps: the flow's end and its closed form, jump and shake, the consistency loss, pairs that are kept, students."""
+"""Few steps: the flow's end and its closed form, jump and shake, the consistency loss, pairs that are kept,
+students."""
 
 import json
 import math
 from dataclasses import replace
 
 import pytest
+from helpers import rng
 import torch
 
 from diffusion_course.checkpoints import WEIGHTS, load, save
@@ -24,8 +26,6 @@ from diffusion_course.unet import UNet, UNetConfig
 
 PATH = Linear()
 
-
-def rng(seed: int = 0) -> torch.Generator: return torch.Generator().manual_seed(seed)
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     """Seeded standard normal numbers in double precision."""
     return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
@@ -140,7 +140,11 @@ def test_the_loss_by_hand(huber):
 def test_only_the_student_learns():
     student, target, teacher = mlp(1), mlp(2), mlp(3)
     consistency_loss(student, target, teacher, normal(8, 2).float(), generator=rng()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters() if p.requires_grad and p.shape != (1, 16))
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in student.parameters()
+        if p.requires_grad and p.shape != (1, 16)
+    )
     assert all(p.grad is None for m in (target, teacher) for p in m.parameters())
     one = consistency_loss(student, student, teacher, normal(8, 2).float(), generator=rng())
     two = consistency_loss(student, student, teacher, normal(8, 2).float(), generator=rng())
@@ -154,7 +158,9 @@ def test_the_true_end_has_nothing_to_learn():
     for n in (10, 40):
         small.append(consistency_loss(true, true, teacher, x1, steps=n, huber=0.0, generator=rng()))
         large.append(consistency_loss(teacher, teacher, teacher, x1, steps=n, huber=0.0, generator=rng()))
-    assert small[1] < small[0] / 100 and small[1] < large[1] / 50  # a step of length h is wrong by h cubed: the loss by h to the 6th
+    assert (
+        small[1] < small[0] / 100 and small[1] < large[1] / 50
+    )  # a step of length h is wrong by h cubed: the loss by h to the 6th
 
 
 def test_boundary_holds_for_any_network():
@@ -166,7 +172,14 @@ def test_boundary_holds_for_any_network():
 
 def unet(**changes) -> Denoiser:
     """A tiny network of digits, not zero."""
-    model = Denoiser(UNet(UNetConfig(**dict(shape=(1, 8, 8), widths=(16,), attention=(), head=16, patch=1) | changes)), PATH).eval()
+    model = Denoiser(
+        UNet(
+            UNetConfig(
+                **dict(shape=(1, 8, 8), widths=(16,), attention=(), head=16, patch=1) | changes
+            )
+        ),
+        PATH,
+    ).eval()
     with torch.no_grad():
         for p in model.parameters(): p += 0.02 * torch.randn(p.shape, generator=rng(4))
     return model
@@ -175,16 +188,26 @@ def unet(**changes) -> Denoiser:
 def test_pairs_are_the_teachers_and_kept(tmp_path, monkeypatch):
     model = unet()
     found = teacher_pairs(model, 13, 2.0, 3, seed=5, folder=tmp_path, part=6)
-    assert len(found) == 13 and found.x0.shape == found.x1.shape == (13, 1, 8, 8) and sorted(p.name for p in tmp_path.iterdir()) == [f"6-{k:04d}.safetensors" for k in range(3)]
+    assert (
+        len(found) == 13
+        and found.x0.shape == found.x1.shape == (13, 1, 8, 8)
+        and sorted(p.name for p in tmp_path.iterdir())
+        == [f"6-{k:04d}.safetensors" for k in range(3)]
+    )
     x1 = reflow_pairs(classifier_free(model, 2.0), found.x0.float(), 3, dpmpp_2m(), y=found.y)[1]
     assert (x1 - found.x1).abs().max() < 0.1  # 16 bits where that is quicker
     (tmp_path / "6-0001.safetensors").unlink()
     asked = []
-    monkeypatch.setattr("diffusion_course.few_step.reflow_pairs", lambda *a, **k: asked.append(1) or reflow_pairs(*a, **k))
+    monkeypatch.setattr(
+        "diffusion_course.few_step.reflow_pairs",
+        lambda *a, **k: asked.append(1) or reflow_pairs(*a, **k),
+    )
     again = teacher_pairs(model, 13, 2.0, 3, seed=5, folder=tmp_path, part=6)
     assert len(asked) == 1 and torch.equal(again.x1, found.x1) and torch.equal(again.y, found.y)
     alone = teacher_pairs(model, 13, 2.0, 3, seed=5, part=6)
-    assert torch.equal(alone.x0, found.x0) and not torch.equal(teacher_pairs(model, 6, 2.0, 3, seed=6, part=6).x0, found.x0[:6])
+    assert torch.equal(alone.x0, found.x0) and not torch.equal(
+        teacher_pairs(model, 6, 2.0, 3, seed=6, part=6).x0, found.x0[:6]
+    )
     assert abs(float(found.x0.float().std()) - 1) < 0.1 and found.y.max() < 10
 
 
@@ -196,24 +219,33 @@ def test_a_batch_of_pairs():
     torch.testing.assert_close(x[1, 1], data.x1[0, 0].float())
 
 
-@pytest.mark.parametrize("wrong", [
-    lambda: FlowEnd(mlp(), 0),
-    lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), steps=0),
-    lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), huber=-1.0),
-    lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), t=torch.zeros(3)),
-    lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), x0=torch.zeros(4, 3)),
-    lambda: sample(mlp(), normal(4, 2).float(), [1.0, 0.5], consistency()),
-    lambda: Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2)),
-    lambda: Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3)).batch(slice(2), torch.ones(2) > 0),
-    lambda: teacher_pairs(unet(), 0),
-    lambda: teacher_pairs(unet(n_labels=0), 5, w=2.0),
-    lambda: ReflowRecipe(flip=True),
-    lambda: ReflowRecipe(first=1.5),
-    lambda: ReflowRecipe(pairs=0),
-    lambda: ConsistencyRecipe(grid=0),
-    lambda: ReflowRecipe(teacher="digits").fits(Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))),
-    lambda: ReflowRecipe(teacher="cold").fits(Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: FlowEnd(mlp(), 0),
+        lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), steps=0),
+        lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), huber=-1.0),
+        lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), t=torch.zeros(3)),
+        lambda: consistency_loss(mlp(), mlp(), mlp(), normal(4, 2).float(), x0=torch.zeros(4, 3)),
+        lambda: sample(mlp(), normal(4, 2).float(), [1.0, 0.5], consistency()),
+        lambda: Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2)),
+        lambda: Pairs(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3)).batch(
+            slice(2), torch.ones(2) > 0
+        ),
+        lambda: teacher_pairs(unet(), 0),
+        lambda: teacher_pairs(unet(n_labels=0), 5, w=2.0),
+        lambda: ReflowRecipe(flip=True),
+        lambda: ReflowRecipe(first=1.5),
+        lambda: ReflowRecipe(pairs=0),
+        lambda: ConsistencyRecipe(grid=0),
+        lambda: ReflowRecipe(teacher="digits").check_data(
+            Pairs(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8), torch.zeros(3))
+        ),
+        lambda: ReflowRecipe(teacher="cold").check_data(
+            Pairs(torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.zeros(3))
+        ),
+    ],
+)
 def test_wrong_input_says_what_is_expected(wrong):
     with pytest.raises(ValueError, match="expected"): wrong()
 
@@ -230,7 +262,16 @@ def file(tmp_path):
 
 def small(file, kind="few-step-digits", **changes) -> ReflowRecipe:
     """A tiny training of it."""
-    how = dict(teacher=str(file), kept=str(file.parent), pairs=64, pair_steps=3, images=640, batch=32, warmup=64, log_every=320)
+    how = dict(
+        teacher=str(file),
+        kept=str(file.parent),
+        pairs=64,
+        pair_steps=3,
+        images=640,
+        batch=32,
+        warmup=64,
+        log_every=320,
+    )
     return replace(PRESETS[kind], **how | changes)
 
 
@@ -240,18 +281,36 @@ def test_losses_are_reflow_and_consistency(file):
     x, y = data.batch(slice(32))
     with torch.no_grad():
         x0, x1, t, cond = c.draw(x, y, model, rng())
-        assert torch.equal(x0, data.x0[:32].float()) and torch.equal(x1, data.x1[:32].float()) and 5 < (t == 0).sum() < 22 and t.max() < 1
+        assert (
+            torch.equal(x0, data.x0[:32].float())
+            and torch.equal(x1, data.x1[:32].float())
+            and 5 < (t == 0).sum() < 22
+            and t.max() < 1
+        )
         torch.testing.assert_close(c.loss(model, x, y, rng()), matching_loss(model, x1, t=t, x0=x0, y=y))
         d, g = small(file, "few-step-digits-consistency", first=0.4), rng()
         _, x1, t, _ = d.draw(x, y, model, g)
         want = consistency_loss(model, model, classifier_free(model, d.w), x1, steps=10, t=t, generator=g, y=y)
         torch.testing.assert_close(d.loss(model, x, y, rng()), want)
-    assert (c.draw(x, y, model, rng())[2] > 0).any() and not (small(file, first=1.0).draw(x, y, model, rng())[2] > 0).any()
+    assert (c.draw(x, y, model, rng())[2] > 0).any() and not (
+        small(file, first=1.0).draw(x, y, model, rng())[2] > 0
+    ).any()
 
 
 def test_other_teachers_have_other_folders(file):
     one = small(file).folder()
-    assert one == small(file, images=64).folder() and len({one, small(file, w=1.5).folder(), small(file, pair_steps=4).folder(), small(file, pair_seed=1).folder()}) == 4
+    assert (
+        one == small(file, images=64).folder()
+        and len(
+            {
+                one,
+                small(file, w=1.5).folder(),
+                small(file, pair_steps=4).folder(),
+                small(file, pair_seed=1).folder(),
+            }
+        )
+        == 4
+    )
     model = load(file)
     with torch.no_grad(): next(model.parameters()).add_(0.1)
     save(model, file, half=False)
@@ -264,7 +323,10 @@ def test_a_student_begins_as_its_teacher_and_changes(file, tmp_path, kind):
     assert torch.equal(c.build()(x, 0.3, y=1).x1, teacher(x, 0.3, y=1).x1) and c.build().training
     student = train(c, tmp_path / "run", progress=False)
     assert type(student.net) is UNet and not torch.equal(student(x, 0.0, y=1).x1, teacher(x, 0.0, y=1).x1)
-    assert list((tmp_path / "run" / "samples").glob("*.png")) and load(tmp_path / "run" / "model.safetensors").kind == "velocity"
+    assert (
+        list((tmp_path / "run" / "samples").glob("*.png"))
+        and load(tmp_path / "run" / "model.safetensors").kind == "velocity"
+    )
 
 
 @pytest.mark.slow
@@ -277,7 +339,10 @@ def test_a_student_of_digits_beats_its_teacher_in_few_steps(tmp_path, kind):
     student, teacher, y = train(c, tmp_path / "run", progress=False), load("digits"), torch.arange(400) % 10
     real = c.pictures().x1.flatten(1).double()
     away = lambda *how: frechet_distance(real, generate(*how, seed=1, y=y).flatten(1).double())
-    for steps in (1, 2): assert away(student, 400, steps, c.stepper(), 1.0) < 0.7 * away(teacher, 400, steps, euler(), c.w)
+    for steps in (1, 2):
+        assert away(student, 400, steps, c.stepper(), 1.0) < 0.7 * away(
+            teacher, 400, steps, euler(), c.w
+        )
 
 
 # ---- the shipped one -------------------------------------------------------------------------------------------------
@@ -285,5 +350,9 @@ def test_a_student_of_digits_beats_its_teacher_in_few_steps(tmp_path, kind):
 def test_the_table_says_what_the_lesson_claims():
     book = json.loads((WEIGHTS / "few_step.json").read_text())
     found = {(r["model"], r["sampler"], r["steps"]): r["frechet"] for r in book["scores"]}
-    assert not book["about"]["quick"] and book["about"]["n"] >= 2000 and found["reflow", "euler", 2] <= found["teacher", "euler", 2] / 2
+    assert (
+        not book["about"]["quick"]
+        and book["about"]["n"] >= 2000
+        and found["reflow", "euler", 2] <= found["teacher", "euler", 2] / 2
+    )
     assert all(math.isfinite(v) for v in found.values())

@@ -1,8 +1,10 @@
-"""Guidance: Bayes' rule, the line through two predictions, what is asked and counted, intervals, the tilt; bad input."""
+"""Guidance: Bayes' rule, the line through two predictions, what is asked and counted, intervals, the tilt; bad
+input."""
 
 from functools import partial
 
 import pytest
+from helpers import normal, rng
 import torch
 
 from diffusion_course.distributions import GaussianMixture, running_mixture
@@ -18,12 +20,6 @@ MIXTURE = running_mixture()
 SCHEDULES = {"linear": Linear(), "cosine": Cosine(), "VP": VariancePreserving()}
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 LABELS = torch.arange(7) % 3
-
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 class Counted(torch.nn.Module):
@@ -57,7 +53,12 @@ def same(p, q) -> bool: return torch.equal(p.x1, q.x1) and torch.equal(p.eps, q.
 def test_zero_and_one_ask_one_branch_and_are_it(model):
     x = normal(7, 2)
     with torch.no_grad():
-        for w, y, expected in ((0, None, model(x, 0.4)), (0, LABELS, model(x, 0.4)), (1, LABELS, model(x, 0.4, y=LABELS)), (1, 2, model(x, 0.4, y=2))):
+        for w, y, expected in (
+            (0, None, model(x, 0.4)),
+            (0, LABELS, model(x, 0.4)),
+            (1, LABELS, model(x, 0.4, y=LABELS)),
+            (1, 2, model(x, 0.4, y=2)),
+        ):
             model.net.asked.clear()
             guided = classifier_free(model, w)
             assert same(guided(x, 0.4, y=y), expected)
@@ -122,7 +123,11 @@ def test_interval(model):
     x, guided = normal(5, 2), classifier_free(model, 3.0, interval=(0.3, 0.6))
     with torch.no_grad():
         for t in (0.0, 0.29, 0.61, 1.0): assert same(guided(x, t, y=1), model(x, t, y=1)) and guided.cost(t) == 1
-        for t in (0.3, 0.45, 0.6): assert same(guided(x, t, y=1), classifier_free(model, 3.0)(x, t, y=1)) and guided.cost(t) == 2
+        for t in (0.3, 0.45, 0.6):
+            assert (
+                same(guided(x, t, y=1), classifier_free(model, 3.0)(x, t, y=1))
+                and guided.cost(t) == 2
+            )
     assert trajectory(guided, x, uniform_grid(20), euler(), y=1).nfe == 20 + 7  # 0.30, 0.35, ..., 0.60
     off = classifier_free(model, 0.0, interval=(0.3, 0.6))
     with torch.no_grad(): assert same(off(x, 0.5), model(x, 0.5))
@@ -184,7 +189,9 @@ def test_guided_gaussian_in_closed_form(s, m):
 
         def __call__(self, x, t, y=None):
             mean, std = (0.0, 1.0) if y is None else (m, s)
-            return ExactDenoiser(GaussianMixture(torch.tensor([[mean]], dtype=torch.float64), [std]), self.schedule)(x, t)
+            return ExactDenoiser(
+                GaussianMixture(torch.tensor([[mean]], dtype=torch.float64), [std]), self.schedule
+            )(x, t)
 
     z = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
     for w in (-1.0, 0.5, 2.0, 4.0):
@@ -203,7 +210,12 @@ def test_guided_samples_are_the_tilt_at_one_and_not_at_three():
         return lattice[k] + 0.05 * (torch.rand(n, 2, generator=g) - 0.5)
 
     x = torch.randn(n, 2, generator=rng(1))
-    ends = {w: sample(classifier_free(ExactDenoiser(MIXTURE, Linear()), w), x, uniform_grid(30), heun(), y=1) for w in (1, 3)}
+    ends = {
+        w: sample(
+            classifier_free(ExactDenoiser(MIXTURE, Linear()), w), x, uniform_grid(30), heun(), y=1
+        )
+        for w in (1, 3)
+    }
     floor = real_floor(energy_distance, partial(tilted, 3), n, 10).q99
     assert energy_distance(ends[1], tilted(1, n, rng(2))) < 1.5 * floor
     assert energy_distance(ends[3], tilted(3, n, rng(2))) > 50 * floor
@@ -216,16 +228,19 @@ def test_bad_input(model):
     for m in (model, exact):
         for w in (1.0, 3.0):
             with pytest.raises(ValueError, match="without a label"): classifier_free(m, w)(x, 0.5)
-            with pytest.raises(ValueError, match=r"y has shape \(5,\).*\(7,\)"): classifier_free(m, w)(x, 0.5, y=torch.zeros(5).long())
+            with pytest.raises(ValueError, match=r"y has shape \(5,\).*\(7,\)"):
+                classifier_free(m, w)(x, 0.5, y=torch.zeros(5).long())
     for w in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="w is"): classifier_free(exact, w)
         with pytest.raises(ValueError, match="w is"): classifier_guided(exact, partial(logits, Linear()), w)
     for interval in ((0.6, 0.3), (-0.1, 1), (0, 2)):
         with pytest.raises(ValueError, match="interval"): classifier_free(exact, 2.0, interval=interval)
-    with pytest.raises(ValueError, match="one time"): classifier_free(exact, 2.0, interval=(0, 0.5))(x, torch.full((7,), 0.3), y=1)
+    with pytest.raises(ValueError, match="one time"):
+        classifier_free(exact, 2.0, interval=(0, 0.5))(x, torch.full((7,), 0.3), y=1)
     with pytest.raises(ValueError, match="holds labels"): classifier_free(model, 2.0)(x, 0.5, y=9)
     guided = classifier_guided(exact, partial(logits, Linear()))
     with pytest.raises(ValueError, match="without a label"): guided(x, 0.5)
     with pytest.raises(ValueError, match="expected 0 to 2"): guided(x, 0.5, y=3)
     for wrong in (lambda x, t: x[:, 0], lambda x, t: x[:3]):
-        with pytest.raises(ValueError, match=r"the classifier returned shape .*\(7, labels\)"): classifier_guided(exact, wrong)(x, 0.5, y=0)
+        with pytest.raises(ValueError, match=r"the classifier returned shape .*\(7, labels\)"):
+            classifier_guided(exact, wrong)(x, 0.5, y=0)

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from helpers import rng
 import torch
 from torch import nn
 
@@ -11,7 +12,7 @@ from diffusion_course.generation import generate
 from diffusion_course.guidance import classifier_free
 from diffusion_course.images import to_bytes, to_float
 from diffusion_course.inpainting import (
-    box, brush, checked, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again, paste_back,
+    box, brush, as_mask, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again, paste_back,
     reconstruction_guided, resampling, seam,
 )
 from diffusion_course.metrics import energy_distance
@@ -23,10 +24,6 @@ from diffusion_course.vae import VAE, VAEConfig
 
 FIRST = torch.tensor([True, False])
 HERE = torch.tensor([[0.55, 0.0]])
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def tiny(shape: tuple[int, int, int] = (3, 8, 8)) -> Denoiser:
@@ -60,50 +57,88 @@ def test_brush_is_all_within_its_radius():
     assert (~brush([(3, 3)], 1, (7, 7))).sum() == 5
 
 
-def test_checked_takes_only_what_fits():
+def test_as_mask_takes_only_what_fits():
     x, m = torch.zeros(4, 3, 4, 4), torch.ones(4, 4, dtype=torch.bool)
-    assert checked(m, x).shape == (1, 1, 4, 4)
-    for shape in ((4, 1, 4, 4), (1, 3, 4, 4)): assert checked(torch.ones(shape, dtype=torch.bool), x).ndim == 4
+    assert as_mask(m, x).shape == (1, 1, 4, 4)
+    for shape in ((4, 1, 4, 4), (1, 3, 4, 4)): assert as_mask(torch.ones(shape, dtype=torch.bool), x).ndim == 4
     for shape in ((4, 4, 4), (3, 4, 4), (5, 5), (2, 1, 4, 4), (4,)):  # three dimensions could mean a batch or channels
         with pytest.raises(ValueError, match=r"mask has shape .* beside x of shape \(4, 3, 4, 4\): expected \(4, 4\)"):
-            checked(torch.ones(shape, dtype=torch.bool), x)
-    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): checked(m.float(), x)
-    with pytest.raises(ValueError, match=r"mask is list: expected torch.bool"): checked([True], x)
+            as_mask(torch.ones(shape, dtype=torch.bool), x)
+    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): as_mask(m.float(), x)
+    with pytest.raises(ValueError, match=r"mask is list: expected torch.bool"): as_mask([True], x)
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: half("up"), "side is 'up': expected one of left, right, top, bottom"),
-    (lambda: box(40, 0, 3, 3), r"a box of 3 x 3 at row 40, column 0: expected one that meets \(32, 32\)"),
-    (lambda: brush([]), r"points of shape \(0,\), radius 3.0: expected \(n, 2\)"),
-    (lambda: brush([(1, 1)], 0), "radius 0: expected"),
-    (lambda: resampling(ddim(), HERE, FIRST, 0), "repeats is 0: expected a whole number, 1 or more"),
-    (lambda: resampling(ddim(), HERE, FIRST, 2, 0.5), "jump is 0.5: expected a whole number"),
-    (lambda: reconstruction_guided(None, HERE, FIRST, -1.0), None),
-    (lambda: noised_again(Linear(), HERE, 0.3, 0.6, HERE), "from s = 0.3 to t = 0.6: expected 0 <= t <= s <= 1"),
-    (lambda: paste_back(HERE, HERE.double(), FIRST), r"edited is torch.float32 of shape \(1, 2\): expected the original's"),
-    (lambda: paste_back(HERE, HERE, FIRST, 2), "feather is 2, mask has 2 dimensions: expected 0 or more, and pictures"),
-    (lambda: crop_around(torch.ones(4, 4, dtype=torch.bool)), "0 pixels to fill, margin 4: expected"),
-    (lambda: crop_around(half(), size=(32, 8)), r"size is \(32, 8\): expected 16 to 32 pixels along side 1"),
-    (lambda: latent_mask(half(), (5, 8)), r"cells are \(5, 8\): expected numbers that divide 32 and 32"),
-    (lambda: seam(torch.zeros(1, 3, 4, 4), torch.ones(4, 4, dtype=torch.bool)), "expected a border"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: half("up"), "side is 'up': expected one of left, right, top, bottom"),
+        (
+            lambda: box(40, 0, 3, 3),
+            r"a box of 3 x 3 at row 40, column 0: expected one that meets \(32, 32\)",
+        ),
+        (lambda: brush([]), r"points of shape \(0,\), radius 3.0: expected \(n, 2\)"),
+        (lambda: brush([(1, 1)], 0), "radius 0: expected"),
+        (
+            lambda: resampling(ddim(), HERE, FIRST, 0),
+            "repeats is 0: expected a whole number, 1 or more",
+        ),
+        (lambda: resampling(ddim(), HERE, FIRST, 2, 0.5), "jump is 0.5: expected a whole number"),
+        (lambda: reconstruction_guided(None, HERE, FIRST, -1.0), None),
+        (
+            lambda: noised_again(Linear(), HERE, 0.3, 0.6, HERE),
+            "from s = 0.3 to t = 0.6: expected 0 <= t <= s <= 1",
+        ),
+        (
+            lambda: paste_back(HERE, HERE.double(), FIRST),
+            r"edited is torch.float32 of shape \(1, 2\): expected the original's",
+        ),
+        (
+            lambda: paste_back(HERE, HERE, FIRST, 2),
+            "feather is 2, mask has 2 dimensions: expected 0 or more, and pictures",
+        ),
+        (
+            lambda: crop_around(torch.ones(4, 4, dtype=torch.bool)),
+            "0 pixels to fill, margin 4: expected",
+        ),
+        (
+            lambda: crop_around(half(), size=(32, 8)),
+            r"size is \(32, 8\): expected 16 to 32 pixels along side 1",
+        ),
+        (
+            lambda: latent_mask(half(), (5, 8)),
+            r"cells are \(5, 8\): expected numbers that divide 32 and 32",
+        ),
+        (
+            lambda: seam(torch.zeros(1, 3, 4, 4), torch.ones(4, 4, dtype=torch.bool)),
+            "expected a border",
+        ),
+    ],
+)
 def test_bad_input_is_named(exact, make, message):
     if message is None:
-        with pytest.raises(ValueError, match=r"weight is -1.0: expected a number >= 0"): reconstruction_guided(exact, HERE, FIRST, -1.0)
+        with pytest.raises(ValueError, match=r"weight is -1.0: expected a number >= 0"):
+            reconstruction_guided(exact, HERE, FIRST, -1.0)
     else:
         with pytest.raises(ValueError, match=message): make()
 
 
 def test_a_known_part_for_other_samples_is_named(exact):
     x = torch.zeros(5, 2)
-    for stepper in (known_region(ddim(), torch.zeros(2, 2), FIRST), known_region(ddim(), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool))):
+    for stepper in (
+        known_region(ddim(), torch.zeros(2, 2), FIRST),
+        known_region(ddim(), torch.zeros(1, 3), torch.ones(3, dtype=torch.bool)),
+    ):
         with pytest.raises(ValueError, match=r"x1 has shape .* beside x of shape \(5, 2\): expected one sample, or 5"):
             sample(exact, x, uniform_grid(2), stepper)
 
 
 # ---- steppers --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("stepper", [ddim(), heun(), dpmpp_2m(), euler_maruyama()], ids=["ddim", "heun", "dpmpp_2m", "em"])
+@pytest.mark.parametrize(
+    "stepper",
+    [ddim(), heun(), dpmpp_2m(), euler_maruyama()],
+    ids=["ddim", "heun", "dpmpp_2m", "em"],
+)
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), VariancePreserving()], ids=str)
 def test_known_ends_exactly_where_the_path_ends_without_noise(stepper, schedule):
     model, x = ExactDenoiser(running_mixture(), schedule), torch.randn(20, 2, generator=rng())
@@ -162,7 +197,10 @@ def test_resampling_costs_what_it_says(exact, stepper, calls, repeats, jump):
 @pytest.mark.parametrize("stepper", [ddim, dpmpp_2m])
 def test_one_repeat_is_known_region(exact, stepper):
     x = torch.randn(6, 2, generator=rng())
-    a, b = (sample(exact, x, uniform_grid(8), s(stepper(), HERE, FIRST), generator=rng(1)) for s in (known_region, lambda *a: resampling(*a, 1)))
+    a, b = (
+        sample(exact, x, uniform_grid(8), s(stepper(), HERE, FIRST), generator=rng(1))
+        for s in (known_region, lambda *a: resampling(*a, 1))
+    )
     assert torch.equal(a, b)
 
 
@@ -172,7 +210,13 @@ def test_multistep_methods_start_afresh_when_resampled(exact):
     def spied(model, x, t, s):
         seen.append((round(t, 3), model.previous is None))
         return before(model, x, t, s)
-    sample(exact, torch.randn(6, 2, generator=rng()), torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64), resampling(spied, HERE, FIRST, 3, 2), generator=rng(1))
+    sample(
+        exact,
+        torch.randn(6, 2, generator=rng()),
+        torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64),
+        resampling(spied, HERE, FIRST, 3, 2),
+        generator=rng(1),
+    )
     assert seen == [(t, True) for t in 3 * (0.2, 0.3) + 3 * (0.4, 0.5)]
 
 
@@ -185,7 +229,10 @@ def given(x: float) -> GaussianMixture:
 
 def test_resampling_and_guidance_come_nearer_to_the_exact_conditional(exact):
     x, real = torch.randn(600, 2, generator=rng(1)), given(0.55).sample(600, rng(2))
-    def away(stepper, model=exact): return energy_distance(sample(model, x, uniform_grid(30), stepper, generator=rng(3))[:, 1:], real)
+    def away(stepper, model=exact):
+        return energy_distance(
+            sample(model, x, uniform_grid(30), stepper, generator=rng(3))[:, 1:], real
+        )
     plain = away(known_region(ddim(), HERE, FIRST))
     assert plain > 10 * energy_distance(given(0.55).sample(600, rng(4)), real)
     assert away(resampling(ddim(), HERE, FIRST, 10)) < 0.6 * plain
@@ -205,7 +252,8 @@ def test_reconstruction_guidance_is_its_formula(exact):
 
 
 def test_reconstruction_guidance_is_bayes_rule_for_one_gaussian_in_the_limit():
-    """Data that is spread far more widely than the noise: given x_t, x1 is N(x_t / alpha, (sigma / alpha)²), as is assumed."""
+    """Data that is spread far more widely than the noise: given x_t, x1 is N(x_t / alpha, (sigma / alpha)²), as is
+    assumed."""
     wide = ExactDenoiser(GaussianMixture([[0.0, 0.0]], [1e3]), Linear())
     p = reconstruction_guided(wide, HERE, FIRST, 1.0)(torch.randn(5, 2, generator=rng()), 0.5)
     torch.testing.assert_close(p.x1[:, 0], HERE[0, 0].expand(5), atol=1e-4, rtol=0)
@@ -223,7 +271,7 @@ def test_pictures_guided_by_label_and_by_what_is_known():
     guided = reconstruction_guided(model, x1, m, 2.0)
     out = generate(guided, 2, 3, known_region(ddim(), x1, m), 2.0, seed=0, y=torch.tensor([0, 2]), precision="fp32")
     assert torch.equal(out[..., m], x1[..., m]) and not out.requires_grad
-    assert Recorder(classifier_free(guided, 2.0), y=0)._cost(0.5) == 4
+    assert classifier_free(guided, 2.0).cost(0.5) == 4
     assert all(p.grad is None for p in model.parameters())
     many = generate(reconstruction_guided(model, x1[:1], m), 3, 3, known_region(ddim(), x1[:1], m), seed=0, y=1)
     assert torch.equal(many[..., m], x1[:1, :, m].expand(3, -1, -1)) and not torch.equal(many[0], many[1])
@@ -290,10 +338,15 @@ def test_a_cell_is_known_if_all_of_its_pixels_are():
 def test_latent_inpaint_damages_all_and_pasting_mends_it():
     vae, model = VAE(VAEConfig((3, 8, 8), (4, 2, 2), (8, 8), (0, 0), (0, 0))).eval(), Denoiser(LatentNet(), Linear())
     x, m = torch.rand(2, 3, 8, 8, generator=rng()) * 2 - 1, half("right", (8, 8))
-    plain, pasted = (latent_inpaint(model, vae, x, m, uniform_grid(4), ddim(), paste=p, generator=rng(1)) for p in (False, True))
+    plain, pasted = (
+        latent_inpaint(model, vae, x, m, uniform_grid(4), ddim(), paste=p, generator=rng(1))
+        for p in (False, True)
+    )
     assert torch.equal(pasted[..., m], x[..., m]) and torch.equal(pasted[..., ~m], plain[..., ~m])
     assert not (plain[..., m] == x[..., m]).any()
-    everything = latent_inpaint(model, vae, x, torch.ones_like(m), uniform_grid(4), ddim(), paste=False, generator=rng(1))
+    everything = latent_inpaint(
+        model, vae, x, torch.ones_like(m), uniform_grid(4), ddim(), paste=False, generator=rng(1)
+    )
     torch.testing.assert_close(everything, vae.decode(vae.encode(x).mode))
 
 

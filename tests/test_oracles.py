@@ -25,22 +25,36 @@ T, BETAS = 1000, {"linear": linear_betas(1000), "cosine": cosine_betas(1000)}
 
 
 class Network(torch.nn.Module):
-    """The exact answer and a random network's error on top: samples stay where data are, and nothing cancels by symmetry."""
+    """The exact answer and a random network's error on top: samples stay where data are, and nothing cancels by
+    symmetry."""
 
     def __init__(self, schedule: Schedule, kind: str = "eps"):
         super().__init__()
-        self.exact, self.kind, self.error = ExactDenoiser(running_mixture(), schedule), kind, MLP(width=32, seed=3).double()
+        self.exact, self.kind, self.error = (
+            ExactDenoiser(running_mixture(), schedule),
+            kind,
+            MLP(width=32, seed=3).double(),
+        )
         with torch.no_grad(): self.error.last.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(4))
         self.requires_grad_(False)
 
-    def forward(self, x, t): return getattr(self.exact(x, t), self.kind) + per_sample(self.exact.schedule.alpha(t), x) * self.error(x, t)
+    def forward(self, x, t):
+        return getattr(self.exact(x, t), self.kind) + per_sample(
+            self.exact.schedule.alpha(t), x
+        ) * self.error(x, t)
 
 
 def scheduler(name: str, betas: torch.Tensor, steps: int, **options):
     """A scheduler of diffusers that takes our betas in double precision and steps at the trailing times."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        s = getattr(diffusers, name)(num_train_timesteps=T, trained_betas=betas.tolist(), timestep_spacing="trailing", prediction_type="epsilon", **options)
+        s = getattr(diffusers, name)(
+            num_train_timesteps=T,
+            trained_betas=betas.tolist(),
+            timestep_spacing="trailing",
+            prediction_type="epsilon",
+            **options
+        )
     s.betas, s.alphas = betas, 1 - betas
     s.alphas_cumprod = s.alphas.cumprod(0)
     if hasattr(s, "final_alpha_cumprod"): s.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
@@ -92,7 +106,13 @@ def test_ddim_is_that_of_diffusers(betas, steps, eta):
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_ddpm_is_that_of_diffusers(betas, steps, variance, monkeypatch):
     net = Network(schedule := DDPM(BETAS[betas]))
-    s = scheduler("DDPMScheduler", BETAS[betas], steps, clip_sample=False, variance_type={"posterior": "fixed_small", "beta": "fixed_large"}[variance])
+    s = scheduler(
+        "DDPMScheduler",
+        BETAS[betas],
+        steps,
+        clip_sample=False,
+        variance_type={"posterior": "fixed_small", "beta": "fixed_large"}[variance],
+    )
     s.one = torch.tensor(1.0, dtype=torch.float64)
     noise, calls = Noises(), iter(range(1, steps + 1))
 
@@ -102,7 +122,13 @@ def test_ddpm_is_that_of_diffusers(betas, steps, variance, monkeypatch):
     from diffusers.schedulers import scheduling_ddpm
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", drawn)
     other = theirs(s, start(), net, schedule)
-    ours = sample(Denoiser(net, schedule, "eps"), start(), trailing_grid(steps, schedule), ancestral(variance), noise=Noises())
+    ours = sample(
+        Denoiser(net, schedule, "eps"),
+        start(),
+        trailing_grid(steps, schedule),
+        ancestral(variance),
+        noise=Noises(),
+    )
     close(ours, other, 1e-5)
 
 
@@ -110,18 +136,37 @@ def test_ddpm_is_that_of_diffusers(betas, steps, variance, monkeypatch):
 @pytest.mark.parametrize("steps", [10, 50])
 def test_dpm_solver_is_that_of_diffusers(betas, steps):
     net = Network(schedule := DDPM(BETAS[betas]))
-    s = scheduler("DPMSolverMultistepScheduler", BETAS[betas], steps, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", lower_order_final=True)
-    s.sigmas = torch.cat([((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[s.timesteps], torch.zeros(1, dtype=torch.float64)])
+    s = scheduler(
+        "DPMSolverMultistepScheduler",
+        BETAS[betas],
+        steps,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        lower_order_final=True,
+    )
+    s.sigmas = torch.cat(
+        [
+            ((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[s.timesteps],
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
     ours = sample(Denoiser(net, schedule, "eps"), start(), trailing_grid(steps, schedule), dpmpp_2m())
     close(ours, theirs(s, start(), net, schedule), 1e-4)
 
 
 @pytest.mark.parametrize("steps", [10, 50])
 def test_euler_discrete_is_our_ddim(steps):
-    """Theirs is Euler in x / alpha and sigma / alpha, in single precision: with cosine betas it begins at 40,000 and keeps three digits."""
+    """Theirs is Euler in x / alpha and sigma / alpha, in single precision: with cosine betas it begins at 40,000 and
+    keeps three digits."""
     net = Network(schedule := DDPM(BETAS["linear"]))
     s = scheduler("EulerDiscreteScheduler", BETAS["linear"], steps)
-    s.sigmas = torch.cat([((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[s.timesteps.long()], torch.zeros(1, dtype=torch.float64)])
+    s.sigmas = torch.cat(
+        [
+            ((1 - s.alphas_cumprod) / s.alphas_cumprod).sqrt()[s.timesteps.long()],
+            torch.zeros(1, dtype=torch.float64),
+        ]
+    )
     x = start() / schedule.alpha(0.0)
     ours = sample(Denoiser(net, schedule, "eps"), start(), trailing_grid(steps, schedule), ddim())
     close(ours, theirs(s, x, net, schedule), 1e-4)

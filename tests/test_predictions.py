@@ -1,17 +1,36 @@
-"""Predictions: the algebra there and back, the exact and the empirical denoiser against autograd, brute force and each other."""
+"""Predictions: the algebra there and back, the exact and the empirical denoiser against autograd, brute force and
+each other."""
 from __future__ import annotations
 
 import math
 
 import pytest
+from helpers import rng
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_course.distributions import GaussianMixture, running_mixture
-from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, Prediction, target_row, to_prediction
-from diffusion_course.schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving, marginal, per_sample
+from diffusion_course.predictions import (
+    KINDS,
+    Denoiser,
+    EmpiricalDenoiser,
+    ExactDenoiser,
+    Prediction,
+    target_row,
+    to_prediction,
+)
+from diffusion_course.schedules import (
+    DDPM,
+    Cosine,
+    Linear,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    marginal,
+    per_sample,
+)
 
 D = torch.float64
 SCHEDULES = {
@@ -21,9 +40,8 @@ SCHEDULES = {
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor: return torch.randn(*shape, generator=rng(seed), dtype=dtype)
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
 
 
 def times(n: int, seed: int, lo: float = 0.02, hi: float = 0.98) -> Tensor:
@@ -35,7 +53,12 @@ def random_mixture(seed: int, labels: bool = False) -> GaussianMixture:
     g = rng(seed)
     k, d = (int(torch.randint(1, n + 1, (), generator=g)) for n in (6, 4))
     uniform = lambda *shape: torch.rand(*shape, generator=g, dtype=D)
-    return GaussianMixture(4 * uniform(k, d) - 2, 0.1 + uniform(k), 0.1 + uniform(k), torch.arange(k) % 2 if labels else None)
+    return GaussianMixture(
+        4 * uniform(k, d) - 2,
+        0.1 + uniform(k),
+        0.1 + uniform(k),
+        torch.arange(k) % 2 if labels else None,
+    )
 
 
 def running() -> GaussianMixture:
@@ -83,7 +106,12 @@ def test_a_property_is_its_row(schedule: Schedule) -> None:
 
 @every_schedule
 def test_velocity_is_the_derivative_of_the_path(schedule: Schedule) -> None:
-    x1, eps, t, h = randn(40, 2, seed=7), randn(40, 2, seed=8), (23 * torch.arange(40, dtype=D) + 20.37) / 1000, 1e-6  # off the knots of DDPM
+    x1, eps, t, h = (
+        randn(40, 2, seed=7),
+        randn(40, 2, seed=8),
+        (23 * torch.arange(40, dtype=D) + 20.37) / 1000,
+        1e-6,
+    )  # off the knots of DDPM
     ahead, behind = schedule.mix(x1, eps, t + h), schedule.mix(x1, eps, t - h)
     assert off(Prediction(schedule.mix(x1, eps, t), t, schedule, x1, eps).velocity, (ahead - behind) / (2 * h)) < 1e-5
 
@@ -137,15 +165,28 @@ def test_dtype_follows_x(kind: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.sampled_from(list(SCHEDULES)), st.floats(0.05, 0.95), st.integers(0, 1000))
-def test_an_error_travels_by_the_ratio_of_determinants(given_kind: str, wanted: str, name: str, t: float, seed: int) -> None:
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from(KINDS),
+    st.sampled_from(list(SCHEDULES)),
+    st.floats(0.05, 0.95),
+    st.integers(0, 1000),
+)
+def test_an_error_travels_by_the_ratio_of_determinants(
+    given_kind: str, wanted: str, name: str, t: float, seed: int
+) -> None:
     s = SCHEDULES[name]
     x, y, e = randn(4, 2, seed=seed), randn(4, 2, seed=seed + 1), randn(4, 2, seed=seed + 2)
     det = lambda a, b: s.alpha(t) * b - s.sigma(t) * a
     c, d = target_row(wanted, t, s)
     value = lambda p: c * p.x1 + d * p.eps
     moved = value(to_prediction(y + e, given_kind, x, t, s)) - value(to_prediction(y, given_kind, x, t, s))
-    assert torch.allclose(moved, det(c, d) / det(*target_row(given_kind, t, s)) * e, rtol=1e-6, atol=1e-6 * moved.abs().max().item())
+    assert torch.allclose(
+        moved,
+        det(c, d) / det(*target_row(given_kind, t, s)) * e,
+        rtol=1e-6,
+        atol=1e-6 * moved.abs().max().item(),
+    )
 
 
 # ---- the exact denoiser ----------------------------------------------------------------------------------------------
@@ -188,7 +229,8 @@ def test_exact_denoiser_takes_a_time_for_each_sample(schedule: Schedule) -> None
     model, x, t = ExactDenoiser(running(), schedule), randn(2, 2, seed=4), torch.tensor([0.3, 0.8], dtype=D)
     together = model(x, t)
     for k in range(2):
-        for given_t in (t[k], t[k].item(), t[k : k + 1]): assert off(together.x1[k : k + 1], model(x[k : k + 1], given_t).x1) < 1e-12
+        for given_t in (t[k], t[k].item(), t[k : k + 1]):
+            assert off(together.x1[k : k + 1], model(x[k : k + 1], given_t).x1) < 1e-12
     assert {model(x.float(), t).x1.dtype, model(x.float(), 0.3).velocity.dtype} == {torch.float32}
 
 
@@ -224,7 +266,9 @@ def test_exact_denoiser_far_from_everything(seed: int, t: float, far: float) -> 
 @every_schedule
 def test_empirical_is_a_mixture_of_needles(schedule: Schedule) -> None:
     data, labels = running().sample_labelled(30, rng(7))
-    needles, empirical = GaussianMixture(data, torch.full((30,), 1e-7, dtype=D), labels=labels), EmpiricalDenoiser(data, schedule, labels)
+    needles, empirical = GaussianMixture(
+        data, torch.full((30,), 1e-7, dtype=D), labels=labels
+    ), EmpiricalDenoiser(data, schedule, labels)
     x, t, y = randn(9, 2, seed=8), times(9, 9, 0.1, 0.9), torch.arange(9) % 3
     exact = ExactDenoiser(needles, schedule)
     for cond in ({}, dict(y=y), dict(y=1)):
@@ -251,7 +295,8 @@ def test_empirical_finds_the_nearest_as_noise_goes(dtype: torch.dtype) -> None:
     data = randn(50, 2, seed=13, dtype=dtype)
     x = data[:20] + 1e-3 * randn(20, 2, seed=14, dtype=dtype)
     model = EmpiricalDenoiser(data, Linear())
-    for t in (0.9999, 1 - 1e-12, 1.0): assert torch.allclose(model(x, torch.tensor(t, dtype=D)).x1, data[:20], atol=1e-5)
+    for t in (0.9999, 1 - 1e-12, 1.0):
+        assert torch.allclose(model(x, torch.tensor(t, dtype=D)).x1, data[:20], atol=1e-5)
     assert model(x, 0.99).x1.dtype == dtype and finite(model(x, 0.9999).velocity)
     labelled = EmpiricalDenoiser(data, Linear(), torch.arange(50) % 2)(x, 1.0, y=0)
     assert torch.allclose(labelled.x1[::2], data[:20:2]) and finite(labelled.x1)
@@ -311,7 +356,9 @@ WRONG = {
     "integers": lambda: to_prediction(X.long(), "v", X.long(), 0.5, Linear()),
     "no batch": lambda: to_prediction(X[0], "v", X[0], 0.5, Linear()),
     "x of another dimension": lambda: ExactDenoiser(running(), Linear())(torch.zeros(3, 5), 0.5),
-    "pictures for a mixture": lambda: ExactDenoiser(running(), Linear())(torch.zeros(3, 1, 2, 2), 0.5),
+    "pictures for a mixture": lambda: ExactDenoiser(running(), Linear())(
+        torch.zeros(3, 1, 2, 2), 0.5
+    ),
     "unknown label": lambda: ExactDenoiser(running(), Linear())(X, 0.5, y=7),
     "no data": lambda: EmpiricalDenoiser(X[:0], Linear()),
     "flat data": lambda: EmpiricalDenoiser(X[0], Linear()),
@@ -320,8 +367,12 @@ WRONG = {
     "labels that do not match": lambda: EmpiricalDenoiser(X, Linear(), torch.zeros(2)),
     "x unlike the data": lambda: EmpiricalDenoiser(X, Linear())(torch.zeros(3, 1, 2), 0.5),
     "labels asked of none": lambda: EmpiricalDenoiser(X, Linear())(X, 0.5, y=0),
-    "label not in the data": lambda: EmpiricalDenoiser(X, Linear(), torch.tensor([0, 1, 1]))(X, 0.5, y=torch.tensor([0, 1, 2])),
-    "too many labels": lambda: EmpiricalDenoiser(X, Linear(), torch.tensor([0, 1, 1]))(X, 0.5, y=torch.zeros(4)),
+    "label not in the data": lambda: EmpiricalDenoiser(X, Linear(), torch.tensor([0, 1, 1]))(
+        X, 0.5, y=torch.tensor([0, 1, 2])
+    ),
+    "too many labels": lambda: EmpiricalDenoiser(X, Linear(), torch.tensor([0, 1, 1]))(
+        X, 0.5, y=torch.zeros(4)
+    ),
 }
 
 

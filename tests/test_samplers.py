@@ -1,8 +1,10 @@
-"""Samplers: order, agreement with closed forms, samples of the mixture, calls counted, the ends, inversion, noise, bad input."""
+"""Samplers: order, agreement with closed forms, samples of the mixture, calls counted, the ends, inversion, noise,
+bad input."""
 
 from functools import cache
 
 import pytest
+from helpers import normal, rng
 import torch
 
 from diffusion_course.distributions import GaussianMixture, running_mixture
@@ -21,21 +23,43 @@ def cosine_betas(n: int) -> torch.Tensor:
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
 
-SCHEDULES = {"linear": Linear(), "cosine": Cosine(), "VP": VariancePreserving(), "VE": VarianceExploding(0.01, 50.0),
-             "DDPM, linear betas": DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)), "DDPM, cosine betas": DDPM(cosine_betas(1000))}
-STEPPERS = {"euler": euler(), "midpoint": midpoint(), "heun": heun(), "rk4": rk4(), "euler_maruyama": euler_maruyama(1.0), "ddim": ddim(),
-            "ddim(0.5)": ddim(0.5), "posterior": ancestral(), "beta": ancestral("beta"), "dpmpp_2m": dpmpp_2m(), "adaptive": adaptive(1e-3, 1e-3),
-            "corrected": with_langevin(ddim(), 1, 0.05)}
-CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "euler_maruyama": 1, "ddim": 1, "ddim(0.5)": 1, "posterior": 1, "beta": 1, "dpmpp_2m": 1}
+SCHEDULES = {
+    "linear": Linear(),
+    "cosine": Cosine(),
+    "VP": VariancePreserving(),
+    "VE": VarianceExploding(0.01, 50.0),
+    "DDPM, linear betas": DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),
+    "DDPM, cosine betas": DDPM(cosine_betas(1000)),
+}
+STEPPERS = {
+    "euler": euler(),
+    "midpoint": midpoint(),
+    "heun": heun(),
+    "rk4": rk4(),
+    "euler_maruyama": euler_maruyama(1.0),
+    "ddim": ddim(),
+    "ddim(0.5)": ddim(0.5),
+    "posterior": ancestral(),
+    "beta": ancestral("beta"),
+    "dpmpp_2m": dpmpp_2m(),
+    "adaptive": adaptive(1e-3, 1e-3),
+    "corrected": with_langevin(ddim(), 1, 0.05),
+}
+CALLS = {
+    "euler": 1,
+    "midpoint": 2,
+    "heun": 2,
+    "rk4": 4,
+    "euler_maruyama": 1,
+    "ddim": 1,
+    "ddim(0.5)": 1,
+    "posterior": 1,
+    "beta": 1,
+    "dpmpp_2m": 1,
+}
 MIXTURE, START = running_mixture(), 1  # START: the seed of the starting points
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 each = pytest.mark.parametrize("name", STEPPERS)
-
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def exact_net(schedule, kind: str, sigma_data: float = 0.5):
@@ -52,7 +76,17 @@ def exact_net(schedule, kind: str, sigma_data: float = 0.5):
 
 # ---- order -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, order, wide", [("euler", 1, 0.1), ("ddim", 1, 0.1), ("midpoint", 2, 0.15), ("heun", 2, 0.15), ("rk4", 4, 0.3), ("dpmpp_2m", 2, 0.3)])
+@pytest.mark.parametrize(
+    "name, order, wide",
+    [
+        ("euler", 1, 0.1),
+        ("ddim", 1, 0.1),
+        ("midpoint", 2, 0.15),
+        ("heun", 2, 0.15),
+        ("rk4", 4, 0.3),
+        ("dpmpp_2m", 2, 0.3),
+    ],
+)
 def test_order(name, order, wide):
     "On the exact model, t from 0.1 to 0.9, where no step touches an end."
     model, ns = ExactDenoiser(MIXTURE, Linear()), [32, 64, 128, 256]
@@ -88,7 +122,12 @@ def test_ddim_is_euler_in_the_ratio(schedule, t, s):
     p = model(schedule.sigma(t) * normal(50, 2), t)
     ratio = {a: schedule.sigma(a) / schedule.alpha(a) for a in (t, s)}
     expected = schedule.alpha(s) * (p.x / schedule.alpha(t) + (ratio[s] - ratio[t]) * p.eps)
-    torch.testing.assert_close(trajectory(model, p.x, [t, s], ddim()).xs[1], expected, rtol=0, atol=1e-12 * max(1, p.x.abs().max().item()))
+    torch.testing.assert_close(
+        trajectory(model, p.x, [t, s], ddim()).xs[1],
+        expected,
+        rtol=0,
+        atol=1e-12 * max(1, p.x.abs().max().item()),
+    )
 
 
 def ancestral_move(schedule, t, s, x, z, variance):
@@ -105,7 +144,11 @@ def test_ancestral_is_ddpm(schedule, variance):
     x, z = normal(50, 2), normal(50, 2, seed=1)
     ours = sample(ExactDenoiser(MIXTURE, schedule), x, [0.4, 0.5], ancestral(variance), noise=lambda *_: z)
     torch.testing.assert_close(ours, ancestral_move(schedule, 0.4, 0.5, x, z, variance))
-    if variance == "posterior": assert torch.equal(ours, sample(ExactDenoiser(MIXTURE, schedule), x, [0.4, 0.5], ddim(1.0), noise=lambda *_: z))
+    if variance == "posterior":
+        assert torch.equal(
+            ours,
+            sample(ExactDenoiser(MIXTURE, schedule), x, [0.4, 0.5], ddim(1.0), noise=lambda *_: z),
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -129,7 +172,10 @@ def test_dpmpp_2m_by_hand():
     before, now = model(run.xs[0], r), model(run.xs[1], t)
     D = (1 + 1 / (2 * k)) * now.x1 - 1 / (2 * k) * before.x1  # Lu et al. (2022b), algorithm 2
     torch.testing.assert_close(run.xs[1], schedule.alpha(t) * before.x1 + schedule.sigma(t) * before.eps)
-    torch.testing.assert_close(run.xs[2], schedule.sigma(s) / schedule.sigma(t) * run.xs[1] - schedule.alpha(s) * torch.expm1(-h) * D)
+    torch.testing.assert_close(
+        run.xs[2],
+        schedule.sigma(s) / schedule.sigma(t) * run.xs[1] - schedule.alpha(s) * torch.expm1(-h) * D,
+    )
 
 
 # ---- samples of the mixture ------------------------------------------------------------------------------------------
@@ -142,8 +188,8 @@ MIXTURES = {"running": MIXTURE, "two far hills": GaussianMixture([[-1.5, 0.0], [
 def references(name: str) -> tuple[float, torch.Tensor]:
     """The 99 % quantile for 4,000 points, and real samples.
 
-    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution the
-    energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
+    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution
+    the energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
     return real_floor(energy_distance, MIXTURES[name].sample, 1000, 300).q99 / 4, MIXTURES[name].sample(4000, rng(101))
 
 
@@ -155,10 +201,22 @@ def test_the_floor_falls_with_the_number_of_points():
 
 def grid_for(schedule, steps: int) -> torch.Tensor:
     "Even in t where sigma goes to 0 linearly. Elsewhere the last of the even steps would begin at far too much noise."
-    return uniform_grid(steps) if schedule in (SCHEDULES["linear"], SCHEDULES["cosine"]) else karras_grid(steps, schedule)
+    return (
+        uniform_grid(steps)
+        if schedule in (SCHEDULES["linear"], SCHEDULES["cosine"])
+        else karras_grid(steps, schedule)
+    )
 
 
-ENOUGH = {"midpoint": 40, "heun": 40, "rk4": 30, "dpmpp_2m": 50, "adaptive": 1, "posterior": 300, "beta": 400}  # steps; others: 100
+ENOUGH = {
+    "midpoint": 40,
+    "heun": 40,
+    "rk4": 30,
+    "dpmpp_2m": 50,
+    "adaptive": 1,
+    "posterior": 300,
+    "beta": 400,
+}  # steps; others: 100
 # Both variances of ancestral sampling are wrong for a cloud, by errors of order 1: they need finer steps than others.
 # Where noise falls by a factor of 5,000, so does Euler in t.
 ENOUGH_VE = {"euler": 500}
@@ -181,7 +239,8 @@ def test_every_stepper_samples_the_mixture(schedule, mixture):
 
 @pytest.mark.slow
 def test_a_wrong_sampler_is_told_apart():
-    "The measure of the test above sees too few steps, and noise that is 1.4 times too large (not 1.2 times: it is blunt)."
+    """The measure of the test above sees too few steps, and noise that is 1.4 times too large (not 1.2 times: it is
+    blunt)."""
     floor, real = references("running")
     model, start = ExactDenoiser(MIXTURE, Linear()), torch.randn(4000, 2, generator=rng(START))
     wide = lambda x, t, s: 1.4 * torch.randn(x.shape, generator=rng(round(1e6 * t)))
@@ -194,14 +253,28 @@ def test_a_wrong_sampler_is_told_apart():
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_are_counted(name):
     c, n = CALLS[name], 6
-    for kind, expected in (("velocity", c * n), ("v", c * n), ("eps", c * (n - 1) + 1), ("x1", c * (n - 1) + 1), ("score", c * (n - 2) + 2)):
+    for kind, expected in (
+        ("velocity", c * n),
+        ("v", c * n),
+        ("eps", c * (n - 1) + 1),
+        ("x1", c * (n - 1) + 1),
+        ("score", c * (n - 2) + 2),
+    ):
         net = exact_net(Linear(), kind)
         run = trajectory(Denoiser(net, Linear(), kind), normal(5, 2), uniform_grid(n), STEPPERS[name], generator=rng(0))
         assert run.nfe == expected == len(net.asked), kind
     ve = VarianceExploding()
     run = trajectory(ExactDenoiser(MIXTURE, ve), 50 * normal(5, 2), uniform_grid(n), STEPPERS[name], generator=rng(0))
     assert run.nfe == c * n + 1, "where the path ends with noise one more call names the data"
-    assert trajectory(Denoiser(exact_net(Linear(), "score"), Linear(), "score"), normal(5, 2), [0.0, 1.0], STEPPERS[name]).nfe == 1
+    assert (
+        trajectory(
+            Denoiser(exact_net(Linear(), "score"), Linear(), "score"),
+            normal(5, 2),
+            [0.0, 1.0],
+            STEPPERS[name],
+        ).nfe
+        == 1
+    )
 
 
 def test_calls_of_a_corrector_and_of_a_guided_model():
@@ -216,7 +289,11 @@ def test_calls_of_a_corrector_and_of_a_guided_model():
 def test_trajectory_keeps_every_step():
     model, x, ts = ExactDenoiser(MIXTURE, Linear()), normal(5, 2), [0.0, 0.3, 0.8, 1.0]
     run = trajectory(model, x, ts, heun())
-    assert run.xs.shape == (4, 5, 2) and run.x1s.shape == (3, 5, 2) and torch.equal(run.ts, torch.tensor(ts, dtype=torch.float64))
+    assert (
+        run.xs.shape == (4, 5, 2)
+        and run.x1s.shape == (3, 5, 2)
+        and torch.equal(run.ts, torch.tensor(ts, dtype=torch.float64))
+    )
     assert torch.equal(run.xs[0], x) and torch.equal(run.xs[-1], sample(model, x, ts, heun()))
     for k in range(3): assert torch.equal(run.x1s[k], model(run.xs[k], ts[k]).x1)
 
@@ -233,7 +310,8 @@ def test_the_end_of_a_noisy_path_is_the_predicted_data():
 def test_nothing_is_asked_where_it_has_no_answer(schedule, kind):
     "Finite over the whole clock for every stepper, and close to the run of the exact model."
     for name, stepper in STEPPERS.items():
-        if name == "adaptive" and (kind != "eps" or isinstance(schedule, DDPM)): continue  # its steps shrink at every knot
+        if name == "adaptive" and (kind != "eps" or isinstance(schedule, DDPM)):
+            continue  # its steps shrink at every knot
         net, n = exact_net(schedule, kind), 2 if name == "adaptive" else 6
         model, x = Denoiser(net, schedule, kind), schedule.sigma(0.0) * normal(20, 2)
         run = trajectory(model, x, uniform_grid(n), stepper, generator=rng(2))
@@ -311,7 +389,13 @@ def test_at_full_noise_ancestral_sampling_forgets_its_start():
 def test_ratio_grids(schedule, grid):
     for n in (1, 2, 7, 50):
         ts = grid(n, schedule)
-        assert ts.shape == (n + 1,) and ts.dtype == torch.float64 and (ts.diff() > 0).all() and ts[0] >= 0 and ts[-1] == 1
+        assert (
+            ts.shape == (n + 1,)
+            and ts.dtype == torch.float64
+            and (ts.diff() > 0).all()
+            and ts[0] >= 0
+            and ts[-1] == 1
+        )
         assert ts[-2] <= schedule.t_range[1], "the model can be asked at every time but the last"
     ratio = (-schedule.log_snr(ts if schedule.sigma(1.0) > 0 else ts[:-1]) / 2).exp()
     steps = (ratio ** (1 / 7) if grid is karras_grid else ratio.log()).diff()
@@ -323,7 +407,9 @@ def test_karras_grid_is_that_of_the_paper():
     "Karras et al. (2022), eq. 5, where sigma is the ratio and the path begins at 80."
     ve = VarianceExploding(0.002, 80.0)
     w = torch.linspace(0, 1, 11, dtype=torch.float64)
-    torch.testing.assert_close(ve.sigma(karras_grid(10, ve)), (80 ** (1 / 7) + w * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
+    torch.testing.assert_close(
+        ve.sigma(karras_grid(10, ve)), (80 ** (1 / 7) + w * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    )
 
 
 def test_uniform_and_trailing_grids():
@@ -343,8 +429,10 @@ def test_bad_input():
     for ts in ([0.5], [0.0, 2.0], [0.0, 0.6, 0.5], ["noise", "data"], None, 0.5):
         with pytest.raises(ValueError, match="ts"): sample(model, x, ts, euler())
     with pytest.raises(ValueError, match="x"): sample(model, torch.full((2, 2), torch.nan), uniform_grid(2), euler())
-    with pytest.raises(ValueError, match="noise has shape"): sample(model, x, uniform_grid(2), ddim(1.0), noise=lambda *_: x[:1])
-    with pytest.raises(ValueError, match="the step returned"): sample(model, x, uniform_grid(2), lambda model, x, t, s: x[:2])
+    with pytest.raises(ValueError, match="noise has shape"):
+        sample(model, x, uniform_grid(2), ddim(1.0), noise=lambda *_: x[:1])
+    with pytest.raises(ValueError, match="the step returned"):
+        sample(model, x, uniform_grid(2), lambda model, x, t, s: x[:2])
     for eta in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="eta"): ddim(eta)
     for stepper in (ddim(0.5), ancestral(), ancestral("beta")):
@@ -355,7 +443,12 @@ def test_bad_input():
     with pytest.raises(ValueError, match="churn"): sample(model, x, uniform_grid(3), euler_maruyama(-1.0))
     with pytest.raises(ValueError, match="step"): sample(model, x, uniform_grid(3), with_langevin(euler(), 1, 2.0))
     with pytest.raises(ValueError, match="1/8 or more"): BrownianPath(x, n=8)(x, 0.5, 0.51)
-    for grid in (uniform_grid, lambda n: karras_grid(n, Linear()), lambda n: log_snr_grid(n, Linear()), lambda n: trailing_grid(n, SCHEDULES["DDPM, linear betas"])):
+    for grid in (
+        uniform_grid,
+        lambda n: karras_grid(n, Linear()),
+        lambda n: log_snr_grid(n, Linear()),
+        lambda n: trailing_grid(n, SCHEDULES["DDPM, linear betas"]),
+    ):
         for n in (0, -3, 2.5):
             with pytest.raises(ValueError, match="n is"): grid(n)
     with pytest.raises(ValueError, match="at most 1000"): trailing_grid(1001, SCHEDULES["DDPM, linear betas"])

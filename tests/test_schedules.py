@@ -8,10 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_course.distributions import GaussianMixture
-from diffusion_course.schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving, marginal, per_sample
+from diffusion_course.schedules import (
+    DDPM,
+    Cosine,
+    Linear,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    marginal,
+    per_sample,
+)
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-SCHEDULES = [Linear(), Cosine(), VariancePreserving(), VariancePreserving(0.5, 0.5), VarianceExploding(), VarianceExploding(0.02, 5.0), DDPM(BETAS), DDPM(BETAS[::50] * 10)]
+SCHEDULES = [
+    Linear(),
+    Cosine(),
+    VariancePreserving(),
+    VariancePreserving(0.5, 0.5),
+    VarianceExploding(),
+    VarianceExploding(0.02, 5.0),
+    DDPM(BETAS),
+    DDPM(BETAS[::50] * 10),
+]
 NAMES = [f"{s!r}{k}" for k, s in enumerate(SCHEDULES)]
 every = pytest.mark.parametrize("schedule", SCHEDULES, ids=NAMES)
 
@@ -50,8 +68,12 @@ def test_ends_are_exact_and_finite(schedule):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         assert alpha.dtype == sigma.dtype == dtype and alpha.isfinite().all() and sigma.isfinite().all()
         assert alpha[1] == 1 and not torch.signbit(sigma).any()
-        if isinstance(schedule, VarianceExploding): assert sigma[0] == pytest.approx(schedule.sigma_max) and sigma[1] == pytest.approx(schedule.sigma_min)
-        else: assert sigma[1] == 0
+        if isinstance(schedule, VarianceExploding):
+            assert sigma[0] == pytest.approx(schedule.sigma_max) and sigma[1] == pytest.approx(
+                schedule.sigma_min
+            )
+        else:
+            assert sigma[1] == 0
         t = torch.tensor(schedule.t_range, dtype=dtype)
         for f in (schedule.alpha, schedule.sigma, schedule.d_alpha, schedule.d_sigma):
             assert f(t).isfinite().all(), f"{f.__name__} is infinite inside t_range"
@@ -69,7 +91,9 @@ def test_shape_and_kind_of_times(schedule):
 @pytest.mark.parametrize("schedule", [Cosine(), VariancePreserving(), DDPM(BETAS)], ids=repr)
 def test_variance_is_preserved(schedule):
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("betas", [BETAS, BETAS[::20] * 5, torch.tensor([0.5], dtype=torch.float64)])
@@ -85,7 +109,13 @@ def test_ddpm_meets_the_discrete_levels(betas):
 def test_ddpm_with_many_steps_approaches_the_continuous_path():
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     continuous = VariancePreserving(0.1, 20.0).alpha(t)
-    gaps = [(DDPM(torch.linspace(0.1, 20.0, n, dtype=torch.float64) / n).alpha(t) - continuous).abs().max().item() for n in (100, 1000)]
+    gaps = [
+        (DDPM(torch.linspace(0.1, 20.0, n, dtype=torch.float64) / n).alpha(t) - continuous)
+        .abs()
+        .max()
+        .item()
+        for n in (100, 1000)
+    ]
     assert gaps[1] < gaps[0] / 8 and gaps[1] < 0.01
 
 
@@ -94,11 +124,21 @@ def test_ddpm_with_many_steps_approaches_the_continuous_path():
 def test_the_marginal_is_the_law_of_mixed_points(which, t, seed):
     "For one Gaussian: moments by the rules for sums; and mixing twice is blurring more."
     schedule, g = SCHEDULES[which], torch.Generator().manual_seed(seed)
-    mixture = GaussianMixture(torch.randn(3, 2, generator=g, dtype=torch.float64), [0.3, 0.2, 0.5], [0.2, 0.5, 0.3], [0, 1, 1])
+    mixture = GaussianMixture(
+        torch.randn(3, 2, generator=g, dtype=torch.float64),
+        [0.3, 0.2, 0.5],
+        [0.2, 0.5, 0.3],
+        [0, 1, 1],
+    )
     p, a, s = marginal(mixture, schedule, t), schedule.alpha(t).item(), schedule.sigma(t).item()
     mean, second = p.weights @ p.means, p.weights @ (p.means**2 + p.stds[:, None] ** 2)
     torch.testing.assert_close(mean, a * (mixture.weights @ mixture.means), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(second, a**2 * (mixture.weights @ (mixture.means**2 + mixture.stds[:, None] ** 2)) + s**2, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        second,
+        a**2 * (mixture.weights @ (mixture.means**2 + mixture.stds[:, None] ** 2)) + s**2,
+        rtol=1e-9,
+        atol=1e-9,
+    )
     assert torch.equal(p.labels, mixture.labels) and torch.equal(p.weights, mixture.weights)
 
 
@@ -113,7 +153,10 @@ def test_mix_is_sample_by_sample():
 
 def test_per_sample():
     x = torch.zeros(2, 3, 4, 4)
-    assert per_sample(torch.ones(2, dtype=torch.float64), x).shape == (2, 1, 1, 1) and per_sample(torch.ones(2, dtype=torch.float64), x).dtype == x.dtype
+    assert (
+        per_sample(torch.ones(2, dtype=torch.float64), x).shape == (2, 1, 1, 1)
+        and per_sample(torch.ones(2, dtype=torch.float64), x).dtype == x.dtype
+    )
     assert per_sample(0.5, x).shape == ()
     for bad in (torch.ones(3), torch.ones(2, 1), torch.ones(2, 3)):
         with pytest.raises(ValueError, match="expected"): per_sample(bad, x)
@@ -127,20 +170,33 @@ def test_times_outside_are_refused(schedule):
             with pytest.raises(ValueError, match=r"expected times in \[0, 1\]"): f(t)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: VariancePreserving(-0.1, 20.0), lambda: VariancePreserving(20.0, 0.1), lambda: VarianceExploding(1.0, 0.5), lambda: VarianceExploding(0.0, 0.5),
-    lambda: DDPM(torch.tensor([])), lambda: DDPM(torch.tensor([0.1, 1.0])), lambda: DDPM(torch.tensor([-0.1])), lambda: DDPM(torch.tensor([[0.1]])), lambda: DDPM(torch.tensor([math.nan])),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: VariancePreserving(-0.1, 20.0),
+        lambda: VariancePreserving(20.0, 0.1),
+        lambda: VarianceExploding(1.0, 0.5),
+        lambda: VarianceExploding(0.0, 0.5),
+        lambda: DDPM(torch.tensor([])),
+        lambda: DDPM(torch.tensor([0.1, 1.0])),
+        lambda: DDPM(torch.tensor([-0.1])),
+        lambda: DDPM(torch.tensor([[0.1]])),
+        lambda: DDPM(torch.tensor([math.nan])),
+    ],
+)
 def test_bad_schedules(call):
     with pytest.raises(ValueError, match="expected"): call()
 
 
 def test_schedules_remember_single_times_by_their_value():
-    """What was found for a single time is kept; times that were changed in place, or need a gradient, must not be mistaken for it."""
+    """What was found for a single time is kept; times that were changed in place, or need a gradient, must not be
+    mistaken for it."""
     s, t = DDPM(torch.linspace(1e-4, 0.02, 20)), torch.tensor([0.2, 0.7], dtype=torch.float64)
     before = s.alpha(t).clone()
     t += 0.1
-    assert torch.equal(s.alpha(t), s.alpha(torch.tensor(t.tolist(), dtype=torch.float64))) and not torch.equal(s.alpha(t), before)
+    assert torch.equal(
+        s.alpha(t), s.alpha(torch.tensor(t.tolist(), dtype=torch.float64))
+    ) and not torch.equal(s.alpha(t), before)
     one = torch.tensor(0.3, dtype=torch.float64)
     before = s.alpha(one).clone()
     one += 0.1

@@ -1,8 +1,10 @@
-"""SDEs with the marginals of the ODE: the diffusion coefficient and the drift, their samples, the corrector; bad input."""
+"""SDEs with the marginals of the ODE: the diffusion coefficient and the drift, their samples, the corrector; bad
+input."""
 
 from functools import partial
 
 import pytest
+from helpers import normal, rng
 import torch
 
 from diffusion_course.distributions import GaussianMixture, running_mixture
@@ -16,12 +18,6 @@ SCHEDULES = {"linear": Linear(), "cosine": Cosine(), "VP": VariancePreserving(),
              "DDPM": DDPM(torch.linspace(1e-4, 0.02, 1000))}
 every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 BLOB = GaussianMixture(torch.tensor([[0.6, -0.4]], dtype=torch.float64), [0.5])  # one hill: two moments are all of it
-
-
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor: return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def run(model, churn, x, ts, seed=1, step=sde_step) -> torch.Tensor:
@@ -132,7 +128,14 @@ def test_wrong_processes_are_told_apart():
 
     def wrong(model, churn, x, t, s, generator, score=1.0, power=1):
         p = model(x, t)
-        return em_step(lambda *_: p.velocity + score * (drift(p, churn) - p.velocity), diffusion(path, t, churn) ** power, x, t, s, generator=generator)
+        return em_step(
+            lambda *_: p.velocity + score * (drift(p, churn) - p.velocity),
+            diffusion(path, t, churn) ** power,
+            x,
+            t,
+            s,
+            generator=generator,
+        )
 
     x = torch.randn(n, 2, generator=rng(4))
     assert energy_distance(run(model, 1.0, x, ts)[-1], real) < floor
@@ -168,7 +171,9 @@ def test_corrector_repairs_and_is_langevin():
     wrong = 0.3 * truth.sample(20_000, rng(11)) + 1
     x = langevin_correct(model, wrong, t, 100, 0.1, generator=rng(12))
     torch.testing.assert_close(x.mean(0), truth.means[0], rtol=0, atol=0.05)
-    torch.testing.assert_close(x.std(0), truth.stds.expand(2), rtol=0.05, atol=0)  # a step of 0.1 leaves it 2 % too wide
+    torch.testing.assert_close(
+        x.std(0), truth.stds.expand(2), rtol=0.05, atol=0
+    )  # a step of 0.1 leaves it 2 % too wide
     y, delta = normal(5, 2), 0.1 * 0.7**2
     z = torch.randn(5, 2, generator=rng(13), dtype=torch.float64)
     expected = y + delta * model(y, t).score + (2 * delta) ** 0.5 * z
@@ -191,8 +196,23 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("churn", [0.0, 1.0])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), VariancePreserving(), VarianceExploding(), DDPM(torch.linspace(1e-4, 0.02, 1000))], ids=repr)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Linear(),
+        Cosine(),
+        VariancePreserving(),
+        VarianceExploding(),
+        DDPM(torch.linspace(1e-4, 0.02, 1000)),
+    ],
+    ids=repr,
+)
 def test_sampling_over_the_whole_clock_stays_finite(schedule, churn):
     x = schedule.sigma(0.0).float() * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    step = partial(sde_step, ExactDenoiser(running_mixture(), schedule), churn, generator=torch.Generator().manual_seed(1))
+    step = partial(
+        sde_step,
+        ExactDenoiser(running_mixture(), schedule),
+        churn,
+        generator=torch.Generator().manual_seed(1),
+    )
     assert all(x.isfinite().all() for x in integrate(step, x, torch.linspace(0, 1, 21)))

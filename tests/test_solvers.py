@@ -29,7 +29,10 @@ def turned(x):
     return torch.stack([c * x[:, 0] - s * x[:, 1], s * x[:, 0] + c * x[:, 1]], 1)
 
 
-@pytest.mark.parametrize("step, order, tolerance", [(euler_step, 1, 0.15), (midpoint_step, 2, 0.15), (heun_step, 2, 0.15), (rk4_step, 4, 0.3)])
+@pytest.mark.parametrize(
+    "step, order, tolerance",
+    [(euler_step, 1, 0.15), (midpoint_step, 2, 0.15), (heun_step, 2, 0.15), (rk4_step, 4, 0.3)],
+)
 def test_order_of_ode_solvers(step, order, tolerance):
     x = 0.3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ns = [64, 128, 256, 512]
@@ -53,7 +56,8 @@ def test_there_and_back():
 
 
 def brownian(n_paths, fine, theta, seed):
-    "Increments of W and, jointly, of the integral of exp(-theta (end - r)) dW_r over each fine step: exact, no reference grid."
+    """Increments of W and, jointly, of the integral of exp(-theta (end - r)) dW_r over each fine step: exact, no
+    reference grid."""
     g, h = torch.Generator().manual_seed(seed), 1 / fine
     z = torch.randn(2, fine, n_paths, generator=g, dtype=torch.float64)
     cov, var = (1 - math.exp(-theta * h)) / theta, (1 - math.exp(-2 * theta * h)) / (2 * theta)
@@ -63,7 +67,11 @@ def brownian(n_paths, fine, theta, seed):
 
 def along(dW, u, g, n):
     pushes = iter(dW.reshape(n, -1, dW.shape[1]).sum(1) * n**0.5)
-    return end(lambda x, t, s: em_step(u, g, x, t, s, noise=next(pushes)), torch.ones(dW.shape[1], dtype=torch.float64), n)
+    return end(
+        lambda x, t, s: em_step(u, g, x, t, s, noise=next(pushes)),
+        torch.ones(dW.shape[1], dtype=torch.float64),
+        n,
+    )
 
 
 def test_strong_order_one_half_with_multiplicative_noise():
@@ -119,10 +127,21 @@ def test_a_float32_grid_that_leaves_the_interval_by_rounding_is_fine():
     assert len(list(integrate(partial(euler_step, lambda x, t: x), torch.zeros(1, 1), ts))) == 4
 
 
-@pytest.mark.parametrize("ts, said", [
-    ([0.0, 2.0], r"ts runs from 0 to 2: expected times in \[0, 1\]"), ([-0.5, 1.0], "ts runs from -0.5"), ([0.0], "ts has shape"),
-    ([], "ts has shape"), (None, "ts is NoneType"), ("now", "ts is str"), ([0.0, 0.5, 0.5], "monotonic"), ([0.0, 0.7, 0.3], "monotonic"), ([0.0, math.nan, 1.0], "ts runs"), ([[0.0, 1.0]], "ts has shape"),
-])
+@pytest.mark.parametrize(
+    "ts, said",
+    [
+        ([0.0, 2.0], r"ts runs from 0 to 2: expected times in \[0, 1\]"),
+        ([-0.5, 1.0], "ts runs from -0.5"),
+        ([0.0], "ts has shape"),
+        ([], "ts has shape"),
+        (None, "ts is NoneType"),
+        ("now", "ts is str"),
+        ([0.0, 0.5, 0.5], "monotonic"),
+        ([0.0, 0.7, 0.3], "monotonic"),
+        ([0.0, math.nan, 1.0], "ts runs"),
+        ([[0.0, 1.0]], "ts has shape"),
+    ],
+)
 def test_bad_times(ts, said):
     with pytest.raises(ValueError, match=said): integrate(partial(euler_step, lambda x, t: x), torch.zeros(1, 1), ts)
 
@@ -130,19 +149,27 @@ def test_bad_times(ts, said):
 def test_bad_input_is_refused_at_once():
     step = partial(euler_step, lambda x, t: x)
     for x, said in [(torch.tensor([math.nan]), "NaN"), (torch.tensor([1]), "floating-point"), ([0.0], "list")]:
-        with pytest.raises(ValueError, match=said): integrate(step, x, [0.0, 1.0])  # before the first iterate is asked for
+        with pytest.raises(ValueError, match=said):
+            integrate(step, x, [0.0, 1.0])  # before the first iterate is asked for
     for t, s in [(0.0, 1.5), (-0.1, 0.5), (math.nan, 0.5)]:
         for solver in (euler_step, midpoint_step, heun_step, rk4_step):
-            with pytest.raises(ValueError, match=r"expected times in \[0, 1\]"): solver(lambda x, t: x, torch.zeros(1, 1), t, s)
+            with pytest.raises(ValueError, match=r"expected times in \[0, 1\]"):
+                solver(lambda x, t: x, torch.zeros(1, 1), t, s)
     for x, said in [(torch.zeros(0, 2), "not empty"), (torch.tensor([math.inf]), "infinite")]:
         with pytest.raises(ValueError, match=said): integrate(step, x, [0.0, 1.0])
     for returned, said in [(None, "NoneType"), (1.0, "float")]:
-        with pytest.raises(ValueError, match=f"field returned {said}"): heun_step(lambda x, t, k=returned: k, torch.zeros(5), 0.0, 0.5)
-        with pytest.raises(ValueError, match=f"step returned {said}"): list(integrate(lambda x, t, s, k=returned: k, torch.zeros(5), [0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"step returned shape \(5, 5\)"): list(integrate(lambda x, t, s: x + x[:, None], torch.zeros(5), [0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"g has shape \(5, 1\)"): em_step(lambda x, t: x, lambda x, t: x[:, None], torch.zeros(5), 0.0, 0.5)
-    with pytest.raises(ValueError, match=r"returned shape \(5, 5\)"): euler_step(lambda x, t: x + torch.zeros(5, 1), torch.zeros(5), 0.0, 0.5)
-    with pytest.raises(ValueError, match="noise has shape"): em_step(lambda x, t: x, 1.0, torch.zeros(3, 2), 0.0, 0.5, noise=torch.zeros(3))
+        with pytest.raises(ValueError, match=f"field returned {said}"):
+            heun_step(lambda x, t, k=returned: k, torch.zeros(5), 0.0, 0.5)
+        with pytest.raises(ValueError, match=f"step returned {said}"):
+            list(integrate(lambda x, t, s, k=returned: k, torch.zeros(5), [0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"step returned shape \(5, 5\)"):
+        list(integrate(lambda x, t, s: x + x[:, None], torch.zeros(5), [0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"g has shape \(5, 1\)"):
+        em_step(lambda x, t: x, lambda x, t: x[:, None], torch.zeros(5), 0.0, 0.5)
+    with pytest.raises(ValueError, match=r"returned shape \(5, 5\)"):
+        euler_step(lambda x, t: x + torch.zeros(5, 1), torch.zeros(5), 0.0, 0.5)
+    with pytest.raises(ValueError, match="noise has shape"):
+        em_step(lambda x, t: x, 1.0, torch.zeros(3, 2), 0.0, 0.5, noise=torch.zeros(3))
 
 
 def test_times_given_as_a_list_keep_their_precision() -> None:

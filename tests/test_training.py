@@ -1,4 +1,5 @@
-"""Training: what it draws, averages and writes; that a run that is killed, stopped or crowded out of its disk goes on exactly; bad input."""
+"""Training: what it draws, averages and writes; that a run that is killed, stopped or crowded out of its disk goes
+on exactly; bad input."""
 from __future__ import annotations
 
 import csv
@@ -20,11 +21,31 @@ from diffusion_course.images import Images, digit_classifier, digits
 from diffusion_course.options import as_dict, with_options
 from diffusion_course.predictions import Denoiser
 from diffusion_course.schedules import Linear
-from diffusion_course.training import PRESETS, Run, DenoiserRecipe, autocast, batch_indices, ladder, saved_config, seeded, train
+from diffusion_course.training import (
+    PRESETS,
+    Run,
+    DenoiserRecipe,
+    autocast,
+    batch_indices,
+    ladder,
+    saved_config,
+    seeded,
+    train,
+)
 from diffusion_course.unet import UNet, UNetConfig
 
 NET = UNetConfig(shape=(1, 8, 8), widths=(32,), attention=(), patch=4)  # the smallest there is
-TINY = dataclasses.replace(PRESETS["digits"], net=NET, images=320, batch=32, warmup=64, log_every=64, save_every=96, stages=(128,), precision="fp32")
+TINY = dataclasses.replace(
+    PRESETS["digits"],
+    net=NET,
+    images=320,
+    batch=32,
+    warmup=64,
+    log_every=64,
+    save_every=96,
+    stages=(128,),
+    precision="fp32",
+)
 TIMES = ("images_per_second", "seconds")
 
 
@@ -49,12 +70,14 @@ def go(folder: Path, config: DenoiserRecipe = TINY, stop_at: int | None = None, 
     except Interrupted: return None
 
 
-def fresh(config: DenoiserRecipe = TINY, folder: Path = Path("nowhere")) -> Run: return Run(config, folder, Accelerator(mixed_precision="no"))
+def fresh(config: DenoiserRecipe = TINY, folder: Path = Path("nowhere")) -> Run:
+    return Run(config, folder, Accelerator(mixed_precision="no"))
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what the clock says."""
-    with open(folder / "metrics.csv", newline="") as f: return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(f)]
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as f:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(f)]
 
 
 def same(a: Path, b: Path) -> None:
@@ -68,7 +91,9 @@ def same(a: Path, b: Path) -> None:
         (x, about_x), (y, about_y) = read_tensors(a / name), read_tensors(b / name)
         assert x.keys() == y.keys()
         assert all(torch.equal(x[k], y[k]) for k in x), f"{name}: {[k for k in x if not torch.equal(x[k], y[k])]}"
-        assert about_x.get("loss") == about_y.get("loss") and about_x.get("info", {}).get("loss") == about_y.get("info", {}).get("loss")
+        assert about_x.get("loss") == about_y.get("loss") and about_x.get("info", {}).get(
+            "loss"
+        ) == about_y.get("info", {}).get("loss")
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +105,31 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]: return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 # ---- what a run leaves, and that it goes on exactly ------------------------------------------------------------------
 
 def test_a_run_leaves_metrics_stages_samples_state_and_model(whole: Path) -> None:
-    assert sorted(contents(whole)) == ["metrics.csv", "model.safetensors", "samples/000000128.png", "stages/000000128.safetensors", "state.safetensors"]
+    assert sorted(contents(whole)) == [
+        "metrics.csv",
+        "model.safetensors",
+        "samples/000000128.png",
+        "stages/000000128.safetensors",
+        "state.safetensors",
+    ]
     assert [int(row["images"]) for row in rows(whole)] == [64, 128, 192, 256, 320]
     about = info(whole / "model.safetensors")
     assert about["images"] == 320 and with_options(TINY, about["config"]) == TINY
     assert about["loss"] == pytest.approx(float(rows(whole)[-1]["loss"]), abs=1e-6)
     average = read_tensors(whole / "state.safetensors")[0]
     net = load(whole / "model.safetensors").net.state_dict()
-    assert all(torch.equal(average[f"average.module.net.{k}"].half().float(), v) for k, v in net.items()), "the averaged weights are the model"
+    assert all(
+        torch.equal(average[f"average.module.net.{k}"].half().float(), v) for k, v in net.items()
+    ), "the averaged weights are the model"
 
 
 @pytest.mark.parametrize("stop_at", [64, 192, 256])
@@ -104,7 +140,16 @@ def test_a_run_that_ends_between_checkpoints_goes_on_exactly(stop_at: int, whole
     same(whole, tmp_path)
 
 
-@pytest.mark.parametrize("change", [dict(channels_last=False), dict(flip=True), dict(net=dataclasses.replace(NET, dropout=0.3)), dict(precision="bf16")], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(channels_last=False),
+        dict(flip=True),
+        dict(net=dataclasses.replace(NET, dropout=0.3)),
+        dict(precision="bf16"),
+    ],
+    ids=str,
+)
 def test_every_kind_of_run_goes_on_exactly(change: dict, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, images=192, stages=(), **change)
     go(tmp_path / "a", config)
@@ -137,7 +182,9 @@ def test_resuming_nothing_begins(whole: Path, tmp_path: Path) -> None:
 def test_a_state_written_before_there_were_start_and_recent_is_read(tmp_path: Path) -> None:
     go(tmp_path, stop_at=256)
     tensors, about = read_tensors(tmp_path / "state.safetensors")
-    assert about["steps"] * 32 == 192 and "recent.steps" not in tensors, "a checkpoint at a row of metrics has nothing to remember"
+    assert (
+        about["steps"] * 32 == 192 and "recent.steps" not in tensors
+    ), "a checkpoint at a row of metrics has nothing to remember"
     del about["config"]["start"], about["loss"]
     write_tensors(tmp_path / "state.safetensors", tensors, about)
     assert saved_config(TINY, tmp_path) == TINY
@@ -163,7 +210,10 @@ def test_a_full_disk_costs_nothing_that_was_saved(whole: Path, tmp_path: Path, m
     go(tmp_path, stop_at=256)
     before = contents(tmp_path)
     monkeypatch.setattr(checkpoints, "save_file", full_disk)
-    with pytest.raises(OSError, match=r"state\.safetensors could not be written .*No space left.*as it was"): go(tmp_path, resume=True)
+    with pytest.raises(
+        OSError, match=r"state\.safetensors could not be written .*No space left.*as it was"
+    ):
+        go(tmp_path, resume=True)
     after = contents(tmp_path)
     assert after.keys() == before.keys() and all(before[k] == after[k] for k in before if k != "metrics.csv")
     monkeypatch.undo()
@@ -171,7 +221,16 @@ def test_a_full_disk_costs_nothing_that_was_saved(whole: Path, tmp_path: Path, m
     same(whole, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PK" + b[2:], lambda b: b[:8] + b"{" * 40 + b[48:]], ids=["cut", "empty", "other", "header"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b"PK" + b[2:],
+        lambda b: b[:8] + b"{" * 40 + b[48:],
+    ],
+    ids=["cut", "empty", "other", "header"],
+)
 def test_a_damaged_state_is_named_and_left_alone(damage, whole: Path, tmp_path: Path) -> None:
     (tmp_path / "state.safetensors").write_bytes(damage((whole / "state.safetensors").read_bytes()))
     before = contents(tmp_path)
@@ -212,8 +271,17 @@ def test_nor_by_two_at_a_time(tmp_path: Path) -> None:
     assert len(said) == 1 and "another process" in said[0]
 
 
-@pytest.mark.parametrize("change, named", [(dict(lr=1e-4), "lr is 0.0001: expected 0.002"), (dict(batch=64), "batch"), (dict(seed=1), "seed"), (dict(kind="eps"), "kind"),
-                                           (dict(net=dataclasses.replace(NET, widths=(64,))), "net")], ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(lr=1e-4), "lr is 0.0001: expected 0.002"),
+        (dict(batch=64), "batch"),
+        (dict(seed=1), "seed"),
+        (dict(kind="eps"), "kind"),
+        (dict(net=dataclasses.replace(NET, widths=(64,))), "net"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
 def test_a_run_goes_on_as_it_began(change: dict, named: str, whole: Path) -> None:
     before = contents(whole)
     with pytest.raises(ValueError, match=named): go(whole, dataclasses.replace(TINY, **change), resume=True)
@@ -227,35 +295,70 @@ def test_a_diverging_run_says_so_and_keeps_its_last_state(tmp_path: Path) -> Non
 
     def broken(run: Run) -> None:
         with torch.no_grad(): run.weights[0].fill_(math.nan)
-    with pytest.raises(ValueError, match="the loss is nan after 160 pictures.*expected finite.*smaller lr"): train(sick, tmp_path, resume=True, progress=False, watch=broken)
+    with pytest.raises(
+        ValueError, match="the loss is nan after 160 images.*expected finite.*smaller lr"
+    ):
+        train(sick, tmp_path, resume=True, progress=False, watch=broken)
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("change, named", [
-    (dict(data="mnist"), "data is 'mnist'.*digits"), (dict(images=0), "images is 0"), (dict(batch=0), "batch"), (dict(lr=0.0), "lr is 0.0: expected a positive"), (dict(lr=math.nan), "lr is nan"),
-    (dict(decay=1.5), r"decay is 1.5.*\[0, 1\]"), (dict(ema=1.0), "ema"), (dict(clip=-1.0), "clip"), (dict(warmup=-1), "warmup"), (dict(seed=-1), "seed is -1"), (dict(stages=(0,)), "stages"),
-    (dict(betas=(0.9,)), "betas"), (dict(betas=(0.9, 1.0)), "betas"), (dict(precision="fp8"), "precision is 'fp8'"), (dict(times="normal"), "times is 'normal'"), (dict(drop=1.5), "drop"),
-    (dict(log_every=0), "log_every"), (dict(weight_decay=-1.0), "weight_decay"),
-], ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(data="mnist"), "data is 'mnist'.*digits"),
+        (dict(images=0), "images is 0"),
+        (dict(batch=0), "batch"),
+        (dict(lr=0.0), "lr is 0.0: expected a positive"),
+        (dict(lr=math.nan), "lr is nan"),
+        (dict(decay=1.5), r"decay is 1.5.*\[0, 1\]"),
+        (dict(ema=1.0), "ema"),
+        (dict(clip=-1.0), "clip"),
+        (dict(warmup=-1), "warmup"),
+        (dict(seed=-1), "seed is -1"),
+        (dict(stages=(0,)), "stages"),
+        (dict(betas=(0.9,)), "betas"),
+        (dict(betas=(0.9, 1.0)), "betas"),
+        (dict(precision="fp8"), "precision is 'fp8'"),
+        (dict(times="normal"), "times is 'normal'"),
+        (dict(drop=1.5), "drop"),
+        (dict(log_every=0), "log_every"),
+        (dict(weight_decay=-1.0), "weight_decay"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
 def test_bad_settings_are_named(change: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named): dataclasses.replace(TINY, **change)
 
 
-@pytest.mark.parametrize("net, named", [(dataclasses.replace(NET, n_labels=5), "net.n_labels is 5: expected 10"), (dataclasses.replace(NET, shape=(3, 8, 8)), r"net.shape is \(3, 8, 8\): expected.*\(1, 8, 8\)")], ids=["labels", "shape"])
-def test_data_that_do_not_fit_are_refused_before_anything_is_written(net: UNetConfig, named: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "net, named",
+    [
+        (dataclasses.replace(NET, n_labels=5), "net.n_labels is 5: expected 10"),
+        (
+            dataclasses.replace(NET, shape=(3, 8, 8)),
+            r"net.shape is \(3, 8, 8\): expected.*\(1, 8, 8\)",
+        ),
+    ],
+    ids=["labels", "shape"],
+)
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(
+    net: UNetConfig, named: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=named): go(tmp_path / "run", dataclasses.replace(TINY, net=net))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_processes_cannot_share_is_refused() -> None:
     three = type("Three", (), dict(device=torch.device("cpu"), num_processes=3, process_index=0))()
-    with pytest.raises(ValueError, match="batch is 32: expected a multiple of the 3 processes"): Run(TINY, Path("nowhere"), three)
+    with pytest.raises(ValueError, match="batch is 32: expected a multiple of the 3 processes"):
+        Run(TINY, Path("nowhere"), three)
 
 
 def test_other_bad_input() -> None:
     for args in ((0, 4, 0, 0), (10, 0, 0, 0), (10, 4, -1, 0)):
         with pytest.raises(ValueError, match="expected n >= 1, batch >= 1, step >= 0"): batch_indices(*args)
-    with pytest.raises(ValueError, match="precision is 'half': expected 'auto', 'bf16' or 'fp32'"): autocast(torch.device("cpu"), "half")
+    with pytest.raises(ValueError, match="precision is 'half': expected 'auto', 'bf16' or 'fp32'"):
+        autocast(torch.device("cpu"), "half")
     with pytest.raises(ValueError, match="kind|target"): dataclasses.replace(TINY, kind="noise").build()
 
 
@@ -266,7 +369,13 @@ def test_a_run_begins_from_a_model_and_goes_on_without_its_file(whole: Path, tmp
     save(load(whole / "model.safetensors"), file)
     config = dataclasses.replace(TINY, start=str(file), stages=())
     run, model = fresh(config), load(file)
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), model.parameters(), strict=True)) and run.model.training
+    assert (
+        all(
+            torch.equal(a, b)
+            for a, b in zip(run.model.parameters(), model.parameters(), strict=True)
+        )
+        and run.model.training
+    )
     go(tmp_path / "a", config)
     go(tmp_path / "b", config, stop_at=192)
     file.unlink()
@@ -278,7 +387,8 @@ def test_a_run_begins_from_a_model_and_goes_on_without_its_file(whole: Path, tmp
 def test_it_has_to_be_the_same_model(whole: Path) -> None:
     start = str(whole / "model.safetensors")
     for other in (dict(net=dataclasses.replace(NET, widths=(64,))), dict(kind="eps")):
-        with pytest.raises(ValueError, match="start is .*expected"): dataclasses.replace(TINY, start=start, **other).build()
+        with pytest.raises(ValueError, match="start is .*expected"):
+            dataclasses.replace(TINY, start=start, **other).build()
     with pytest.raises(ValueError, match="no model 'nothing'"): dataclasses.replace(TINY, start="nothing").build()
 
 
@@ -291,7 +401,9 @@ def test_every_picture_comes_once_an_epoch(n: int, batch: int) -> None:
     assert all(len(batch_indices(n, batch, k, seed=0)) == batch for k in range(steps))
     epochs = seen[: 3 * n].reshape(3, n)
     assert all(torch.equal(e.sort().values, torch.arange(n)) for e in epochs)
-    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(batch_indices(1500, 128, 0, seed=0), batch_indices(1500, 128, 0, seed=1))
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(
+        batch_indices(1500, 128, 0, seed=0), batch_indices(1500, 128, 0, seed=1)
+    )
 
 
 def test_generators_differ_with_every_number_and_repeat() -> None:
@@ -320,7 +432,10 @@ def test_times_are_logit_normal_or_uniform_one_in_each_cell() -> None:
     t = TINY.draw_times(n, g).double()
     normal = torch.special.ndtr(t.logit())
     for u in (normal, dataclasses.replace(TINY, times="uniform").draw_times(n, g).double()):
-        assert torch.equal((u * n).floor().clamp(0, n - 1).unique().long(), torch.arange(n)) or (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max() < 1.1 / n
+        assert (
+            torch.equal((u * n).floor().clamp(0, n - 1).unique().long(), torch.arange(n))
+            or (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max() < 1.1 / n
+        )
     assert 0 < t.min() and t.max() < 1 and t.logit().std() == pytest.approx(1, abs=0.01)
 
 
@@ -356,7 +471,11 @@ def test_the_rate_rises_stays_and_falls() -> None:
     c = DenoiserRecipe(images=100_000, batch=100, warmup=10_000, decay=0.4)
     assert c.rate(0) == pytest.approx(0.01) and c.rate(4_900) == pytest.approx(0.5)
     assert c.rate(9_900) == c.rate(60_000) == 1.0
-    assert c.rate(80_000) == pytest.approx(0.5) and c.rate(100_000) == pytest.approx(0, abs=1e-12) and c.rate(10**6) == pytest.approx(0, abs=1e-12)
+    assert (
+        c.rate(80_000) == pytest.approx(0.5)
+        and c.rate(100_000) == pytest.approx(0, abs=1e-12)
+        and c.rate(10**6) == pytest.approx(0, abs=1e-12)
+    )
     assert dataclasses.replace(c, decay=0.0).rate(99_999) == 1.0 and dataclasses.replace(c, warmup=0).rate(0) == 1.0
 
 
@@ -371,9 +490,20 @@ def test_the_floor_is_zero_where_the_label_tells_the_picture() -> None:
     two = Images(digits().x[[0, 1]], torch.tensor([0, 1]), tuple("0123456789"))
     known, half, unknown = (dataclasses.replace(TINY, drop=d).floor(two) for d in (0.0, 0.5, 1.0))
     assert known == pytest.approx(0, abs=1e-9) and unknown > 1e-3 and half == pytest.approx(unknown / 2, rel=1e-6)
-    assert dataclasses.replace(TINY, net=dataclasses.replace(NET, n_labels=0)).floor(two) == pytest.approx(unknown, rel=1e-6)
+    assert dataclasses.replace(TINY, net=dataclasses.replace(NET, n_labels=0)).floor(
+        two
+    ) == pytest.approx(unknown, rel=1e-6)
     assert dataclasses.replace(TINY, kind="eps").floor(two) is None
-    assert TINY.floor(Images(torch.zeros(5001, 1, 1, 1, dtype=torch.uint8), torch.zeros(5001, dtype=torch.int64), ("a",))) is None
+    assert (
+        TINY.floor(
+            Images(
+                torch.zeros(5001, 1, 1, 1, dtype=torch.uint8),
+                torch.zeros(5001, dtype=torch.int64),
+                ("a",),
+            )
+        )
+        is None
+    )
     assert TINY.floor(digits()) == TINY.floor(digits()), "no chance in it"
 
 
@@ -399,8 +529,30 @@ def test_a_preset_survives_being_written_down(name: str) -> None:
 
 # ---- processes that end, and processes that share --------------------------------------------------------------------
 
-ARGUMENTS = ["train", "digits", "--net.widths", "32", "--net.patch", "4", "--net.attention", "", "--images", "1280", "--batch", "16", "--warmup", "64", "--log_every", "48",
-             "--save_every", "32", "--stages", "320,960", "--precision", "fp32"]
+ARGUMENTS = [
+    "train",
+    "digits",
+    "--net.widths",
+    "32",
+    "--net.patch",
+    "4",
+    "--net.attention",
+    "",
+    "--images",
+    "1280",
+    "--batch",
+    "16",
+    "--warmup",
+    "64",
+    "--log_every",
+    "48",
+    "--save_every",
+    "32",
+    "--stages",
+    "320,960",
+    "--precision",
+    "fp32",
+]
 DRIVER = '''
 "Trains by the command line in children of one process that has imported everything."
 import json, os, random, signal, sys, time
@@ -462,7 +614,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     if not hasattr(os, "fork"): pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("ended")
     (folder / "driver.py").write_text(DRIVER)
-    done = subprocess.run([sys.executable, folder / "driver.py", folder, json.dumps(ARGUMENTS)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, folder / "driver.py", folder, json.dumps(ARGUMENTS)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
 
@@ -483,7 +640,8 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(sign: str, code: int, ended:
 
 
 SHARED = '''
-"Trains three times by the command line in each of the processes that `accelerate launch` starts, and notes which pictures each sees."
+"""Trains three times by the command line in each of the processes that `accelerate launch` starts, and notes which
+pictures each sees."""
 import json, os, sys
 import torch
 torch.set_num_threads(1)
@@ -507,12 +665,43 @@ for folder, more in (("a", ["--images", "320"]), ("b", ["--images", "160"]), ("b
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> None:
     (tmp_path / "shared.py").write_text(SHARED)
-    arguments = [*ARGUMENTS[:8], "--batch", "32", "--log_every", "48", "--save_every", "96", "--decay", "0", "--precision", "fp32"]
+    arguments = [
+        *ARGUMENTS[:8],
+        "--batch",
+        "32",
+        "--log_every",
+        "48",
+        "--save_every",
+        "96",
+        "--decay",
+        "0",
+        "--precision",
+        "fp32",
+    ]
     # With --cpu in place of --multi_gpu it would start one process, whatever number it is told.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
-              "--dynamo_backend", "no", "--num_processes", "2", "--main_process_port", "0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, tmp_path / "shared.py", tmp_path, json.dumps(arguments)], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [*launch, tmp_path / "shared.py", tmp_path, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "a", tmp_path / "b")
     first, second = (json.loads((tmp_path / f"a{rank}.json").read_text()) for rank in (0, 1))
