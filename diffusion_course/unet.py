@@ -64,6 +64,7 @@ class TimeEmbedding(nn.Module):
         """
         if self.rates is None: waves = sinusoidal(t, self.width)
         else:
+            t = t.to(torch.promote_types(t.dtype, torch.float32))
             angle = 2 * math.pi * t[:, None] * self.rates
             waves = torch.cat([angle.sin(), angle.cos()], 1)
         return self.layers(waves.to(next(self.layers.parameters(), waves).dtype))
