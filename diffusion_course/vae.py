@@ -123,6 +123,14 @@ class Block(nn.Module):
         for p in self.conv2.parameters(): nn.init.zeros_(p)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x plus its correction.
+
+        Args:
+            x: (B, width, H, W).
+
+        Returns:
+            (B, width, H, W).
+        """
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
