@@ -2,44 +2,57 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+LAB := $(VENV)/.lab
+DEV := $(VENV)/.dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-quick export lessons bench clean
+.PHONY: help lab test test-quick types export lessons hooks lowest bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "ARGS=... is passed on, as in 'make lab ARGS=--no-browser'. PYTHON=... picks the Python (3.11 to 3.13)."
 
-# Written last, so that an installation that was interrupted is taken up again by the next command.
-$(READY): settings.ini setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
-	  { echo "The course needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is not one of them: name one, as in 'make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12'." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+define install
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+  { echo "The course needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is not one of them: name one, as in 'make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12'." >&2; exit 1; }
+$(PYTHON) -m venv $(VENV)
+$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+# These files are written last, so that an installation that was interrupted is taken up again by the next command.
+# A learner is spared what only the tests need; the tests need what the lessons need, so .dev stands for both.
+$(LAB): settings.ini setup.py constraints.txt
+	$(call install,lab)
 	@touch $@
 
-lab: $(READY)  ## open the lessons in JupyterLab
+$(DEV): settings.ini setup.py constraints.txt
+	$(call install,dev)
+	@touch $(LAB) $@
+
+lab: $(LAB)  ## open the lessons in JupyterLab
 	@$(BIN)/diffusion-course lab $(ARGS)
 
-test: $(READY)  ## every test; drives the lessons in a browser where one can be had
+test: $(DEV)  ## every test; drives the lessons in a browser where one can be had
 	@$(BIN)/python tests/interface.py --install
 	$(BIN)/python -m pytest $(ARGS)
 
-test-quick: $(READY)  ## the tests for every change, without notebooks and browser (under 2 minutes)
+test-quick: $(DEV)  ## the tests for every change, without notebooks and browser (under 2 minutes)
 	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
 
-export: $(READY)  ## write diffusion_course/ from the notebooks, and clean these
+types: $(DEV)  ## check the library's types with mypy
+	$(BIN)/python -m mypy $(ARGS)
+
+export: $(DEV)  ## write diffusion_course/ from the notebooks, and clean these
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-lessons: $(READY)  ## execute all notebooks and store their outputs (ARGS=nbs/01_distributions.ipynb for one)
+lessons: $(DEV)  ## execute all notebooks and store their outputs (ARGS=nbs/01_distributions.ipynb for one)
 	$(BIN)/python tools/execute.py $(ARGS)
 
-bench: $(READY)  ## measure what the README claims
+bench: $(DEV)  ## measure what the README claims
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
 clean:  ## remove everything that can be made again, .venv too
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,17 +1,18 @@
-"""How straight and how fast flows get by pairing noise with data: `python benchmarks/couplings.py [--seeds N] [--steps N]`.
+"""How straight and how fast flows get by pairing noise with data: `python benchmarks/couplings.py`.
 
-Eight Gaussians (deviation 0.316) on a circle of radius 5, from N(0, I), batches of 512. For each seed three networks of one size are
-trained for as many steps: on independent pairs, on pairs from minibatch optimal transport, and on the pairs of one reflow of the first.
+Eight Gaussians (standard deviation 0.316) on a circle of radius 5, from N(0, I), batches of 512.
+For each seed three networks of one size are trained for as many steps: on independent pairs, on
+pairs from minibatch optimal transport, and on the pairs of one reflow of the first.
 
-energy    path energy E of 8,192 starts, 100 Heun steps, normalised: (E - W2²) / W2², where W2² is that of N(0, I) and the data. It is
-          measured by exact assignment of evenly spread points (a scrambled Sobol sequence), the mean of eight draws of 1,024; what is
-          left of its bias shows in the value for 2,048 points, printed beside it. A small negative value means a model whose ends
-          lie a little nearer than the data.
-1 step    2-Wasserstein distance of 1,000 samples made in one Euler step from 1,000 real points (mean of five draws). Floor: real
-          against real.
+energy    path energy E of 8,192 starts, 100 Heun steps, normalised: (E - W2²) / W2², where W2² is
+          that of N(0, I) and the data. It is measured by exact assignment of evenly spread points
+          (a scrambled Sobol sequence), the mean of eight draws of 1,024; what is left of its bias
+          shows in the value for 2,048 points, printed beside it. A small negative value means a
+          model whose ends lie a little nearer than the data.
+1 step    2-Wasserstein distance of 1,000 samples drawn in one Euler step from 1,000 real points
+          (mean of five draws). Beside it stands the floor, between two sets of real points.
 100 steps the same for 100 Heun steps.
 """
-
 from __future__ import annotations
 
 import argparse
@@ -43,7 +44,8 @@ def noise(n: int, seed: int) -> Tensor: return torch.randn(n, 2, generator=rng(s
 def even(n: int, seed: int) -> tuple[Tensor, Tensor]:
     "n points of N(0, I) and n of the data, spread more evenly than by chance; n a power of two."
     u = torch.quasirandom.SobolEngine(5, scramble=True, seed=seed).draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-    z, k = torch.special.ndtri(u[:, :4]), (8 * u[:, 4]).long()
+    z = torch.special.ndtri(u[:, :4])
+    k = (8 * u[:, 4]).long()
     return z[:, :2].float(), (DATA.means[k] + DATA.stds[k, None] * z[:, 2:]).float()
 
 
@@ -60,17 +62,19 @@ def distance(model: Denoiser, steps: int, stepper: Stepper) -> float:
 
 def models(seed: int, steps: int, width: int) -> dict[str, tuple[Denoiser, float]]:
     "The three models by name, with the seconds that each took."
-    data, found = DATA.sample(50_000, rng(1000 + seed)), {}
+    data = DATA.sample(50_000, rng(1000 + seed))
+    trained: dict[str, tuple[Denoiser, float]] = {}
 
     def train(name: str, make_data, **options) -> None:
-        start, model = time.perf_counter(), Denoiser(MLP(width=width, seed=seed), Linear())
+        start = time.perf_counter()
+        model = Denoiser(MLP(width=width, seed=seed), Linear())
         history = fit(model, make_data(), steps, batch_size=512, seed=seed, progress=False, **options)
-        found[name] = history.model, time.perf_counter() - start
+        trained[name] = history.model, time.perf_counter() - start
 
     train("independent", lambda: data)
     train("minibatch OT", lambda: data, loss=ot_matching_loss)
-    train("reflowed", lambda: reflow_pairs(found["independent"][0], noise(50_000, 2000 + seed), steps=50))
-    return found
+    train("reflowed", lambda: reflow_pairs(trained["independent"][0], noise(50_000, 2000 + seed), steps=50))
+    return trained
 
 
 def main() -> None:
@@ -80,23 +84,30 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     args = parser.parse_args()
     squared = {n: squared_w2(n, draws) for n, draws in ((2048, 2), (1024, 8))}
-    for n, v in squared.items(): print(f"W2² from {n:,} points: {v.mean():.3f} ± {v.std():.3f} ({len(v)} draws)", flush=True)
-    w2, floor = squared[1024].mean().item(), real_floor(wasserstein2, DATA.sample, 1000, repeats=20)
+    for n, v in squared.items():
+        print(f"W2² from {n:,} points: {v.mean():.3f} ± {v.std():.3f} ({len(v)} draws)", flush=True)
+    w2_squared = squared[1024].mean().item()
+    floor = real_floor(wasserstein2, DATA.sample, 1000, repeats=20)
     print(f"floor of W2, two real samples of 1,000: {floor.mean:.3f} ± {floor.std:.3f}\n")
-    print(f"{'seed':4s} {'coupling':13s} {'energy':>7s} {'1 step':>8s} {'100 steps':>10s} {'seconds':>8s}   ({args.steps} steps, width {args.width})")
+    columns = f"{'seed':4s} {'coupling':13s} {'energy':>7s} {'1 step':>8s} {'100 steps':>10s} {'seconds':>8s}"
+    print(f"{columns}   ({args.steps} steps, width {args.width})")
     rows: dict[str, list[tuple[float, ...]]] = {}
     for seed in range(args.seeds):
         for name, (model, seconds) in models(seed, args.steps, args.width).items():
-            energy = (path_energy(model, even(8192, 100)[0], 100) - w2) / w2
+            energy = (path_energy(model, even(8192, 100)[0], 100) - w2_squared) / w2_squared
             row = energy, distance(model, 1, euler()), distance(model, 100, heun()), seconds
             rows.setdefault(name, []).append(row)
             print(f"{seed:<4d} {name:13s} {row[0]:7.3f} {row[1]:8.3f} {row[2]:10.3f} {row[3]:8.1f}", flush=True)
-    mean = {name: torch.tensor(r).mean(0).tolist() for name, r in rows.items()}
-    for name, row in mean.items(): print(f"mean {name:13s} {row[0]:7.3f} {row[1]:8.3f} {row[2]:10.3f} {row[3]:8.1f}")
+    means = {name: torch.tensor(r).mean(0).tolist() for name, r in rows.items()}
+    for name, row in means.items(): print(f"mean {name:13s} {row[0]:7.3f} {row[1]:8.3f} {row[2]:10.3f} {row[3]:8.1f}")
+    energy_with = max(row[0] for row in rows["minibatch OT"])
+    energy_without = min(row[0] for row in rows["independent"])
     factor = min(a[1] / b[1] for a, b in zip(rows["independent"], rows["reflowed"], strict=True))
-    checks = {"energy with OT at most 0.05 (worst seed)": (most := max(r[0] for r in rows["minibatch OT"]), most <= 0.05),
-              "energy without at least 0.15 (worst seed)": (least := min(r[0] for r in rows["independent"]), least >= 0.15),
-              "one-step W2 at least 5 times smaller after one reflow (worst seed)": (factor, factor >= 5)}
+    checks = {
+        "energy with OT at most 0.05 (worst seed)": (energy_with, energy_with <= 0.05),
+        "energy without at least 0.15 (worst seed)": (energy_without, energy_without >= 0.15),
+        "one-step W2 at least 5 times smaller after one reflow (worst seed)": (factor, factor >= 5),
+    }
     for text, (value, holds) in checks.items(): print(f"{'ok  ' if holds else 'MISS'} {text}: {value:.3f}")
 
 

@@ -13,7 +13,9 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +25,20 @@ __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 
 # %% ../nbs/toolbox/checking.ipynb #f4530986
 # The modules of `diffusion_course.checks`, in the order of the lessons
 LESSONS = (
-    "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm", "guidance", "edm", "couplings",
-    "images", "unet", "training", "generation", "evaluation", "vae", "latent", "inpainting", "cold", "few_step",
+    "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
+    "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
+    "vae", "latent", "inpainting", "cold", "few_step",
 )
 
 
 @dataclass(frozen=True)
 class Mistake:
-    "A wrong answer that people really give, and the hint that helps."
+    """A wrong answer that people really give.
+
+    Attributes:
+        function: gives that answer.
+        hint: what helps those who gave it.
+    """
 
     function: Callable
     hint: str
@@ -41,9 +49,12 @@ class Exercise:
     """A task with its reference, the inputs it is tried on, and the mistakes it recognises.
 
     Attributes:
+        reference: a function that solves the task.
         cases: makes the positional arguments of each trial, the same at every call.
+        mistakes: what a wrong answer is compared with, in this order.
         praise: what the learner now has, in one sentence.
-        rtol: wide enough for an answer computed in float32.
+        rtol: relative tolerance, wide enough for an answer computed in float32.
+        atol: absolute tolerance.
     """
 
     reference: Callable
@@ -55,23 +66,41 @@ class Exercise:
 
 
 def exercise(name: str) -> Exercise:
-    "The exercise called `lesson.name`. A `ValueError` lists the names there are."
-    if not isinstance(name, str): raise ValueError(f"the name of an exercise is {type(name).__name__}: expected check(\"lesson.name\", function)")
+    """An exercise by its name.
+
+    Args:
+        name: "lesson.exercise".
+
+    Raises:
+        ValueError: lists the names there are.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of an exercise is {type(name).__name__}: "
+                         'expected check("lesson.name", function)')
     lesson, _, key = name.partition(".")
-    if lesson not in LESSONS: raise ValueError(f"no exercise {name!r}: expected a name that starts with one of {', '.join(LESSONS)} and a dot")
-    known = importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES
-    if key not in known: raise ValueError(f"no exercise {name!r}: {lesson} has {', '.join(f'{lesson}.{k}' for k in known)}")
+    if lesson not in LESSONS:
+        raise ValueError(f"no exercise {name!r}: expected a name that starts with one of "
+                         f"{', '.join(LESSONS)} and a dot")
+    known = _exercises_of(lesson)
+    if key not in known:
+        names = ", ".join(f"{lesson}.{k}" for k in known)
+        raise ValueError(f"no exercise {name!r}: {lesson} has {names}")
     return known[key]
 
 
 def exercises() -> Iterator[tuple[str, Exercise]]:
     "Every exercise of the course with its name."
     for lesson in LESSONS:
-        yield from ((f"{lesson}.{k}", e) for k, e in importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES.items())
+        for key, e in _exercises_of(lesson).items(): yield f"{lesson}.{key}", e
+
+
+def _exercises_of(lesson: str) -> dict[str, Exercise]:
+    return importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES
 
 # %% ../nbs/toolbox/checking.ipynb #5e1a0c7d
 def normal(*shape: int, seed: int) -> Tensor:
-    """Standard normal numbers in double precision, the same for the same shape and seed: inputs of trials.
+    """Standard normal numbers in double precision, the same for the same shape and seed: inputs of
+    trials.
 
     Args:
         *shape: of the tensor.
@@ -81,7 +110,8 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def uniform(*shape: int, seed: int) -> Tensor:
-    """Numbers uniform in [0, 1) in double precision, the same for the same shape and seed: inputs of trials.
+    """Numbers uniform in [0, 1) in double precision, the same for the same shape and seed: inputs
+    of trials.
 
     Args:
         *shape: of the tensor.
@@ -95,7 +125,9 @@ class Report:
     """What a check found. True only when the exercise is solved.
 
     Attributes:
+        name: "lesson.exercise".
         status: "solved", "not attempted" or "not yet".
+        message: what the learner reads.
     """
 
     name: str
@@ -108,114 +140,168 @@ class Report:
 
     def _repr_html_(self) -> str:
         mark, color = _MARKS[self.status]
-        return (f'<div style="border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5">'
-                f'<b style="color:{color}">{mark}</b> <code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>')
+        frame = f"border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5"
+        return (f'<div style="{frame}"><b style="color:{color}">{mark}</b> '
+                f'<code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>')
 
 
 _MARKS = {"solved": ("✓", "#009E73"), "not attempted": ("○", "#8C8C8C"), "not yet": ("✗", "#D55E00")}
 
+# %% ../nbs/toolbox/checking.ipynb #62bb8d12
+def check(name: str, f: Callable) -> Report:
+    """Try a function on seeded inputs and compare it with the reference of an exercise.
+
+    Each trial gets copies of its inputs, so a function that changes them spoils nothing for later.
+
+    Args:
+        name: "lesson.exercise".
+        f: your function.
+
+    Returns:
+        what was found: shows itself in a notebook, and is true when the exercise is solved.
+
+    Raises:
+        ValueError: for a name that is not known, and where f is no function.
+    """
+    e = exercise(name)
+    if not callable(f):
+        raise ValueError(f"check({name!r}, …) was given {type(f).__name__}: expected a function")
+    if _is_stub(f):
+        message = "not attempted yet. Replace the ... above and run the cell again."
+        return Report(name, "not attempted", message)
+
+    outputs = []
+    for case in e.cases():
+        args = _copied(case)
+        output, problem = _attempt(f, args)
+        if problem: return Report(name, "not yet", problem)
+        if not _unchanged(args, case): return Report(name, "not yet", _IN_PLACE)
+        outputs.append(output)
+
+    expected = _outputs(e.reference, e)
+    wrong = [k for k, output in enumerate(outputs) if not _agree(output, expected[k], e)]
+    if not wrong: return Report(name, "solved", f"solved. {e.praise}".strip())
+    for mistake in e.mistakes:
+        same = _outputs(mistake.function, e)
+        if all(_agree(a, b, e) for a, b in zip(outputs, same, strict=True)):
+            return Report(name, "not yet", mistake.hint)
+    k = wrong[0]
+    difference = _difference(outputs[k], expected[k], e)
+    message = f"not yet ({len(wrong)} of {len(expected)} trials differ). In trial {k + 1}, {difference}."
+    return Report(name, "not yet", message)
+
+
+_IN_PLACE = "your function changed its input in place (`x += …` does): write `x = x + …`."
+
+
+def _outputs(function: Callable, e: Exercise) -> list[object]:
+    "What a function of the solution's returns in each trial."
+    return [function(*_copied(case)) for case in e.cases()]
+
+
+def _attempt(f: Callable, args: tuple) -> tuple[object, str | None]:
+    "The function's output, or None and what went wrong in words."
+    try: output = f(*args)
+    except (Exception, SystemExit) as error:  # the learner's own code: anything may happen in it
+        own = getattr(f, "__name__", None)
+        lines = [s.line for s in traceback.extract_tb(error.__traceback__) if s.name == own]
+        where = f" in the line `{lines[-1]}`" if lines and lines[-1] else ""
+        text = str(error).split("\n")[0] or "no message"
+        return None, f"your function raised {type(error).__name__}{where}: {text}"
+    if output is None: return None, "your function returned None. Does it end with `return`?"
+    return output, None
+
+
+def _copied(value: Any) -> Any:
+    "Tensors and arrays copied, also those in tuples, lists and dicts; anything else as it is."
+    if isinstance(value, Tensor): return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, np.ndarray): return value.copy()
+    if type(value) in (tuple, list): return type(value)(_copied(v) for v in value)
+    if type(value) is dict: return {k: _copied(v) for k, v in value.items()}
+    return value
+
+
+def _unchanged(a: Any, b: Any) -> bool:
+    "Whether what `_copied` made of b is still equal to it."
+    if isinstance(a, (Tensor, np.ndarray)):
+        if a.shape != b.shape or a.dtype != b.dtype: return False
+        return bool(((a == b) | ((a != a) & (b != b))).all())  # where NaN was, NaN is no change
+    if type(a) in (tuple, list):
+        return len(a) == len(b) and all(_unchanged(p, q) for p, q in zip(a, b, strict=True))
+    if type(a) is dict: return a.keys() == b.keys() and all(_unchanged(a[k], b[k]) for k in a)
+    return True
+
 # %% ../nbs/toolbox/checking.ipynb #0ad2b160
+def _agree(a: object, b: object, e: Exercise) -> bool:
+    "Whether two outputs are equal up to the exercise's tolerance; NaN agrees with NaN alone."
+    p, q = _as_tensors(a), _as_tensors(b)
+    if p is None or q is None or len(p) != len(q): return False
+    return all(_close(s, t, e) for s, t in zip(p, q, strict=True))
+
+
+def _close(a: Tensor, b: Tensor, e: Exercise) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype: return False
+    return torch.allclose(a, b, rtol=e.rtol, atol=e.atol, equal_nan=True)
+
+
 def _as_tensors(value: object) -> list[Tensor] | None:
-    "The output as float64 tensors, or None if it is nothing of the kind."
+    "The output as float64 or complex tensors, or None if it is nothing of the kind."
     parts = value if _has_parts(value) else [value]
     try: tensors = [torch.as_tensor(p).detach().cpu() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
     return [t if t.is_complex() else t.double() for t in tensors]
 
 
-def _has_parts(value: object) -> bool:
+def _has_parts(value: object) -> TypeGuard[tuple | list]:
     "Several outputs are a tuple, or a list of tensors; a list of numbers is one output."
-    return isinstance(value, tuple) or (isinstance(value, list) and any(isinstance(p, Tensor) and p.ndim for p in value))
+    if isinstance(value, tuple): return True
+    return isinstance(value, list) and any(isinstance(p, Tensor) and p.ndim for p in value)
 
 
-def _agree(a: object, b: object, e: Exercise) -> bool:
-    a, b = _as_tensors(a), _as_tensors(b)
-    if a is None or b is None or len(a) != len(b): return False
-    return all(p.shape == q.shape and p.dtype == q.dtype and torch.allclose(p, q, rtol=e.rtol, atol=e.atol, equal_nan=True) for p, q in zip(a, b, strict=True))
-
-
-def _difference(got: object, expected: object, e: Exercise) -> str:
+def _difference(output: object, expected: object, e: Exercise) -> str:
     "The first difference of an output from the reference, in words."
-    got_t, expected_t = _as_tensors(got), _as_tensors(expected)
-    if got_t is None: return f"it returned {type(got).__name__}, expected {_kind(expected)}"
-    if len(got_t) != len(expected_t): return f"it returned {_kind(got)}, expected {_kind(expected)}"
-    for a, b in zip(got_t, expected_t, strict=True):
-        if a.dtype != b.dtype: return f"it returned {_sort(a)} numbers, expected {_sort(b)} ones"
+    p, q = _as_tensors(output), _as_tensors(expected)
+    if p is None or q is None:
+        return f"it returned {type(output).__name__}, expected {_kind(expected)}"
+    if len(p) != len(q): return f"it returned {_kind(output)}, expected {_kind(expected)}"
+    for a, b in zip(p, q, strict=True):
+        if a.dtype != b.dtype: return f"it returned {_field(a)} numbers, expected {_field(b)} ones"
         if a.shape != b.shape: return f"it returned shape {tuple(a.shape)}, expected {tuple(b.shape)}"
         wrong = ~torch.isclose(a, b, rtol=e.rtol, atol=e.atol)
-        if wrong.any():
-            at = tuple(wrong.nonzero()[0].tolist())
-            where = f" at index {list(at)}" if at else ""
-            return f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} is {_written(a[at].item())}, expected {_written(b[at].item())}"
+        if not wrong.any(): continue
+        at = tuple(wrong.nonzero()[0].tolist())
+        where = f" at index {list(at)}" if at else ""
+        return (f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} "
+                f"is {_number(a[at].item())}, expected {_number(b[at].item())}")
     return "it differs"
 
 
-def _sort(t: Tensor) -> str: return "complex" if t.is_complex() else "real"
+def _field(t: Tensor) -> str: return "complex" if t.is_complex() else "real"
 
 
-def _written(value: complex) -> str: return f"{value:,.0f}" if value == value.real and abs(value) < 1e12 and value.real.is_integer() else f"{value:.5g}"
+def _number(value: complex) -> str:
+    "Whole numbers in full, others to five digits."
+    whole = value == value.real and abs(value) < 1e12 and value.real.is_integer()
+    return f"{value.real:,.0f}" if whole else f"{value:.5g}"
 
 
 def _kind(value: object) -> str:
     if _has_parts(value): return f"{len(value)} values"
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, Tensor): return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 # %% ../nbs/toolbox/checking.ipynb #256d2a63
 _IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}
 
 
 def _is_stub(f: Callable) -> bool:
+    "Whether a function's body is a docstring, `...`, `pass` or `raise NotImplementedError` alone."
     while isinstance(f, partial): f = f.func
     code = getattr(inspect.unwrap(f), "__code__", None)
     if code is None: return False
     instructions = list(dis.get_instructions(code))
-    only_raises = code.co_names == ("NotImplementedError",) and not any("JUMP" in i.opname for i in instructions)
-    returns = [i.argval for i in instructions if i.opname in ("LOAD_CONST", "RETURN_CONST")]
-    return only_raises or (all(i.opname in _IDLE for i in instructions) and all(v is None or v is Ellipsis for v in returns))
-
-
-def _attempt(f: Callable, args: tuple) -> tuple[object, str | None]:
-    "The function's output, or None and what went wrong in words."
-    try: result = f(*args)
-    except (Exception, SystemExit) as error:  # the learner's own code: anything may happen in it
-        frames = [s for s in traceback.extract_tb(error.__traceback__) if s.name == getattr(f, "__name__", None)]
-        where = f" in the line `{frames[-1].line}`" if frames and frames[-1].line else ""
-        text = str(error).split("\n")[0] or "no message"
-        return None, f"your function raised {type(error).__name__}{where}: {text}"
-    if result is None: return None, "your function returned None. Does it end with `return`?"
-    return result, None
-
-
-def _changed_inputs(args: tuple, fresh: tuple) -> bool:
-    return any(isinstance(a, Tensor) and not (a.shape == b.shape and torch.equal(a, b)) for a, b in zip(args, fresh, strict=True))
-
-# %% ../nbs/toolbox/checking.ipynb #62bb8d12
-def check(name: str, f: Callable) -> Report:
-    """Try `f` on seeded inputs, compare it with the reference of the exercise, and say what was found.
-
-    Args:
-        name: "lesson.exercise".
-        f: your function.
-    """
-    e = exercise(name)
-    if not callable(f): raise ValueError(f"check({name!r}, …) was given {type(f).__name__}: expected a function")
-    if _is_stub(f): return Report(name, "not attempted", "not attempted yet. Replace the ... above and run the cell again.")
-    args, outputs = e.cases(), []
-    expected = [e.reference(*a) for a in e.cases()]
-    for a, fresh in zip(args, e.cases(), strict=True):
-        result, problem = _attempt(f, a)
-        if problem: return Report(name, "not yet", problem)
-        if _changed_inputs(a, fresh): return Report(name, "not yet", "your function changed its input in place (`x += …` does): write `x = x + …`.")
-        outputs.append(result)
-    wrong = [k for k, (a, b) in enumerate(zip(outputs, expected, strict=True)) if not _agree(a, b, e) or not _finite_like(a, b)]
-    if not wrong: return Report(name, "solved", f"solved. {e.praise}".strip())
-    for mistake in e.mistakes:
-        if all(_agree(a, mistake.function(*args), e) for a, args in zip(outputs, e.cases(), strict=True)):
-            return Report(name, "not yet", mistake.hint)
-    k = wrong[0]
-    return Report(name, "not yet", f"not yet ({len(wrong)} of {len(expected)} trials differ). In trial {k + 1}, {_difference(outputs[k], expected[k], e)}.")
-
-
-def _finite_like(a: object, b: object) -> bool:
-    "NaN counts as agreement among mistakes, never with a finite reference."
-    return all(bool((p.isfinite() | ~q.isfinite()).all()) for p, q in zip(_as_tensors(a), _as_tensors(b), strict=True))
+    branches = any("JUMP" in i.opname for i in instructions)
+    if code.co_names == ("NotImplementedError",) and not branches: return True
+    constants = [i.argval for i in instructions if i.opname in ("LOAD_CONST", "RETURN_CONST")]
+    idle = all(i.opname in _IDLE for i in instructions)
+    return idle and all(v is None or v is Ellipsis for v in constants)

@@ -41,10 +41,16 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     """
     try:
         with whole_file(path) as fresh:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, fresh, {_KEY: json.dumps(about)})
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                fresh,
+                {_KEY: json.dumps(about)},
+            )
             fresh.chmod(0o644)  # safetensors lets nobody else read
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} could not be written ({error}); what was there before is as it was") from error
+        raise OSError(
+            f"{path} could not be written ({error}); what was there before is as it was"
+        ) from error
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -64,20 +70,40 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
             about = json.loads((f.metadata() or {})[_KEY])
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except KeyError:
-        raise ValueError(f"{path} is a safetensors file of something else: expected a checkpoint of this course") from None
+        raise ValueError(
+            f"{path} is a safetensors file of something else: expected a checkpoint of this course"
+        ) from None
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error}): expected a checkpoint of this course") from error
-    if not isinstance(about, dict): raise ValueError(f"{path} is a safetensors file of something else: expected a checkpoint of this course")
+        raise ValueError(
+            f"{path} is damaged, or no safetensors file ({error}): expected a checkpoint of this course"
+        ) from error
+    if not isinstance(about, dict):
+        raise ValueError(
+            f"{path} is a safetensors file of something else: expected a checkpoint of this course"
+        )
     return tensors, about
 
 # %% ../nbs/toolbox/checkpoints.ipynb #ed56a96d
-WEIGHTS = Path(__file__).parent / "weights" if "__file__" in globals() else Path("../../diffusion_course/weights").resolve()
+WEIGHTS = (
+    Path(__file__).parent / "weights"
+    if "__file__" in globals()
+    else Path("../../diffusion_course/weights").resolve()
+)
 _KNOWN = {  # networks and schedules of this package: the module of each, and what its configuration is made with
-    "MLP": ("matching", None), "DenoiseNet": ("images", None), "UNet": ("unet", "UNetConfig"),
-    "Classifier": ("classifier", "ClassifierConfig"), "VAE": ("vae", "VAEConfig"), "Restorer": ("cold", "UNetConfig"),
-    "LatentUNet": ("latent", "LatentUNetConfig"), "Decoder": ("latent", "DecoderConfig"), "ScaledInput": ("edm", None),
-    "Linear": ("schedules", None), "Cosine": ("schedules", None), "VariancePreserving": ("schedules", None),
-    "VarianceExploding": ("schedules", None), "DDPM": ("schedules", None),
+    "MLP": ("matching", None),
+    "DenoiseNet": ("images", None),
+    "UNet": ("unet", "UNetConfig"),
+    "Classifier": ("classifier", "ClassifierConfig"),
+    "VAE": ("vae", "VAEConfig"),
+    "Restorer": ("cold", "UNetConfig"),
+    "LatentUNet": ("latent", "LatentUNetConfig"),
+    "Decoder": ("latent", "DecoderConfig"),
+    "ScaledInput": ("edm", None),
+    "Linear": ("schedules", None),
+    "Cosine": ("schedules", None),
+    "VariancePreserving": ("schedules", None),
+    "VarianceExploding": ("schedules", None),
+    "DDPM": ("schedules", None),
 }
 _REGISTERED: dict[str, tuple[type, type | None]] = {}
 
@@ -85,9 +111,10 @@ _REGISTERED: dict[str, tuple[type, type | None]] = {}
 def register(cls: type, config: type | None = None) -> type:
     """Make a network or a schedule of yours known, so that `save` takes it and `load` gives it back.
 
-    A network keeps what it was made with as `config`: a dataclass, which its constructor takes, or a dictionary of
-    the constructor's arguments. A schedule keeps each argument of its constructor as an attribute of that name.
-    A program that loads such a file registers the class first: files hold numbers and names, no code.
+    A network keeps what it was made with as `config`: a dataclass, which its constructor takes, or
+    a dictionary of the constructor's arguments. A schedule keeps each argument of its constructor
+    as an attribute of that name. A program that loads such a file registers the class first: files
+    hold numbers and names, no code.
 
     Args:
         cls: the class; it is known by its name.
@@ -99,7 +126,8 @@ def register(cls: type, config: type | None = None) -> type:
     Raises:
         ValueError: for a name that this package uses itself.
     """
-    if not inspect.isclass(cls): raise ValueError(f"{expect.short(cls)} is {type(cls).__name__}: expected a class")
+    if not inspect.isclass(cls):
+        raise ValueError(f"{expect.short(cls)} is {type(cls).__name__}: expected a class")
     if cls.__name__ in _KNOWN:
         raise ValueError(f"the name {cls.__name__} is one of this package's: expected another one")
     _REGISTERED[cls.__name__] = (cls, config)
@@ -111,34 +139,49 @@ def _class_of(name: str) -> tuple[type, type | None]:
     if name in _REGISTERED: return _REGISTERED[name]
     if name not in _KNOWN:
         names = ", ".join([*_KNOWN, *_REGISTERED])
-        raise ValueError(f"a network or schedule {name!r}: expected one of {names}, or one made known by checkpoints.register")
+        raise ValueError(
+            f"a network or schedule {name!r}: expected one of {names}, or one made known by checkpoints.register"
+        )
     module, config = _KNOWN[name]
     return _from_package(module, name), _from_package(module, config) if config else None
 
 
-def _from_package(module: str, name: str) -> Any: return getattr(import_module(f"diffusion_course.{module}"), name)
+def _from_package(module: str, name: str) -> Any:
+    return vars(import_module(f"diffusion_course.{module}"))[name]
 
 
 def _describe(thing: Any) -> Any:
     "Networks, schedules and configurations as what JSON can hold."
     if isinstance(thing, nn.Module):
         _check_known(thing)
-        if not hasattr(thing, "config"): raise ValueError(f"a {type(thing).__name__} has no config: expected what it was made with")
-        config = dataclasses.asdict(thing.config) if dataclasses.is_dataclass(thing.config) else thing.config
+        if not hasattr(thing, "config"):
+            raise ValueError(
+                f"a {type(thing).__name__} has no config: expected what it was made with"
+            )
+        config: Any = thing.config
+        if dataclasses.is_dataclass(config) and not isinstance(config, type): config = dataclasses.asdict(config)
         return dict(net=type(thing).__name__, config={k: _describe(v) for k, v in config.items()})
     if isinstance(thing, _from_package("schedules", "Schedule")):
         _check_known(thing)
         names = list(inspect.signature(type(thing)).parameters)
         missing = [name for name in names if not hasattr(thing, name)]
-        if missing: raise ValueError(f"a {type(thing).__name__} has no {missing[0]}: expected each argument of its constructor as an attribute")
-        return dict(name=type(thing).__name__, args={name: _describe(getattr(thing, name)) for name in names})
+        if missing:
+            raise ValueError(
+                f"a {type(thing).__name__} has no {missing[0]}: expected its constructor's arguments as attributes"
+            )
+        return dict(
+            name=type(thing).__name__,
+            args={name: _describe(getattr(thing, name)) for name in names},
+        )
     return thing.tolist() if isinstance(thing, Tensor) else thing
 
 
 def _check_known(thing: Any) -> None:
     name = type(thing).__name__
     if _class_of(name)[0] is not type(thing):
-        raise ValueError(f"a {name} of {type(thing).__module__}: expected this package's, or one made known by checkpoints.register")
+        raise ValueError(
+            f"a {name} of {type(thing).__module__}: expected this package's, or one made known by checkpoints.register"
+        )
 
 
 def _build(about: Any) -> Any:
@@ -158,7 +201,8 @@ def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info: A
     """Write a model to a file that `load` reads.
 
     Args:
-        model: a Denoiser, or a network on its own: one of this package's, or one made known by `register`.
+        model: a Denoiser, or a network on its own: one of this package's, or one made known by
+            `register`.
         path: of the file, which ends in .safetensors.
         half: 16 bits a number instead of 32, where they can hold it.
         **info: what is worth knowing, as JSON can hold it: command, seed, quality.
@@ -167,16 +211,25 @@ def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info: A
         ValueError: for what could not be read back, before anything is written.
         OSError: where the file can't be written; what was there before is as it was.
     """
-    if Path(path).suffix != ".safetensors": raise ValueError(f"path is {str(path)!r}: expected a name that ends in .safetensors")
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path is {str(path)!r}: expected a name that ends in .safetensors")
     denoiser = isinstance(model, _from_package("predictions", "Denoiser"))
     if not denoiser and isinstance(model, _from_package("predictions", "ModelWrapper")):
         raise ValueError(f"a {type(model).__name__} made of another model: expected that model, its .model")
     net = model.net if denoiser else model
-    if not isinstance(net, nn.Module): raise ValueError(f"the network is {type(net).__name__}: expected a torch.nn.Module")
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"the network is {type(net).__name__}: expected a torch.nn.Module")
     about = dict(format=1, **_describe(net), info=info)
-    if denoiser: about |= dict(schedule=_describe(model.schedule), kind=model.kind, sigma_data=model.sigma_data)
-    try: json.dumps(about)
-    except TypeError as error: raise ValueError(f"the model's settings or info can't be written ({error}): expected what JSON can hold") from None
+    if denoiser:
+        about |= dict(
+            schedule=_describe(model.schedule), kind=model.kind, sigma_data=model.sigma_data
+        )
+    try:
+        json.dumps(about)
+    except TypeError as error:
+        raise ValueError(
+            f"the model's settings or info can't be written ({error}): expected what JSON can hold"
+        ) from None
     largest = torch.finfo(torch.float16).max
     fits = lambda v: half and v.is_floating_point() and not (v.abs() > largest).any()
     write_tensors(path, {k: v.half() if fits(v) else v for k, v in net.state_dict().items()}, about)
@@ -206,11 +259,13 @@ def _path(name_or_path: str | os.PathLike) -> Path:
 
 
 def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") -> Any:
-    """A model in single precision and eval mode. No code is run that the file brings, and nothing is fetched.
+    """A model in single precision and eval mode. No code is run that the file brings, and nothing
+    is fetched.
 
     Args:
         name_or_path: one of `shipped()`, or a file that `save` wrote.
-        device: where the weights go: "auto", which takes an accelerator where there is one, or its name.
+        device: where the weights go: "auto", which takes an accelerator where there is one, or its
+            name.
 
     Returns:
         A Denoiser where a denoiser was saved, else the network.
@@ -221,7 +276,8 @@ def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") ->
     """
     path = _path(name_or_path)
     tensors, about = read_tensors(path)
-    if about.get("format") != 1 or "net" not in about: raise ValueError(f"{path} is not a model: expected a file that `save` wrote")
+    if about.get("format") != 1 or "net" not in about:
+        raise ValueError(f"{path} is not a model: expected a file that `save` wrote")
     try:
         net = _build(dict(net=about["net"], config=about["config"]))
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
@@ -231,7 +287,7 @@ def load(name_or_path: str | os.PathLike, device: str | torch.device = "cpu") ->
             model = denoiser(net, _build(about["schedule"]), about["kind"], about["sigma_data"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit the network it names: {error}") from error
-    if len(getattr(net, "shape", ())) == 3: net.to(memory_format=torch.channels_last)
+    if len(vars(net).get("shape", ())) == 3: net.to(memory_format=torch.channels_last)
     return model.eval().to(expect.device(device))
 
 

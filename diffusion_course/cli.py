@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
@@ -28,7 +30,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def keep_stills(nb: dict) -> dict:
-    """Drop links to live widgets: where an output holds a picture too, the picture is left; where not (a progress bar), nothing.
+    """Drop links to live widgets: where an output holds an image too, the image is left; where not
+    (a progress bar), nothing.
 
     Args:
         nb: a notebook of format 4 as plain dictionaries; changed in place.
@@ -37,38 +40,69 @@ def keep_stills(nb: dict) -> dict:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data and ("text/html" in data or "image/png" in data): del data[WIDGET]
-        if "outputs" in cell: cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if WIDGET not in o.get("data", {})]
     return nb
 
 
-def keep_stills_on_save(model: dict, **_) -> None:
-    "A pre-save hook of Jupyter's contents manager around `keep_stills`."
-    if model.get("type") == "notebook" and isinstance(model.get("content"), dict): keep_stills(model["content"])
+def keep_stills_on_save(model: dict, **_: Any) -> None:
+    """A pre-save hook of Jupyter's contents manager around `keep_stills`.
+
+    Args:
+        model: what Jupyter is about to save.
+    """
+    if model.get("type") == "notebook" and isinstance(model.get("content"), dict):
+        keep_stills(model["content"])
 
 # %% ../nbs/toolbox/cli.ipynb #c25760a4
 def without_news(handler: object, config: dict) -> dict:
-    "A hook of JupyterLab's page: the plugin that asks whether it may fetch news stays off. No option of the command line does that."
-    config["disabledExtensions"] = sorted({*config.get("disabledExtensions", ()), "@jupyterlab/apputils-extension:announcements"})
+    """A hook of JupyterLab's page: the plugin that asks whether it may fetch news stays off. No
+    option of the command line does that.
+
+    Args:
+        handler: of the page; not used.
+        config: of the page, changed in place.
+    """
+    config["disabledExtensions"] = sorted(
+        {*config.get("disabledExtensions", ()), "@jupyterlab/apputils-extension:announcements"}
+    )
     return config
 
 
 def _jupyter_server_extension_points() -> list[dict]: return [{"module": "diffusion_course.cli"}]
 
 
-def _load_jupyter_server_extension(server: object) -> None: server.web_app.settings["page_config_hook"] = without_news
+def _load_jupyter_server_extension(server: Any) -> None:
+    server.web_app.settings["page_config_hook"] = without_news
 
 # %% ../nbs/toolbox/cli.ipynb #2a2f2f0e
 def lessons_folder(folder: str | None = None) -> Path:
-    "Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable install."
-    if folder is not None: places = [Path(folder)]
-    else: places = [p / "nbs" for p in (Path.cwd(), *Path.cwd().parents)] + [Path(__file__).resolve().parents[1] / "nbs"]
+    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable
+    install.
+
+    Args:
+        folder: where to look; default: here, above, and beside the package.
+    """
+    if folder is not None:
+        places = [Path(folder)]
+    else:
+        places = [p / "nbs" for p in (Path.cwd(), *Path.cwd().parents)] + [
+            Path(__file__).resolve().parents[1] / "nbs"
+        ]
     for place in places:
         if (place / "01_distributions.ipynb").exists(): return place.resolve()
-    raise ValueError(f"no lessons in {folder or 'nbs'}: expected a folder with 01_distributions.ipynb; run this inside a checkout of the course or name one with --lessons")
+    raise ValueError(
+        f"no lessons in {folder or 'nbs'}: expected a folder with 01_distributions.ipynb;"
+        " run this inside a checkout of the course or name one with --lessons"
+    )
 
 
 def trust(folder: Path) -> int:
-    "Mark the notebooks of a folder as trusted by this user of Jupyter. Returns how many there are."
+    """Mark the notebooks of a folder as trusted by this user of Jupyter. Returns how many there are.
+
+    Args:
+        folder: of notebooks, those in folders inside it too.
+    """
     import nbformat
     from nbformat.sign import NotebookNotary
 
@@ -78,12 +112,20 @@ def trust(folder: Path) -> int:
 
 # %% ../nbs/toolbox/cli.ipynb #59d0c2b8
 def lab_command(folder: Path, lesson: str, port: int, browser: bool) -> list[str]:
-    "The command that starts JupyterLab on a lesson, reachable from this machine only."
+    """The command that starts JupyterLab on a lesson, reachable from this machine only.
+
+    Args:
+        folder: of the lessons.
+        lesson: the notebook to open first.
+        port: the first one to try.
+        browser: whether a browser is opened.
+    """
     command = [
         sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
         f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{lesson}",
         "--FileContentsManager.pre_save_hook=diffusion_course.cli.keep_stills_on_save",
-        # Nothing is asked of the network: neither for news and updates nor for a catalogue of extensions.
+        # Nothing is asked of the network: neither for news and updates nor for a catalogue of
+        # extensions.
         "--ServerApp.jpserver_extensions=diffusion_course.cli=True", "--LabApp.extension_manager=readonly",
     ]
     if not browser: command.append("--no-browser")
@@ -93,19 +135,38 @@ def lab_command(folder: Path, lesson: str, port: int, browser: bool) -> list[str
 
 def lab_environment() -> dict[str, str]:
     "The environment that JupyterLab and its kernels run in."
-    # A kernel of the same name in the user's home must not shadow the one beside this package. And where browser and
+    # A kernel of the same name in the user's home must not shadow the one beside this package. And
+    # where browser and
     # kernel share a few cores, threads that wait by spinning slow each other down tenfold.
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
 
 
+def _check_lab_is_installed() -> None:
+    missing = [name for name in ("jupyterlab", "ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'the lessons need {" and ".join(missing)}: pip install "diffusion-course[lab]"'
+        )
+
+
 def lab(args: argparse.Namespace) -> int:
-    "Start JupyterLab on the lessons and stay until it ends."
+    """Start JupyterLab on the lessons and stay until it ends.
+
+    Args:
+        args: of the command line.
+    """
+    _check_lab_is_installed()
     folder = lessons_folder(args.lessons)
     lesson = next((p.name for p in sorted(folder.glob("*.ipynb")) if p.name.startswith(args.lesson)), None)
-    if lesson is None: raise ValueError(f"no lesson {args.lesson!r} in {folder}: expected the start of one of {', '.join(sorted(p.name for p in folder.glob('*.ipynb')))}")
+    if lesson is None:
+        raise ValueError(
+            f"no lesson {args.lesson!r} in {folder}: expected the start of one of "
+            + ", ".join(sorted(p.name for p in folder.glob("*.ipynb")))
+        )
     trust(folder)
     environment, command = lab_environment(), lab_command(folder, lesson, args.port, args.browser)
-    # Becoming the server instead of its parent, so that Ctrl-C and termination reach it and it can close its kernels.
+    # Becoming the server instead of its parent, so that Ctrl-C and termination reach it and it can
+    # close its kernels.
     if os.name == "posix": os.execve(command[0], command, environment)
     with subprocess.Popen(command, env=environment) as server:
         while True:
@@ -119,28 +180,49 @@ def _port(text: str) -> int:
 
 
 def _lesson(name: str) -> ModuleType:
-    "A lesson's module, by name and when it's needed: this one comes before all lessons, and starts quickly."
+    """A lesson's module, by name and when it's needed: this one comes before all lessons, and
+    starts quickly."""
     return import_module(f"diffusion_course.{name}")
 
 
-_PRESETS = ("training", "evaluation", "vae", "latent", "cold", "few_step")  # modules of this package that define PRESETS, named configurations
+_PRESETS = (
+    "training",
+    "evaluation",
+    "vae",
+    "latent",
+    "cold",
+    "few_step",
+)  # modules of this package that define PRESETS, named configurations
 
 
-def presets() -> dict[str, object]:
+def presets() -> dict[str, Any]:
     "Every named training of the course and its configuration."
     return {name: config for module in _PRESETS for name, config in _lesson(module).PRESETS.items()}
 
 
 def train(args: argparse.Namespace) -> int:
-    "Run or resume a training."
+    """Run or resume a training.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     training = _lesson("training")
-    folder, given = args.folder or Path("runs") / args.preset, {k: v for k, v in vars(args).items() if k.startswith("option ")}
-    config = presets()[args.preset]
-    config = with_options(args.resume and training.saved_config(config, folder) or config, given)
-    training.train(config, folder, resume=args.resume, command=" ".join(["diffusion-course", *args.argv]))
-    if os.environ.get("RANK", "0") == "0": print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
+    folder = args.folder or Path("runs") / args.preset
+    config: Any = presets()[args.preset]
+    saved = training.saved_config(config, folder) if args.resume else None
+    given = {k: v for k, v in vars(args).items() if k.startswith("option ")}
+    config = with_options(saved or config, given)
+    training.train(
+        config,
+        folder,
+        resume=args.resume,
+        device=args.device,
+        command=" ".join(["diffusion-course", *args.argv]),
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
     return 0
 
 
@@ -149,20 +231,43 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
     each = p.add_subparsers(dest="preset", required=True, metavar="PRESET")
     for name, config in presets().items():
-        q = each.add_parser(name, help=config.about, description=config.about)
-        q.add_argument("--folder", type=Path, default=argparse.SUPPRESS, help=f"where the run is kept (default: runs/{name})")
-        q.add_argument("--resume", action="store_true", default=argparse.SUPPRESS, help="go on with what the folder holds; settings not given are those it began with")
+        about = config.about.replace("%", "%%")  # argparse formats help texts
+        q = each.add_parser(name, help=about, description=about)
+        q.add_argument(
+            "--folder",
+            type=Path,
+            default=argparse.SUPPRESS,
+            help=f"where the run is kept (default: runs/{name})",
+        )
+        q.add_argument(
+            "--resume",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="go on with what the folder holds; settings not given are those it began with",
+        )
+        q.add_argument(
+            "--device",
+            choices=("auto", "cpu"),
+            default=argparse.SUPPRESS,
+            help="where to compute: auto takes an accelerator where there is one",
+        )
         add_options(q, config)
-        q.set_defaults(run=train, folder=None, resume=False)
+        q.set_defaults(run=train, folder=None, resume=False, device="auto")
 
 
 def sample(args: argparse.Namespace) -> int:
-    "Draw pictures with a model."
+    """Draw images with a model.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     generation = _lesson("generation")
-    config = with_options(generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    generation.sample_to_files(_denoiser(args.model), config)
+    config = with_options(
+        generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")}
+    )
+    generation.sample_to_files(_denoiser(args.model, config.device), config)
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 
@@ -176,12 +281,19 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    "Score a model of CIFAR-10."
+    """Score a model of CIFAR-10.
+
+    Args:
+        args: of the command line.
+    """
     from diffusion_course.options import with_options
 
     evaluation = _lesson("evaluation")
-    config = with_options(evaluation.EvaluateConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")})
-    for score in evaluation.scores_of(_denoiser(args.model), config).values(): print(score)
+    config = with_options(
+        evaluation.EvaluateConfig(),
+        {k: v for k, v in vars(args).items() if k.startswith("option ")},
+    )
+    evaluation.scores_of(_denoiser(args.model, config.device), config, report=print)
     return 0
 
 
@@ -196,15 +308,22 @@ def _evaluate_arguments(p: argparse.ArgumentParser) -> None:
 def _add_model(p: argparse.ArgumentParser) -> None:
     from diffusion_course.checkpoints import shipped
 
-    p.add_argument("model", metavar="MODEL", help=f"one of {', '.join(shipped(denoisers=True))}, or a .safetensors file that a training wrote")
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"one of {', '.join(shipped(denoisers=True))}, or a .safetensors file that a training wrote",
+    )
 
 
-def _denoiser(name: str) -> nn.Module:
+def _denoiser(name: str, device: str) -> nn.Module:
     from diffusion_course.checkpoints import load, shipped
 
-    model = load(name)
-    if not hasattr(model, "schedule"):
-        raise ValueError(f"{name} is a {type(model).__name__}, which draws nothing: expected one of {', '.join(shipped(denoisers=True))}, or a file")
+    model = load(name, device)
+    if not isinstance(model, _lesson("predictions").Denoiser):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which draws nothing:"
+            f" expected one of {', '.join(shipped(denoisers=True))}, or a file"
+        )
     return model
 
 
@@ -214,27 +333,47 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     Args:
         command: whose own arguments are wanted too: some are slow to find.
     """
-    top = argparse.ArgumentParser("diffusion-course", description="Diffusion and flow models from the ground up.")
+    top = argparse.ArgumentParser(
+        "diffusion-course", description="Diffusion and flow models from the ground up."
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     p = commands.add_parser("lab", help="open the lessons in JupyterLab (on this machine only)")
-    p.add_argument("--lesson", default="01", help="which one to open, by the start of its name (default: 01)")
+    p.add_argument(
+        "--lesson", default="01", help="which one to open, by the start of its name (default: 01)"
+    )
     p.add_argument("--port", type=_port, default=8888, help="first port to try (default: 8888)")
-    p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address instead of opening a browser")
+    p.add_argument(
+        "--no-browser",
+        dest="browser",
+        action="store_false",
+        help="print the address instead of opening a browser",
+    )
     p.add_argument("--lessons", metavar="DIR", help="folder of the lessons (default: nbs of this checkout)")
     p.set_defaults(run=lab)
     p = commands.add_parser("train", help="train a model by one of the course's presets, or go on with it")
     if command == "train": _train_arguments(p)
-    p = commands.add_parser("sample", help="draw pictures with a model: a grid, and a film of how they came about")
+    p = commands.add_parser(
+        "sample", help="draw images with a model: a grid, and a film of how they came about"
+    )
     if command == "sample": _sample_arguments(p)
-    p = commands.add_parser("evaluate", help="score a model of CIFAR-10: distances to real pictures, label agreement, bits per dimension")
+    p = commands.add_parser(
+        "evaluate",
+        help="score a model of CIFAR-10: distances to real images, label agreement, bits per dimension",
+    )
     if command == "evaluate": _evaluate_arguments(p)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    "The console script `diffusion-course`. Bad input ends with one clear line and status 2."
+    """The console script `diffusion-course`. Bad input ends with one clear line and status 2.
+
+    Args:
+        argv: the arguments; default: those the program was started with.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a long run
+        if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
     args = parser(argv[0] if argv else None).parse_args(argv)
     args.argv = argv
     try: return args.run(args)
@@ -242,3 +381,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
+
+
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in the notebook

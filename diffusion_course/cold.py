@@ -15,9 +15,9 @@ from torch import Tensor
 
 from . import expect
 from .images import Images
-from .options import option
+from .options import option, settings
 from .predictions import Denoiser, Model
-from .samplers import Stepper, handling_singular_ends, sample, uniform_grid
+from .samplers import Recorder, Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
 from .seeds import stratified
 from .training import DATA, Recipe, autocast
@@ -44,7 +44,7 @@ class Blur:
 
     width: float = 1 / 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.width > 0:
             raise ValueError(f"width is {self.width}: expected a positive number")
 
@@ -224,7 +224,7 @@ class Restorer(UNet):
         return x + super().forward(x, t, y)
 
 
-@dataclass(frozen=True)
+@settings
 class ColdRecipe(Recipe):
     "How to train one restorer for all of DEGRADATIONS: a `Recipe`, and a network told which."
 
@@ -256,7 +256,7 @@ class ColdRecipe(Recipe):
         for k, D in enumerate(DEGRADATIONS.values()): x_t[d == k] = D(x[d == k], t[d == k])
         x1_hat = model(x_t, t, y=d).x1
 
-        def error(v): return (v - x).abs().mean((1, 2, 3))
+        def error(v: Tensor) -> Tensor: return (v - x).abs().mean((1, 2, 3))
 
         return (error(x1_hat) / (error(x_t) + 0.02)).mean()
 
@@ -316,7 +316,7 @@ def naive(degrade: Degradation) -> Stepper:
         degrade: the degradation D(x1, t).
     """
     @handling_singular_ends
-    def step(model, x, t, s): return degrade(model(x, t).x1, s)
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor: return degrade(model(x, t).x1, s)
     return step
 
 
@@ -330,7 +330,7 @@ def improved(degrade: Degradation) -> Stepper:
         degrade: the degradation D(x1, t).
     """
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         x1_hat = model(x, t).x1
         return x - degrade(x1_hat, t) + degrade(x1_hat, s)
     return step

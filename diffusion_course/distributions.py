@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import expect
 
 # %% auto #0
 __all__ = ['toy_names', 'toy', 'GaussianMixture', 'running_mixture']
@@ -85,11 +88,13 @@ def toy_names() -> list[str]:
 def toy(name: str, n: int, seed: int = 0) -> Tensor:
     """Samples of a toy distribution in the plane. The same name, n and seed give the same points.
 
-    "digits" is real data (scikit-learn's 1,797 digits on two principal components), drawn with replacement.
+    "digits" is real data (scikit-learn's 1,797 digits on two principal components), drawn with
+    replacement.
 
     Args:
         name: one of `toy_names()`.
         n: how many points.
+        seed: the same seed gives the same result.
 
     Returns:
         (n, 2), about zero mean and unit scale.
@@ -100,25 +105,33 @@ def toy(name: str, n: int, seed: int = 0) -> Tensor:
 
 
 def _count(n: int) -> int:
-    if not hasattr(n, "__index__") or n < 1:
-        raise ValueError(f"n is {n!r}: expected a whole number of points, 1 or more")
-    return int(n)
+    return expect.whole("n", n, of="points")
 
 # %% ../nbs/01_distributions.ipynb #283d6086
-def _components(means, stds, weights, labels) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    "The parameters of a mixture as tensors of one dtype, copied; a `ValueError` says what does not fit."
+def _components(
+    means: Any, stds: Any, weights: Any, labels: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The parameters of a mixture as tensors of one dtype, copied; a `ValueError` says what does
+    not fit."""
     means = torch.as_tensor(means).clone()
     if not means.is_floating_point(): means = means.float()
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means has shape {tuple(means.shape)}: expected (K, D) with K, D >= 1")
     given = dict(stds=stds, weights=torch.ones(len(means)) if weights is None else weights, labels=labels)
-    rows = {name: torch.as_tensor(value).to(means.device) for name, value in given.items() if value is not None}
+    rows = {
+        name: torch.as_tensor(value).to(means.device)
+        for name, value in given.items()
+        if value is not None
+    }
     for name, row in rows.items():
         if row.shape != means.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(row.shape)}: expected ({len(means)},), one a component")
+            raise ValueError(
+                f"{name} has shape {tuple(row.shape)}: expected ({len(means)},), one a component"
+            )
     stds, weights, labels = rows["stds"].to(means), rows["weights"].to(means), rows.get("labels")
     for name, row in (("means", means), ("stds", stds), ("weights", weights)):
-        if not row.isfinite().all(): raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
+        if not row.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
     if (stds <= 0).any(): raise ValueError(f"stds are {stds.tolist()}: expected positive numbers")
     if (weights < 0).any() or weights.sum() == 0:
         raise ValueError(f"weights are {weights.tolist()}: expected none negative, and not all zero")
@@ -128,22 +141,35 @@ def _components(means, stds, weights, labels) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _points(x: Tensor, dim: int) -> Tensor:
-    if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != dim or not len(x) or not x.is_floating_point():
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim != 2
+        or x.shape[1] != dim
+        or not len(x)
+        or not x.is_floating_point()
+    ):
         given = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x is {given}: expected a tensor (n, {dim}) of floating-point numbers with n >= 1")
+        raise ValueError(
+            f"x is {given}: expected a tensor (n, {dim}) of floating-point numbers with n >= 1"
+        )
     if not x.isfinite().all():
-        raise ValueError(f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} of {len(x)} points: expected none")
+        raise ValueError(
+            f"x holds NaN or infinity in {int((~x.isfinite()).any(1).sum())} of {len(x)} points: expected none"
+        )
     return x
 
 
-def _need_labels(labels: Tensor | None) -> None:
+def _need_labels(labels: Tensor | None) -> Tensor:
     if labels is None:
-        raise ValueError("the mixture has no labels: expected GaussianMixture(means, stds, weights, labels)")
+        raise ValueError(
+            "the mixture has no labels: expected GaussianMixture(means, stds, weights, labels)"
+        )
+    return labels
 
 
 def _matches(y: Tensor | int, n: int, labels: Tensor | None, weights: Tensor) -> Tensor:
     "Which components carry the label asked for at each point: booleans (n, K)."
-    _need_labels(labels)
+    labels = _need_labels(labels)
     if isinstance(y, str) or torch.as_tensor(y).shape not in ((), (n,)):
         raise ValueError(f"y is {y!r}: expected a number or integers of shape ({n},), one label a point")
     match = ((labels == torch.as_tensor(y, device=labels.device)[..., None]) & (weights > 0)).expand(n, -1)
@@ -173,47 +199,86 @@ class GaussianMixture:
         self.means, self.stds, self.weights, self.labels = _components(means, stds, weights, labels)
 
     def _log_joint(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "log(weights_k N(x; means_k, stds_k² I)), (n, K); with y only among components of that label, weighted anew."
+        """log(weights_k N(x; means_k, stds_k² I)), (n, K); with y only among components of that
+        label, weighted anew."""
         x = _points(x, self.means.shape[1])
         means, stds = self.means.to(x), self.stds.to(x)
         square = (x[:, None] - means).square().sum(-1)  # torch.cdist has no gradient at a mean
-        return self.log_weights(len(x), y).to(x) - square / (2 * stds**2) - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
+        return (
+            self.log_weights(len(x), y).to(x)
+            - square / (2 * stds**2)
+            - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
+        )
 
     def log_weights(self, n: int, y: Tensor | int | None = None) -> Tensor:
-        "The logarithm of the weights for each of n points: (n, K); -inf for components of other labels than y."
+        """The logarithm of the weights for each of n points: (n, K); -inf for components of other
+        labels than y.
+
+        Args:
+            n: how many points.
+            y: a label, or (n,) of them; None: every component counts.
+        """
         log_weights = self.weights.log().expand(n, -1)
         if y is None: return log_weights
         matches = _matches(y, n, self.labels, self.weights).to(log_weights.device)
         return log_weights.where(matches, -math.inf).log_softmax(1)
 
     def log_prob(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "log p(x), or log p(x | y): (n, D) -> (n,)."
+        """log p(x), or log p(x | y): (n, D) -> (n,).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         return self._log_joint(x, y).logsumexp(1)
 
     def responsibilities(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "The probability of each component given the point: (n, D) -> (n, K)."
+        """The probability of each component given the point: (n, D) -> (n, K).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         return self._log_joint(x, y).softmax(1)
 
     def score(self, x: Tensor, y: Tensor | int | None = None) -> Tensor:
-        "The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D)."
+        """The gradient of log p(x), or of log p(x | y), with respect to x: (n, D) -> (n, D).
+
+        Args:
+            x: (n, D) points.
+            y: a label, or (n,) of them; None: the whole mixture.
+        """
         share = self.responsibilities(x, y)[..., None]
         return (share * (self.means.to(x) - x[:, None]) / self.stds.to(x)[:, None] ** 2).sum(1)
 
     def label_probs(self, x: Tensor) -> Tensor:
-        "The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L)."
-        _need_labels(self.labels)
-        of_label = torch.nn.functional.one_hot(self.labels).to(x)
+        """The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L).
+
+        Args:
+            x: (n, D) points.
+        """
+        of_label = torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)
         return (self.responsibilities(x)[..., None] * of_label).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        "n new points (n, D)."
+        """n new points (n, D).
+
+        Args:
+            n: how many points.
+            generator: source of randomness; default: torch's global one.
+        """
         return self._draw(n, generator)[0]
 
     def sample_labelled(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        "n new points (n, D) and their labels (n,)."
-        _need_labels(self.labels)
+        """n new points (n, D) and their labels (n,).
+
+        Args:
+            n: how many points.
+            generator: source of randomness; default: torch's global one.
+        """
+        labels = _need_labels(self.labels)
         x, k = self._draw(n, generator)
-        return x, self.labels[k]
+        return x, labels[k]
 
     def _draw(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         k = torch.multinomial(self.weights, _count(n), replacement=True, generator=generator)

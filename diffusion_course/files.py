@@ -6,22 +6,83 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['whole_file']
+__all__ = ['whole_file', 'file_format']
 
 # %% ../nbs/toolbox/files.ipynb #0b0eae75
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    "Yields a path to write to. When the block ends it becomes `path`; after an error what was there before is as it was."
-    path = Path(path)
+    """A file that appears whole or not at all: written beside its place, renamed at the end.
+
+    After an error what was there before is as it was. A symbolic link stays a link: its target is
+    replaced. What exists and is no regular file (a device such as /dev/null, a pipe) stays what it
+    is, and the finished bytes are written into it. A file that was there keeps its mode; a new one
+    gets what the umask leaves of 0666, whatever mode the block's writer gives (safetensors: 0600).
+
+    Args:
+        path: of the file; folders that are missing are made.
+
+    Yields:
+        the path to write to.
+
+    Raises:
+        ValueError: before the block runs, where `path` is a folder.
+    """
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder: expected the path of a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part"
+            yield part
+            with open(part, "rb") as f, open(path, "wb") as device: shutil.copyfileobj(f, device)
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
-        yield fresh
-        with open(fresh, "rb+") as f: os.fsync(f.fileno())
-        os.replace(fresh, path)
-    finally: fresh.unlink(missing_ok=True)
+        if mode is None: mode = _mode_of_new(part)
+        part.unlink(missing_ok=True)  # what a run left that was killed
+        yield part
+        with open(part, "rb+") as f: os.fsync(f.fileno())
+        part.chmod(stat.S_IMODE(mode))
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+
+def _mode(path: str | os.PathLike) -> int | None:
+    "What a path leads to, and who may read it, as `os.stat` says; None where nothing is there."
+    try: return os.stat(path).st_mode
+    except FileNotFoundError: return None
+
+
+def _mode_of_new(path: Path) -> int:
+    "The mode of a file made here: asking for the umask would mean to change it for all threads."
+    path.unlink(missing_ok=True)
+    path.touch()
+    return path.stat().st_mode
+
+# %% ../nbs/toolbox/files.ipynb #7d90be12
+def file_format(path: str | os.PathLike, formats: Mapping[str, str], name: str = "path") -> str:
+    """What is written into a file, by the ending of its name.
+
+    Args:
+        path: of the file.
+        formats: ending -> format, as {".png": "png"}; "" for a name without one.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: "path ends in '.bmp': expected .png or .jpg".
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() in formats: return formats[suffix.lower()]
+    *others, last = filter(None, formats)
+    expected = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(f"{name} ends in {suffix!r}: expected {expected}")

@@ -7,87 +7,142 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 # %% auto #0
-__all__ = ['option', 'as_dict', 'add_options', 'with_options']
+__all__ = ['Dataclass', 'option', 'as_dict', 'settings', 'add_options', 'with_options']
 
 # %% ../nbs/toolbox/options.ipynb #8d1b0aa7
+class Dataclass(Protocol):
+    "An instance of any dataclass."
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+_C = TypeVar("_C")
+_D = TypeVar("_D", bound=Dataclass)
+
+
 def option(default: Any, help: str) -> Any:
     """A field of a dataclass with a default and an explanation.
 
     Args:
+        default: of any type; a dataclass, whose fields become options too, must be frozen.
         help: one sentence, which `--help` shows.
     """
-    if dataclasses.is_dataclass(default): return field(default_factory=lambda: default, metadata=dict(help=help))
+    if dataclasses.is_dataclass(default):
+        return field(default_factory=lambda: default, metadata=dict(help=help))
     return field(default=default, metadata=dict(help=help))
 
 
-def as_dict(config: Any) -> dict:
-    "A dataclass and those inside it as plain data, as JSON would give it back."
+def as_dict(config: Dataclass) -> dict[str, Any]:
+    """A dataclass and those inside it as plain data, as JSON would give it back.
+
+    Args:
+        config: an instance whose values JSON knows.
+    """
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[_C]) -> type[_C]:
+    """A frozen dataclass whose docstring lists its fields with their explanations, so that `help()`
+    shows them.
+
+    Args:
+        cls: a class with annotated fields, made by `option` or not; those of its bases are listed too.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    lines = [
+        f"    {f.name}: {f.metadata['help']}."
+        for f in dataclasses.fields(made)
+        if f.metadata.get("help")
+    ]
+    made.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    return made
+
+# %% ../nbs/toolbox/options.ipynb #225c469a
+def add_options(parser: argparse.ArgumentParser, config: Dataclass, prefix: str = "") -> None:
+    """A flag for each field of a dataclass, and of those inside it.
+
+    A flag that isn't given leaves nothing in the parsed arguments.
+
+    Args:
+        parser: gets the flags.
+        config: its values are the defaults that the help shows.
+        prefix: of the flags' names, "net." for those of the dataclass `net` inside another.
+    """
+    for f in dataclasses.fields(config):
+        name = prefix + f.name
+        value = vars(config)[f.name]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            add_options(parser, value, f"{name}.")
+            continue
+        read, metavar = _reader(value)
+        default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = f"{f.metadata.get('help', '')} (default: {default or 'none'})".replace("%", "%%")
+        flags = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
+        parser.add_argument(*flags, dest=f"option {name}", type=read, metavar=metavar, help=text,
+                            default=argparse.SUPPRESS)
+
+
+def with_options(config: _D, values: Mapping[str, Any]) -> _D:
+    """A copy of a dataclass with other values.
+
+    Args:
+        config: an instance; what `values` does not name stays as it is here.
+        values: name -> value, those of `vars(args)` after `add_options`, or of `as_dict`.
+
+    Raises:
+        ValueError: where a name isn't one of its fields; other errors are the dataclass's own.
+    """
+    known = {f.name: vars(config)[f.name] for f in dataclasses.fields(config)}
+    changed: dict[str, Any] = {}
+    inside: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        name = key.removeprefix("option ")
+        first, _, rest = name.partition(".")
+        if first not in known:
+            raise ValueError(f"no setting {name!r}: expected one of {', '.join(known)}")
+        if rest: inside.setdefault(first, {})[rest] = value
+        elif dataclasses.is_dataclass(known[first]) and isinstance(value, dict):
+            inside.setdefault(first, {}).update(value)
+        else: changed[first] = tuple(value) if isinstance(known[first], tuple) else value
+    for name, own in inside.items(): changed[name] = with_options(known[name], own)
+    return dataclasses.replace(config, **changed)  # all at once: some fit only together
+
 # %% ../nbs/toolbox/options.ipynb #c0219f44
-def _number(text: str) -> int:
+def _reader(value: Any) -> tuple[Callable[[str], Any], str]:
+    "How the text of a flag becomes such a value, and what to call it in the help."
+    if isinstance(value, bool): return _bool, "true|false"
+    if isinstance(value, int): return _int, "N"
+    if isinstance(value, float): return float, "X"
+    if isinstance(value, tuple): return _tuple, "N,N,..."
+    return str, "NAME"
+
+
+def _int(text: str) -> int:
+    "A whole number, also as 2e6 or 50_000."
     try: value = float(text.replace("_", ""))
     except ValueError: value = 0.5
     if not value.is_integer(): raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
     return int(value)
 
 
-def _truth(text: str) -> bool:
+def _bool(text: str) -> bool:
+    "True for true, yes and 1."
     if text.lower() in ("true", "yes", "1"): return True
     if text.lower() in ("false", "no", "0"): return False
     raise argparse.ArgumentTypeError(f"{text!r}: expected true or false")
 
 
-def _numbers(text: str) -> tuple:
+def _tuple(text: str) -> tuple:
+    "Numbers with commas between them, in brackets or not."
     try: return tuple(json.loads(f"[{text.strip('()[] ')}]"))
-    except ValueError: raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between them") from None
-
-
-def _reader(value: Any) -> tuple[Any, str]:
-    "How the text of a flag becomes such a value, and what to call it in the help."
-    if isinstance(value, bool): return _truth, "true|false"
-    if isinstance(value, int): return _number, "N"
-    if isinstance(value, float): return float, "X"
-    if isinstance(value, tuple): return _numbers, "N,N,..."
-    return str, "NAME"
-
-# %% ../nbs/toolbox/options.ipynb #225c469a
-def add_options(parser: argparse.ArgumentParser, config: Any, prefix: str = "") -> None:
-    """A flag for each field of a dataclass, and of those inside it. A flag that isn't given leaves nothing in the parsed arguments.
-
-    Args:
-        config: an instance of a dataclass: its values are the defaults that the help shows.
-    """
-    for f in dataclasses.fields(config):
-        name, value = prefix + f.name, getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            add_options(parser, value, f"{name}.")
-            continue
-        read, shown = _reader(value)
-        default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        text = f"{f.metadata.get('help', '')} (default: {default or 'none'})".replace("%", "%%")
-        flags = [f"--{name}", *([f"--{name.replace('_', '-')}"] if "_" in name else [])]
-        parser.add_argument(*flags, dest=f"option {name}", type=read, metavar=shown, help=text, default=argparse.SUPPRESS)
-
-
-def with_options(config: Any, given: dict) -> Any:
-    """A copy of the dataclass with the values given: those of `vars(args)` after `add_options`, or of `as_dict`.
-
-    A `ValueError` where a name isn't one of its fields; other errors are the dataclass's own."""
-    given = {k.removeprefix("option "): v for k, v in given.items()}
-    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    changed: dict[str, Any] = {}
-    inside: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
-        first, _, rest = name.partition(".")
-        if first not in known: raise ValueError(f"no setting {name!r}: expected one of {', '.join(known)}")
-        if rest: inside.setdefault(first, {})[rest] = value
-        elif dataclasses.is_dataclass(known[first]) and isinstance(value, dict): inside.setdefault(first, {}).update(value)
-        else: changed[first] = tuple(value) if isinstance(known[first], tuple) else value
-    changed |= {name: with_options(known[name], values) for name, values in inside.items()}  # all at once: some fit only together
-    return dataclasses.replace(config, **changed)
+    except ValueError:
+        message = f"{text!r}: expected numbers with commas between them"
+        raise argparse.ArgumentTypeError(message) from None

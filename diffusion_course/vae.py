@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import expect
 from .checkpoints import load
 from .images import Images, to_bytes, to_float
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 from .training import DATA, Recipe, autocast
 
@@ -72,7 +72,7 @@ class DiagonalGaussian:
         return (mu.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1) / 2
 
 # %% ../nbs/17_vae.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class VAEConfig:
     "Sizes of an autoencoder. The defaults are those of the shipped vae-small."
 
@@ -83,9 +83,9 @@ class VAEConfig:
     blocks_back: tuple[int, ...] = option((1, 2), "residual blocks at each resolution of the decoder")
     patch: int = option(2, "side of the squares of pixels that are taken as one position")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shape", "latent", "widths", "blocks", "blocks_back"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(vars(self)[name]))
         levels = len(self.widths)
         sizes = "(channels, height, width)"
         one_each = f"{levels} numbers, as widths has"
@@ -93,12 +93,12 @@ class VAEConfig:
             "shape": (len(self.shape) == 3 and min(self.shape) >= 1, sizes),
             "latent": (len(self.latent) == 3 and min(self.latent) >= 1, sizes),
             "widths": (levels >= 1 and min(self.widths) >= 1, "one number of channels or more"),
-            **{name: (len(getattr(self, name)) == levels and min(getattr(self, name)) >= 0, one_each)
+            **{name: (len(vars(self)[name]) == levels and min(vars(self)[name]) >= 0, one_each)
                for name in ("blocks", "blocks_back")},
             "patch": (self.patch >= 1, "1 or more"),
         }
         for name, (right, what) in expected.items():
-            if not right: raise ValueError(f"{name} is {getattr(self, name)!r}: expected {what}")
+            if not right: raise ValueError(f"{name} is {vars(self)[name]!r}: expected {what}")
         scale = self.patch * 2 ** (levels - 1)
         sides = tuple(s // scale for s in self.shape[1:])
         if any(s % scale for s in self.shape[1:]) or sides != self.latent[1:]:
@@ -266,7 +266,7 @@ def vae_loss(x: Tensor, x_hat: Tensor, q: DiagonalGaussian, kl: float) -> Tensor
     return (x_hat - x).square().mean() + kl * q.kl().mean() / D
 
 # %% ../nbs/17_vae.ipynb #9b13c5ab
-@dataclass(frozen=True)
+@settings
 class VAERecipe(Recipe):
     "How to train a `VAE`: a `Recipe` with the loss `vae_loss`."
 
@@ -274,7 +274,7 @@ class VAERecipe(Recipe):
     kl: float = option(2e-3, "weight of the KL: twice the variance of a number's noise; 0: an"
                              " autoencoder without noise")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.kl < float("inf"): raise ValueError(f"kl is {self.kl}: expected 0 or more")
 
@@ -283,8 +283,7 @@ class VAERecipe(Recipe):
         if not self.start: return VAE(self.net, self.seed)
         vae = load(self.start)
         if not isinstance(vae, VAE) or vae.config != self.net:
-            config = getattr(vae, "config", None)
-            raise ValueError(f"start is {self.start!r} with {config}: expected {self.net}")
+            raise ValueError(f"start is {self.start!r}, a {type(vae).__name__}: expected a VAE with {self.net}")
         return vae.train()
 
     def loss(self, model: VAE, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

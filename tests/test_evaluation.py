@@ -264,12 +264,12 @@ def test_real_scores_are_those_of_two_sets_without_a_common_picture():
         s.n == 30 for s in floor.values()
     )
     assert floor["Fréchet distance"].value == ev.frechet_distance(real[first], real[second])
-    scores = ev.compare(real[first], real[second] + 5, "numbers", floor)
+    scores = ev.compare_features(real[first], real[second] + 5, "numbers", floor)
     assert scores["Fréchet distance"].floor == floor["Fréchet distance"].value < scores["Fréchet distance"].value
     assert scores["recall"] < floor["recall"]
     with pytest.raises(ValueError, match="n is 36: expected 1 to 35"): ev.split(36, 70)
     with pytest.raises(ValueError, match="30 real and 20 made pictures: expected equally many"):
-        ev.compare(real[:30], real[:20], "numbers")
+        ev.compare_features(real[:30], real[:20], "numbers")
 
 
 class Painter(nn.Module):
@@ -522,7 +522,7 @@ def test_shipped_tables_belong_to_the_shipped_models():
     tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text())
     reference, of = checkpoints.read_tensors(checkpoints.WEIGHTS / "reference" / "cifar10.safetensors")
     name, images = ev.name_of(checkpoints.load("cifar10-classifier")), checkpoints.info("cifar10")["images"]
-    again = "run tools/tables.py again"
+    again = "run tools/measure_tables.py again"
     assert not tables["about"]["quick"] and tables["about"]["images"] == images, again
     assert tables["about"]["extractor"] == of["extractor"] == name, again
     assert reference["features"].shape == (2000, 192) and reference["covariance"].shape == (192, 192)

@@ -285,7 +285,7 @@ def streaming(model):
     return panel(draw, steps=slider(1, 9, 3), label=choice([0, 1, 2])), drawn, gate
 
 
-def text_of(p) -> str: return p._pictures.children[1].value
+def text_of(p) -> str: return p._views.children[1].value
 
 
 def test_panel_streams_and_remembers(model):

@@ -1,4 +1,5 @@
-"""Images: bytes and numbers, CIFAR-10 read, fetched, cut off and resumed, spectra, the smallest network, the judge; bad input."""
+"""Images: bytes and numbers, CIFAR-10 read, fetched, cut off and resumed, spectra, the smallest network, the judge;
+bad input."""
 from __future__ import annotations
 
 import hashlib
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from helpers import rng
 import torch
 
 from diffusion_course import images
@@ -36,16 +38,17 @@ COUNT = 20  # records in a file of the small archive that stands for CIFAR-10
 FILES = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
 
 
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
-
-
 # ---- bytes and numbers -----------------------------------------------------------------------------------------------
 
 def test_bytes_survive_the_round_trip() -> None:
     every = torch.arange(256).byte().reshape(1, 1, 16, 16)
     x = to_float(every)
     assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1
-    assert torch.equal(to_bytes(x), every) and torch.equal(to_bytes(x.double()), every) and torch.equal(to_bytes(x.half()), every)
+    assert (
+        torch.equal(to_bytes(x), every)
+        and torch.equal(to_bytes(x.double()), every)
+        and torch.equal(to_bytes(x.half()), every)
+    )
     noisy = x + (torch.rand(x.shape, generator=rng(0)) - 0.5) * 0.99 / 127.5  # less than half a step
     assert torch.equal(to_bytes(noisy), every)
 
@@ -77,16 +80,23 @@ def test_batch_mirrors_those_asked_for() -> None:
     assert len(pictures.to("cpu")) == len(pictures) == 6
 
 
-@pytest.mark.parametrize("flip", [torch.tensor([True]), torch.tensor([1, 0]), torch.tensor([True, False, True])], ids=str)
+@pytest.mark.parametrize(
+    "flip", [torch.tensor([True]), torch.tensor([1, 0]), torch.tensor([True, False, True])], ids=str
+)
 def test_batch_refuses_flips_that_do_not_fit(flip: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"flip is .*: expected torch.bool \(2,\)"): some().batch([0, 1], flip)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda x, y: (x.float(), y), "expected torch.uint8"), (lambda x, y: (x[0], y), r"expected torch.uint8 \(n, C, H, W\)"),
-    (lambda x, y: (x, y[:3]), r"y has shape \(3,\): expected \(6,\)"), (lambda x, y: (x, y + 1), "labels 1 to 3: expected 0 to 2"),
-    (lambda x, y: (x, y - 1), "labels -1 to 1: expected 0 to 2"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x.float(), y), "expected torch.uint8"),
+        (lambda x, y: (x[0], y), r"expected torch.uint8 \(n, C, H, W\)"),
+        (lambda x, y: (x, y[:3]), r"y has shape \(3,\): expected \(6,\)"),
+        (lambda x, y: (x, y + 1), "labels 1 to 3: expected 0 to 2"),
+        (lambda x, y: (x, y - 1), "labels -1 to 1: expected 0 to 2"),
+    ],
+)
 def test_pictures_bad_input(change: Callable, said: str) -> None:
     with pytest.raises(ValueError, match=said): Images(*change(some().x, some().y), some().names)
 
@@ -150,7 +160,10 @@ def test_cifar10_damaged_files(small: Path) -> None:
     file.write_bytes(whole[: 3073 * 7] + b"\x0b" + whole[3073 * 7 + 1:])
     with pytest.raises(ValueError, match="data_batch_3.bin holds a label 11: expected 0 to 9"): cifar10(folder=small)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match="no data_batch_3.bin in .*: expected all six files"): cifar10(folder=small)
+    with pytest.raises(
+        FileNotFoundError, match="no data_batch_3.bin in .*: expected all six files"
+    ):
+        cifar10(folder=small)
     assert len(cifar10("test", folder=small)) == COUNT
     with pytest.raises(ValueError, match="split is 'both'"): cifar10("both", folder=small)
 
@@ -166,8 +179,12 @@ def test_at_hand_never_downloads(small: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_the_real_cifar10() -> None:
-    try: pictures = cifar10(download=False)
-    except FileNotFoundError: pytest.skip("CIFAR-10 isn't on this machine: set DIFFUSION_COURSE_DATA or run cifar10() once")
+    try:
+        pictures = cifar10(download=False)
+    except FileNotFoundError:
+        pytest.skip(
+            "CIFAR-10 isn't on this machine: set DIFFUSION_COURSE_DATA or run cifar10() once"
+        )
     assert pictures.x.shape == (50_000, 3, 32, 32) and pictures.y.bincount().tolist() == [5000] * 10
     means = [pictures.x[:, c].sum().item() / (50_000 * 1024 * 255) for c in range(3)]
     assert means == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
@@ -176,7 +193,8 @@ def test_the_real_cifar10() -> None:
 # ---- CIFAR-10 from the network ---------------------------------------------------------------------------------------
 
 class Server:
-    """Serves one file over HTTP; `cut` ends the next answer after that many bytes, `ranges` says whether Range is understood."""
+    """Serves one file over HTTP; `cut` ends the next answer after that many bytes, `ranges` says whether Range is
+    understood."""
 
     def __init__(self, payload: bytes):
         self.payload, self.cut, self.ranges, self.asked = payload, None, True, []
@@ -281,7 +299,11 @@ def test_killed_while_unpacking(server: Server, monkeypatch: pytest.MonkeyPatch)
 def test_offline(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_, **__): raise requests.ConnectionError("no network")
     monkeypatch.setattr(requests, "get", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"could not be fetched from https.*ConnectionError.*DIFFUSION_COURSE_DATA"): cifar10()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"could not be fetched from https.*ConnectionError.*DIFFUSION_COURSE_DATA",
+    ):
+        cifar10()
 
 
 # ---- spectra ---------------------------------------------------------------------------------------------------------
@@ -305,7 +327,16 @@ def test_a_wave_has_its_power_at_its_frequency(fy: int, fx: int) -> None:
     assert radial_spectrum(wave + 7)[1].sum() == pytest.approx(power.sum().item()), "the mean is not among them"
 
 
-@pytest.mark.parametrize("x", [torch.zeros(8, 8), torch.zeros(2, 1, 8, 1), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8).byte()], ids=lambda x: str((x.shape, x.dtype)))
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(8, 8),
+        torch.zeros(2, 1, 8, 1),
+        torch.zeros(0, 1, 8, 8),
+        torch.zeros(2, 1, 8, 8).byte(),
+    ],
+    ids=lambda x: str((x.shape, x.dtype)),
+)
 def test_spectrum_bad_input(x: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"x is .* of shape .*: expected numbers \(n, C, H, W\)"): radial_spectrum(x)
 
@@ -317,7 +348,11 @@ def test_sinusoidal() -> None:
     waves = sinusoidal(t, 8)
     assert waves.shape == (3, 8) and torch.equal(waves[0], torch.tensor([0.0] * 4 + [1.0] * 4).double())
     rate = 1000 * 10_000 ** (-np.arange(4) / 4)  # Vaswani et al. 2017, section 3.5
-    np.testing.assert_allclose(waves, np.concatenate([np.sin(t.numpy()[:, None] * rate), np.cos(t.numpy()[:, None] * rate)], 1), atol=1e-5)
+    np.testing.assert_allclose(
+        waves,
+        np.concatenate([np.sin(t.numpy()[:, None] * rate), np.cos(t.numpy()[:, None] * rate)], 1),
+        atol=1e-5,
+    )
     with pytest.raises(ValueError, match="width is 7: expected an even number"): sinusoidal(t, 7)
 
 
@@ -355,7 +390,8 @@ def test_network_sees_five_pixels_and_time_and_labels_where_told() -> None:
 
 def test_network_bad_input() -> None:
     net, t = DenoiseNet(), torch.zeros(2)
-    with pytest.raises(ValueError, match=r"x has shape \(2, 3, 8, 8\): expected \(B, 1, 8, 8\)"): net(torch.zeros(2, 3, 8, 8), t)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3, 8, 8\): expected \(B, 1, 8, 8\)"):
+        net(torch.zeros(2, 3, 8, 8), t)
     with pytest.raises(ValueError, match="y is 3: expected None"): net(torch.zeros(2, 1, 8, 8), t, 3)
     with pytest.raises(ValueError, match="labels"): DenoiseNet(n_labels=3)(torch.zeros(2, 1, 8, 8), t, 4)
     with pytest.raises(ValueError, match=r"shape is \(8, 8\): expected \(channels, height, width\)"): DenoiseNet((8, 8))
@@ -364,8 +400,17 @@ def test_network_bad_input() -> None:
 
 def test_network_learns_and_time_helps() -> None:
     x, y = digits().batch(slice(None))
-    losses = [fit(Denoiser(DenoiseNet(width=32, time=time, n_labels=10), Linear()), x, 300, labels=y, batch_size=64, progress=False).loss
-              for time in (False, True)]
+    losses = [
+        fit(
+            Denoiser(DenoiseNet(width=32, time=time, n_labels=10), Linear()),
+            x,
+            300,
+            labels=y,
+            batch_size=64,
+            progress=False,
+        ).loss
+        for time in (False, True)
+    ]
     assert all(loss[-50:].mean() < 0.75 * loss[0] for loss in losses)
     assert losses[1][-50:].mean() < 0.95 * losses[0][-50:].mean()
 

@@ -1,61 +1,74 @@
-"""Distances between samples: known values, metric properties, floors; bad input."""
+"""Distances between samples and strays: known values, metric properties, floors; bad input."""
 
 import math
 
 import pytest
 import torch
+from helpers import normal, rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_course.metrics import energy_distance, real_floor, sliced_wasserstein, wasserstein2
+from diffusion_course.distributions import GaussianMixture
+from diffusion_course.metrics import (
+    energy_distance, real_floor, sliced_wasserstein, strays, wasserstein2,
+)
 
 METRICS = [energy_distance, sliced_wasserstein, wasserstein2]
-
-
-def points(n, dim, seed): return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 3), st.integers(0, 1000))
 def test_metric_properties(n, dim, seed):
-    x, y = points(n, dim, seed), points(n, dim, seed + 1) * 1.5 + 0.3
+    x = normal(n, dim, seed=seed)
+    y = 1.5 * normal(n, dim, seed=seed + 1) + 0.3
     shift = torch.linspace(-1, 1, dim, dtype=torch.float64)
     for metric in METRICS:
         d = metric(x, y)
+        exactly = pytest.approx(d, rel=1e-9, abs=1e-12)
         assert d >= -1e-12 and abs(metric(x, x)) < 1e-12
-        assert d == pytest.approx(metric(y, x), rel=1e-9, abs=1e-12)
-        assert d == pytest.approx(metric(x.flip(0), y), rel=1e-9, abs=1e-12), "the order of the points matters"
-        assert d == pytest.approx(metric(x + shift, y + shift), rel=1e-6, abs=1e-9), "moving both changes the distance"
-        assert metric(3 * x, 3 * y) == pytest.approx(3 * d, rel=1e-6, abs=1e-9), "not in the unit of x"
+        assert metric(y, x) == exactly
+        assert metric(x.flip(0), y) == exactly, "the order of the points matters"
+        about = lambda value: pytest.approx(value, rel=1e-6, abs=1e-9)
+        assert metric(x + shift, y + shift) == about(d), "moving both changes the distance"
+        assert metric(3 * x, 3 * y) == about(3 * d), "not in the unit of x"
 
 
 def test_known_values():
-    x, move = points(60, 2, 0), torch.tensor([3.0, 4.0], dtype=torch.float64)
+    x = normal(60, 2)
+    move = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert wasserstein2(x, x + move) == pytest.approx(5, rel=1e-9)
-    assert sliced_wasserstein(x, x + move, n_projections=20_000) == pytest.approx(5 / math.sqrt(2), rel=0.01)
-    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]])
-    assert energy_distance(a, b) == pytest.approx(2 * 1 - 1 - 0)  # mean distances: across 1, inside a (0 + 2 + 2 + 0)/4, inside b 0
+    half = sliced_wasserstein(x, x + move, n_projections=20_000)
+    assert half == pytest.approx(5 / math.sqrt(2), rel=0.01)
+    a = torch.tensor([[0.0], [2.0]])
+    b = torch.tensor([[1.0], [1.0]])
+    across, inside_a, inside_b = 1, (0 + 2 + 2 + 0) / 4, 0
+    assert energy_distance(a, b) == pytest.approx(2 * across - inside_a - inside_b)
     assert wasserstein2(a, b) == pytest.approx(1)
 
 
 def test_wasserstein_is_the_best_assignment():
     from itertools import permutations
 
-    x, y = points(5, 2, 1), points(5, 2, 2)
-    best = min((x - y[list(p)]).square().sum(1).mean().sqrt().item() for p in permutations(range(5)))
+    x, y = normal(5, 2, seed=1), normal(5, 2, seed=2)
+    costs = [(x - y[list(p)]).square().sum(1).mean() for p in permutations(range(5))]
+    best = min(costs).sqrt().item()
     assert wasserstein2(x, y) == pytest.approx(best, rel=1e-12)
 
 
 def test_sliced_wasserstein_of_unequal_sizes():
-    x, y = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.5], [3.0]])
-    pieces = 1 / 3 * 0.5**2 + 1 / 6 * 0.5**2 + 1 / 6 * 2**2 + 1 / 3 * 1**2  # both quantile functions are steps
-    assert sliced_wasserstein(x, y) == pytest.approx(pieces**0.5) == pytest.approx(sliced_wasserstein(y, x))
-    x = points(500, 2, 0)
-    assert sliced_wasserstein(x, x.repeat(2, 1)) < 0.05 < sliced_wasserstein(x, x.repeat(2, 1) + 0.5)
+    x = torch.tensor([[0.0], [1.0], [2.0]])
+    y = torch.tensor([[0.5], [3.0]])
+    # both quantile functions are steps
+    w2 = (1 / 3 * 0.5**2 + 1 / 6 * 0.5**2 + 1 / 6 * 2**2 + 1 / 3 * 1**2) ** 0.5
+    assert sliced_wasserstein(x, y) == pytest.approx(w2)
+    assert sliced_wasserstein(y, x) == pytest.approx(w2)
+    x = normal(500, 2)
+    twice = x.repeat(2, 1)
+    assert sliced_wasserstein(x, twice) < 0.05 < sliced_wasserstein(x, twice + 0.5)
 
 
 def test_energy_distance_in_blocks_equals_all_at_once():
-    x, y = points(3000, 2, 0), points(1500, 2, 1) + 0.2
+    x, y = normal(3000, 2), normal(1500, 2, seed=1) + 0.2
     d = lambda a, b: (a[:, None] - b).norm(dim=-1).mean().item()
     assert energy_distance(x, y) == pytest.approx(2 * d(x, y) - d(x, x) - d(y, y), rel=1e-9)
 
@@ -65,25 +78,67 @@ def test_floor_separates_same_from_different(metric):
     draw = lambda n, g: torch.randn(n, 2, generator=g)
     floor = real_floor(metric, draw, 300, repeats=30)
     assert 0 < floor.mean < floor.q99 and floor.n == 300
-    g = torch.Generator().manual_seed(99)
+    g = rng(99)
     inside = sum(metric(draw(300, g), draw(300, g)) <= floor.q99 for _ in range(20))
     assert inside >= 17, "fresh real samples lie above the floor's 99 % quantile"
     assert metric(draw(300, g), draw(300, g) + 0.7) > floor.q99
-    assert real_floor(metric, draw, 50, repeats=5, seed=1) == real_floor(metric, draw, 50, repeats=5, seed=1)
+    small = lambda: real_floor(metric, draw, 50, repeats=5, seed=1)
+    assert small() == small()
     assert "real samples of 300" in str(floor)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_bad_samples(metric):
     x = torch.zeros(4, 2)
-    for bad, said in [(torch.zeros(4, 3), "columns"), (torch.zeros(0, 2), "expected a tensor"), (torch.zeros(4), "expected a tensor"), ([[0.0]], "list"),
-                      (torch.full((4, 2), math.nan), "8 values that are NaN"), (torch.zeros(4, 2) * 1j, "complex")]:
-        with pytest.raises(ValueError, match=said): metric(x, bad)
+    for bad, message in [
+        (torch.zeros(4, 3), "columns"), (torch.zeros(0, 2), "expected a tensor"),
+        (torch.zeros(4), "expected a tensor"), ([[0.0]], "list"),
+        (torch.full((4, 2), math.nan), "8 values that are NaN"),
+        (torch.zeros(4, 2) * 1j, "complex"),
+    ]:
+        with pytest.raises(ValueError, match=message): metric(x, bad)
+
+
+def test_real_samples_have_one_per_cent_of_strays():
+    mixture = GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.3]))
+    real = mixture.sample(20_000, generator=rng(0))
+    fresh = mixture.sample(20_000, generator=rng(1))
+    assert strays(fresh, mixture.log_prob, real) == pytest.approx(0.01, abs=0.003)
+    assert strays(real, mixture.log_prob, real, level=0.9) == pytest.approx(0.1, abs=1e-4)
+    some = torch.cat([fresh[:900], torch.zeros(100, 2)])  # a tenth lies between the two modes
+    assert strays(some, mixture.log_prob, real) == pytest.approx(0.109, abs=0.01)
+
+
+def test_strays_have_a_known_value():
+    """The 99 % region of N(0, I) in the plane is |x|² <= 2 ln 100; N(0, 4 I) has 0.01^(1/4) outside."""
+    log_prob = lambda x: -x.square().sum(1) / 2
+    real = normal(40_000, 2)
+    wide = 2 * normal(40_000, 2, seed=1)
+    exact = pytest.approx(0.01 ** 0.25, abs=0.015)
+    assert strays(wide, log_prob, real) == exact
+    assert strays(wide.float().requires_grad_(), log_prob, real.float()) == exact
+    far = torch.full((3, 2), 1e30)
+    assert log_prob(far).isinf().all() and strays(far, log_prob, real.float()) == 1
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(x=torch.full((3, 2), math.inf)), "x holds 6 values that are NaN"),
+    (dict(x=torch.zeros(3)), r"x is \(3,\): expected a tensor \(n, D\)"),
+    (dict(real=torch.full((3, 2), math.nan)), "real holds 6 values"),
+    (dict(log_prob=lambda x: x), r"log_prob returned shape \(5, 2\)"),
+    (dict(log_prob=lambda x: x[:, 0] * math.nan), "log_prob returned 5 values that are NaN"),
+    (dict(level=1), "level is 1: expected a number between 0 and 1"),
+])
+def test_strays_refuse(arguments, message):
+    default = dict(x=torch.zeros(3, 2), log_prob=lambda x: x[:, 0], real=torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=message): strays(**(default | arguments))
 
 
 def test_bad_arguments():
-    x = torch.zeros(4, 2)
+    x, many = torch.zeros(4, 2), torch.zeros(5001, 2)
     with pytest.raises(ValueError, match="equal size"): wasserstein2(x, torch.zeros(5, 2))
-    with pytest.raises(ValueError, match="at most 5,000"): wasserstein2(torch.zeros(5001, 2), torch.zeros(5001, 2))
-    with pytest.raises(ValueError, match="n_projections is 0"): sliced_wasserstein(x, x, n_projections=0)
-    with pytest.raises(ValueError, match="repeats"): real_floor(energy_distance, lambda n, g: x, 4, repeats=1)
+    with pytest.raises(ValueError, match="at most 5,000"): wasserstein2(many, many)
+    with pytest.raises(ValueError, match="n_projections is 0"):
+        sliced_wasserstein(x, x, n_projections=0)
+    with pytest.raises(ValueError, match="repeats"):
+        real_floor(energy_distance, lambda n, g: x, 4, repeats=1)

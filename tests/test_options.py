@@ -17,7 +17,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Outer:
-    images: int = option(1000, "pictures to see, 100 % of them")
+    images: int = option(1000, "images to see, 100 % of them")
     lr: float = option(1e-3, "how fast")
     flip: bool = option(True, "mirrored")
     log_every: int = option(10, "rows")
@@ -36,28 +36,37 @@ def parsed(*args: str) -> Outer:
 
 def test_flags_become_settings() -> None:
     assert parsed() == Outer()
-    got = parsed("--images", "2e6", "--lr", "0.5", "--flip", "no", "--log-every", "1_000", "--net.widths", "(1, 2,3)", "--net.name", "b")
-    assert got == Outer(2_000_000, 0.5, False, 1000, Inner((1, 2, 3), "b"))
-    assert parsed("--log_every", "7").log_every == 7 and parsed("--net.widths", "5").net.widths == (5,)
+    config = parsed("--images", "2e6", "--lr", "0.5", "--flip", "no", "--log-every", "1_000",
+                    "--net.widths", "(1, 2,3)", "--net.name", "b")
+    assert config == Outer(2_000_000, 0.5, False, 1000, Inner((1, 2, 3), "b"))
+    assert parsed("--log_every", "7").log_every == 7
+    assert parsed("--net.widths", "5").net.widths == (5,)
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture) -> None:
     parser = argparse.ArgumentParser()
     add_options(parser, Outer())
     parser.print_help()
-    said = " ".join(capsys.readouterr().out.split())
-    for words in ("--images N pictures to see, 100 % of them (default: 1000)", "--net.widths N,N,... channels (default: 64,128)", "--flip true|false mirrored"):
-        assert words in said
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in ("--images N images to see, 100 % of them (default: 1000)",
+                  "--net.widths N,N,... channels (default: 64,128)",
+                  "--flip true|false mirrored"):
+        assert words in printed
 
 
-@pytest.mark.parametrize("args, said", [
-    (["--images", "1.5"], "'1.5': expected a whole number"), (["--images", "many"], "'many': expected a whole number"),
+@pytest.mark.parametrize("args, message", [
+    (["--images", "1.5"], "'1.5': expected a whole number"),
+    (["--images", "many"], "'many': expected a whole number"),
     (["--images", "inf"], "'inf': expected a whole number"),
-    (["--flip", "maybe"], "'maybe': expected true or false"), (["--net.widths", "a,b"], "'a,b': expected numbers with commas"), (["--depth", "3"], "--depth"),
+    (["--flip", "maybe"], "'maybe': expected true or false"),
+    (["--net.widths", "a,b"], "'a,b': expected numbers with commas"),
+    (["--depth", "3"], "--depth"),
 ])
-def test_bad_flags_are_named(args: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_bad_flags_are_named(
+    args: list[str], message: str, capsys: pytest.CaptureFixture,
+) -> None:
     with pytest.raises(SystemExit): parsed(*args)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_settings_survive_json() -> None:
@@ -67,19 +76,24 @@ def test_settings_survive_json() -> None:
 
 
 def test_unknown_settings_are_refused_and_own_checks_are_made() -> None:
-    with pytest.raises(ValueError, match="no setting 'depth': expected one of images, lr, flip, log_every, net"): with_options(Outer(), dict(depth=3))
-    with pytest.raises(ValueError, match="no setting 'depth'"): with_options(Outer(), {"net.depth": 3})
-    with pytest.raises(ValueError, match="images is 0: expected 1 or more"): parsed("--images", "0")
+    known = "images, lr, flip, log_every, net"
+    with pytest.raises(ValueError, match=f"no setting 'depth': expected one of {known}"):
+        with_options(Outer(), dict(depth=3))
+    with pytest.raises(ValueError, match="no setting 'depth'"):
+        with_options(Outer(), {"net.depth": 3})
+    with pytest.raises(ValueError, match="images is 0: expected 1 or more"):
+        parsed("--images", "0")
 
 
-def test_settings_that_fit_only_together_are_given_together():
+def test_settings_that_fit_only_together_are_given_together() -> None:
     @dataclass(frozen=True)
     class Pair:
         low: int = option(1, "below high")
         high: int = option(2, "above low")
 
         def __post_init__(self):
-            if not self.low < self.high: raise ValueError(f"low is {self.low}: expected less than high, {self.high}")
+            if self.low < self.high: return
+            raise ValueError(f"low is {self.low}: expected less than high, {self.high}")
 
     @dataclass(frozen=True)
     class Holder:

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers import normal, rng
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,28 +18,31 @@ from diffusion_course.player import Player, play
 
 
 def cloud(frames=6, n=20, dim=2, seed=0):
-    return torch.randn(frames, n, dim, generator=torch.Generator().manual_seed(seed))
+    return normal(frames, n, dim, seed=seed, dtype=torch.float32)
 
 
 def received(page: str) -> tuple[dict, bytes]:
     "The description and the bytes in a page, read back as the script in it does."
-    meta, payload = re.search(r'^boot\("[\w-]+", (\{.*\}), "([A-Za-z0-9+/=]*)"\);$', page, re.M).groups()
+    call = r'^boot\("[\w-]+", (\{.*\}), "([A-Za-z0-9+/=]*)"\);$'
+    meta, payload = re.search(call, page, re.M).groups()
     return json.loads(meta), base64.b64decode(payload)
 
 
 def block(meta: dict | None, data: bytes) -> np.ndarray:
+    "One array of the buffer."
     kind = np.dtype(meta["type"]).newbyteorder("<")
     return np.frombuffer(data, kind, int(np.prod(meta["shape"])), meta["at"]).reshape(meta["shape"])
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=20), st.floats(0.01, 1e3), st.floats(-1e3, 1e3))
 def test_quantising_is_exact_to_half_a_unit(places, half, centre):
     view = (centre - half, centre + half)
     x = centre + half * np.array(places)
     unit = REACH * half / 32767
-    assert np.abs(dequantise(quantise(x, view), view) - x).max() <= 0.5 * unit + 4e-7 * (abs(centre) + REACH * half)
+    rounding = 4e-7 * (abs(centre) + REACH * half)  # of float32
+    assert np.abs(dequantise(quantise(x, view), view) - x).max() <= 0.5 * unit + rounding
 
 
 def test_quantising_marks_nan_and_clips_what_is_far():
@@ -49,34 +53,37 @@ def test_quantising_marks_nan_and_clips_what_is_far():
 
 
 def test_what_arrives_in_the_page_is_what_was_given():
-    x, labels, targets = cloud(), torch.arange(20) % 3, torch.randn(7, 2)
+    x = cloud()
+    labels = torch.arange(20) % 3
+    targets = normal(7, 2, seed=1)
     scene = play(x, labels=labels, targets=targets, titles="a < b </script>", extent=4.0)
     meta, data = received(scene.to_html(still=False))
     pane, = meta["panes"]
-    assert np.abs(dequantise(block(pane["paths"], data), pane["view"]) - x.numpy()).max() < 1e-3
-    assert np.abs(dequantise(block(pane["targets"], data), pane["view"]) - targets.numpy()).max() < 1e-3
+    for key, sent in (("paths", x), ("targets", targets)):
+        assert np.abs(dequantise(block(pane[key], data), pane["view"]) - sent.numpy()).max() < 1e-3
     assert block(pane["ids"], data).tolist() == labels.tolist() and pane["palette"] == LABELS
     assert pane["title"] == "a < b </script>" and pane["view"] == [-4.0, 4.0]
 
 
 def test_buffer_blocks_are_aligned_and_do_not_overlap():
-    scene = play([cloud(5, 7), cloud(9, 3)], targets=torch.zeros(3, 2), field=lambda x, t: x, density=lambda x: x[:, 0] ** 2)
-    meta, data = scene.pack()
-    blocks = sorted((b for p in meta["panes"] for k in ("paths", "ids", "density", "field", "targets") if (b := p[k])), key=lambda b: b["at"])
+    behind = dict(targets=torch.zeros(3, 2), field=lambda x, t: x, density=lambda x: x[:, 0] ** 2)
+    meta, data = play([cloud(5, 7), cloud(9, 3)], **behind).pack()
+    keys = ("paths", "ids", "density", "field", "targets")
+    blocks = sorted((pane[k] for pane in meta["panes"] for k in keys), key=lambda b: b["at"])
     ends = [b["at"] + block(b, data).nbytes for b in blocks]
     assert len(blocks) == 10 and all(b["at"] % 4 == 0 for b in blocks)
-    assert all(end <= b["at"] for end, b in zip(ends, blocks[1:], strict=False)) and ends[-1] <= len(data)
+    assert all(end <= b["at"] for end, b in zip(ends, blocks[1:], strict=False))
+    assert ends[-1] <= len(data)
 
 
 def test_positions_between_iterates_lie_on_the_chord():
     x = cloud(3)
     pane, = play(x, torch.tensor([0.0, 0.2, 1.0])).panes
-    assert np.allclose(pane.positions(0.1), (x[0] + x[1]).numpy() / 2, atol=2e-3)
-    assert np.allclose(pane.positions(0.6), (x[1] + x[2]).numpy() / 2, atol=2e-3)
-    assert np.allclose(pane.positions(-1), x[0].numpy(), atol=2e-3) and np.allclose(pane.positions(2), x[2].numpy(), atol=2e-3)
+    for t, place in ((0.1, (x[0] + x[1]) / 2), (0.6, (x[1] + x[2]) / 2), (-1, x[0]), (2, x[2])):
+        assert np.allclose(pane.positions(t), place.numpy(), atol=2e-3)
 
 
-# --- what play accepts ------------------------------------------------------------------------------------------------
+# ---- what play accepts ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("paths, shapes", [
     (cloud(6, 20), [(6, 20, 2)]),
@@ -104,51 +111,60 @@ def test_a_trajectory_brings_its_own_times():
 
 
 def test_panes_share_a_view_and_take_their_own_options():
-    scene = play([cloud(), 5 * cloud()], color=["noise", "#123456"], labels=[None, torch.zeros(20)], ts=[None, torch.linspace(0.5, 1, 6)])
-    assert scene.panes[0].view == scene.panes[1].view and scene.panes[0].palette == [COLORS["noise"].lower()]
-    assert scene.panes[1].palette == LABELS and scene.panes[1].ts[0] == 0.5
-    assert [p.view for p in play([cloud(), cloud()], extent=[(-1, 2), (0, 3)]).panes] == [(-1.0, 2.0), (0.0, 3.0)]
+    left, right = play([cloud(), 5 * cloud()], color=["noise", "#123456"],
+                       labels=[None, torch.zeros(20)], ts=[None, torch.linspace(0.5, 1, 6)]).panes
+    assert left.view == right.view and left.palette == [COLORS["noise"].lower()]
+    assert right.palette == LABELS and right.ts[0] == 0.5
+    left, right = play([cloud(), cloud()], extent=[(-1, 2), (0, 3)]).panes
+    assert (left.view, right.view) == ((-1.0, 2.0), (0.0, 3.0))
 
 
 def test_exploding_paths_do_not_hide_the_others():
     x = cloud(20, 100)
     sane = play(x).panes[0].view[1]
     x[5:, :10] *= torch.logspace(0, 38, 15)[:, None, None]
-    x[:, 10:15], x[3:, 15] = torch.nan, torch.inf
+    x[:, 10:15] = torch.nan
+    x[3:, 15] = torch.inf
     scene = play(x, density=lambda x: x[:, 0] / 0, field=lambda x, t: x / (1 - t) / 0)
     assert scene.panes[0].view[1] < 2 * sane
     assert scene.still(0.5).startswith(b"\x89PNG") and "NaN" not in json.dumps(scene.pack()[0])
-    assert play(torch.full((3, 4, 2), torch.nan)).still() and play(torch.full((3, 4), torch.inf)).still()
+    assert play(torch.full((3, 4, 2), torch.nan)).still()
+    assert play(torch.full((3, 4), torch.inf)).still()
 
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_backgrounds_depend_on_time_only_where_they_do(dim):
-    shapes = {1: (160,), 2: (96, 96)}
-    fixed = play(cloud(dim=dim), density=lambda x: torch.exp(-x.square().sum(1))).panes[0].density
-    moving = play(cloud(dim=dim), density=lambda x, t: torch.exp(-(x - t).square().sum(1))).panes[0].density
-    assert fixed.shape == (1, *shapes[dim]) and moving.shape == (FRAMES, *({1: (160,), 2: (64, 64)}[dim]))
+    def density(p): return play(cloud(dim=dim), density=p).panes[0].density
+
+    fixed = density(lambda x: torch.exp(-x.square().sum(1)))
+    moving = density(lambda x, t: torch.exp(-(x - t).square().sum(1)))
+    assert fixed.shape == (1, *{1: (160,), 2: (96, 96)}[dim])
+    assert moving.shape == (FRAMES, *{1: (160,), 2: (64, 64)}[dim])
     assert fixed.max() > 100 and (moving[0] != moving[-1]).any()
 
 
 def test_rows_of_a_density_run_from_the_bottom():
     p = play(cloud(), density=lambda x: torch.exp(x[:, 1])).panes[0].density[0].astype(int)
     assert (np.diff(p[:, 0]) >= 0).all() and p[-1, 0] == 255 and p[0, 0] < 100
-    image = torch.zeros(8, 8); image[7, 0] = 1
-    assert play(cloud(), density=image).panes[0].density[0, 7, 0] == 255
+    corner = torch.zeros(8, 8)
+    corner[7, 0] = 1
+    assert play(cloud(), density=corner).panes[0].density[0, 7, 0] == 255
 
 
 def test_arrows_point_along_the_field_with_one_scale():
-    still = play(cloud(), field=lambda x, t: torch.stack([-x[:, 1], x[:, 0]], 1)).panes[0].field
-    assert still.shape == (1, 17, 17, 2) and still.dtype == np.int8
-    assert still[0, 8, 16, 1] > 50 and still[0, 16, 8, 0] < -50 and (still[0, 8, 8] == 0).all()
-    growing = play(cloud(), field=lambda x, t: t * torch.ones_like(x)).panes[0].field.astype(int)
-    assert len(growing) == FRAMES and abs(growing[FRAMES // 2, 0, 0, 0] / growing[-1, 0, 0, 0] - 0.52) < 0.03
+    def arrows(field): return play(cloud(), field=field).panes[0].field
+
+    fixed = arrows(lambda x, t: torch.stack([-x[:, 1], x[:, 0]], 1))
+    assert fixed.shape == (1, 17, 17, 2) and fixed.dtype == np.int8
+    assert fixed[0, 8, 16, 1] > 50 and fixed[0, 16, 8, 0] < -50 and (fixed[0, 8, 8] == 0).all()
+    growing = arrows(lambda x, t: t * torch.ones_like(x)).astype(int)[:, 0, 0, 0]
+    assert len(growing) == FRAMES and abs(growing[FRAMES // 2] / growing[-1] - 0.52) < 0.03
 
 
 X = cloud()
 
 
-@pytest.mark.parametrize("arguments, says", [
+@pytest.mark.parametrize("arguments, message", [
     (dict(paths=torch.zeros(5, 4, 3)), r"paths has shape \(5, 4, 3\)"),
     (dict(paths=torch.zeros(1, 4, 2)), "at least two iterates"),
     (dict(paths=torch.zeros(5, 0, 2)), "paths has shape"),
@@ -167,6 +183,7 @@ X = cloud()
     (dict(paths=X, labels=-torch.ones(20)), "integers"),
     (dict(paths=[X, X], color=["data"]), "color is a list of 1 for 2 panes"),
     (dict(paths=X, titles=["a", "b"]), "titles is a list of 2 for 1"),
+    (dict(paths=[X, X], titles="a"), "titles is a list of 1 for 2"),
     (dict(paths=X, extent=0), "extent=0"),
     (dict(paths=X, extent=(2, 1)), "lo < hi"),
     (dict(paths=X, targets=torch.zeros(3, 3)), r"targets has shape \(3, 3\)"),
@@ -177,20 +194,21 @@ X = cloud()
     (dict(paths=X, seconds=0), "seconds=0"),
     (dict(paths=X, tail=2), "tail=2"),
 ])
-def test_bad_input_is_refused_with_a_reason(arguments, says):
-    with pytest.raises(ValueError, match=says):
-        play(**arguments)
+def test_bad_input_is_refused_with_a_reason(arguments, message):
+    with pytest.raises(ValueError, match=message): play(**arguments)
 
 
-# --- pages, pictures, files --------------------------------------------------------------------------------------------
+# ---- pages, images, files ------------------------------------------------------------------------
 
 def test_the_page_needs_nothing_from_outside():
     page = play({"one": cloud(), "</script><!--": cloud()}).to_html()
-    text = re.sub(r'[^"]{2000,}"', '"', page.split("<script>")[0]) + re.sub(r'"[A-Za-z0-9+/=]{2000,}"', '""', page.split("<script>")[1])
+    still, script = page.split("<script>")
+    text = re.sub(r'[^"]{2000,}"', '"', still) + re.sub(r'"[A-Za-z0-9+/=]{2000,}"', '""', script)
     assert not re.search(r"https?:|//\w+\.|\bimport\b|\bexport\b|@import|url\(|fetch\(", text)
     assert re.findall(r'src="(.{22})', page) == ["data:image/png;base64,"]
     assert page.count("</script>") == page.count("<script>") == 1 and "<!--" not in page
-    assert page.count("data:image/png;base64,") == 1 and "<img" not in play(cloud()).to_html(still=False)
+    assert page.count("data:image/png;base64,") == 1
+    assert "<img" not in play(cloud()).to_html(still=False)
 
 
 def test_every_copy_has_its_own_name_and_equal_scenes_have_equal_data():
@@ -202,64 +220,90 @@ def test_every_copy_has_its_own_name_and_equal_scenes_have_equal_data():
 
 def test_mimebundle():
     bundle = play(cloud())._repr_mimebundle_()
-    assert set(bundle) == {"text/html", "text/plain"} and bundle["text/plain"] == "Scene: 20 points at 6 times"
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert bundle["text/plain"] == "Scene: 20 points at 6 times"
+    assert repr(play({"a": cloud(9), "b": cloud(4)})) == "Scene: a 20 points at 9 times, b 20 points at 4 times"
 
 
 @pytest.mark.parametrize("paths, options", [
-    (cloud(51, 500), dict(density=lambda x: torch.exp(-x.square().sum(1)), field=lambda x, t: x, targets=torch.zeros(5, 2))),
+    (cloud(51, 500), dict(density=lambda x: torch.exp(-x.square().sum(1)), field=lambda x, t: x,
+                          targets=torch.zeros(5, 2))),
     ([cloud(6), cloud(51)], {}),
     (cloud(51, 500, 1), dict(density=lambda x: torch.exp(-x[:, 0] ** 2))),
     (cloud(51, 30, 1), dict(labels=torch.arange(30) % 4)),
 ])
-def test_stills_are_small_pictures_that_change_with_time(paths, options):
+def test_stills_are_small_images_that_change_with_time(paths, options):
     scene = play(paths, **options)
     early, late = scene.still(0.0), scene.still(1.0)
-    assert early.startswith(b"\x89PNG") and late.startswith(b"\x89PNG") and early != late
+    assert early.startswith(b"\x89PNG") and late.startswith(b"\x89PNG")
+    assert early != late
     assert max(len(early), len(late)) < 100_000
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_animations(tmp_path, suffix):
     path = play(cloud()).save(tmp_path / f"a{suffix}", frames=5, width=120)
-    with Image.open(path) as picture: assert picture.n_frames == 5 and picture.width == 120
+    with Image.open(path) as image:
+        assert image.format == suffix[1:].upper()
+        assert image.n_frames == 5 and image.width == 120
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_animations_of_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected .gif or .webp"): play(cloud()).save(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="expected at least 2"): play(cloud()).save(tmp_path / "a.gif", frames=1)
+    assert not list(tmp_path.iterdir())
 
 
-# --- live ----------------------------------------------------------------------------------------------------------------
+# ---- live ----------------------------------------------------------------------------------------
 
 def test_the_player_sends_each_scene_in_one_message():
     player, sent = Player(play(cloud())), []
-    player.send_state = lambda key=None: sent.append(set(key) if not isinstance(key, str) else {key})
+    player.send_state = lambda key=None: sent.append({key} if isinstance(key, str) else set(key))
     player.show(play(cloud(9)))
-    assert [s for s in sent if s] == [{"_meta", "_data", "_revision"}]
+    assert [keys for keys in sent if keys] == [{"_meta", "_data", "_revision"}]
     meta, data = play(cloud(9)).pack()
     assert player._meta == meta and player._data == data and player._revision == 1
-    assert set(player._repr_mimebundle_()[0]) >= {"image/png", "application/vnd.jupyter.widget-view+json"}
+    shown, _ = player._repr_mimebundle_()
+    assert set(shown) >= {"image/png", "application/vnd.jupyter.widget-view+json"}
 
 
 def test_scenes_shown_from_several_threads_arrive_whole():
-    player, scenes, mixed = Player(play(cloud())), [play(cloud(k)) for k in (2, 5, 9)], []
+    player = Player(play(cloud()))
+    scenes = [play(cloud(k)) for k in (2, 5, 9)]
     packed = {len(s.panes[0].ts): s.pack()[1] for s in scenes}
-    player.send_state = lambda key=None: mixed.append(packed[len(player._meta["panes"][0]["ts"])] != player._data)
-    threads = [threading.Thread(target=lambda s=s: [player.show(s) for _ in range(30)]) for s in scenes]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    assert player._revision == 90 and len(mixed) >= 90 and not any(mixed)
+    whole = []
+
+    def receive(key=None):
+        own = packed[len(player._meta["panes"][0]["ts"])]
+        whole.append(own == player._data)
+
+    def show(scene):
+        for _ in range(30): player.show(scene)
+
+    player.send_state = receive
+    threads = [threading.Thread(target=show, args=(scene,)) for scene in scenes]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert player._revision == 90 and len(whole) >= 90 and all(whole)
 
 
 def test_the_still_is_of_the_last_time_and_takes_titles_as_they_are():
-    scene = play(torch.randn(11, 5, generator=torch.Generator().manual_seed(0)), ts=torch.linspace(0, 0.5, 11), titles="cost $_$ <b>")
+    x = torch.randn(11, 5, generator=rng())
+    scene = play(x, ts=torch.linspace(0, 0.5, 11), titles="cost $_$ <b>")
     assert scene.still() == scene.still(0.5) != scene.still(0.2)
     assert "<b>" not in scene.to_html().split("<script>")[0]
 
 
 def test_points_outside_the_view_are_counted_in_the_still():
-    near, far = torch.zeros(3, 5), torch.zeros(3, 5)
+    near = torch.zeros(3, 5)
+    far = near.clone()
     far[-1] = 100.0
     assert play(near, extent=(-2, 2)).still() != play(far, extent=(-2, 2)).still()
 
 
 def test_times_keep_double_precision_and_labels_may_be_a_list():
-    scene = play(torch.zeros(3, 4, 2), ts=torch.tensor([0.0, 1 - 2e-8, 1.0], dtype=torch.float64), labels=list(np.zeros(4, dtype=int)))
+    ts = torch.tensor([0.0, 1 - 2e-8, 1.0], dtype=torch.float64)
+    scene = play(torch.zeros(3, 4, 2), ts=ts, labels=list(np.zeros(4, dtype=int)))
     assert scene.panes[0].ts[1] == 1 - 2e-8
     with pytest.raises(ValueError, match="ts is str"): play(torch.zeros(3, 4, 2), ts="now")

@@ -188,8 +188,8 @@ MIXTURES = {"running": MIXTURE, "two far hills": GaussianMixture([[-1.5, 0.0], [
 def references(name: str) -> tuple[float, torch.Tensor]:
     """The 99 % quantile for 4,000 points, and real samples.
 
-    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution the
-    energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
+    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution
+    the energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
     return real_floor(energy_distance, MIXTURES[name].sample, 1000, 300).q99 / 4, MIXTURES[name].sample(4000, rng(101))
 
 

@@ -76,7 +76,7 @@ def fresh(config: DenoiserRecipe = TINY, folder: Path = Path("nowhere")) -> Run:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what the clock says."""
-    with open(folder / "metrics.csv", newline="") as f:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as f:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(f)]
 
 
@@ -296,7 +296,7 @@ def test_a_diverging_run_says_so_and_keeps_its_last_state(tmp_path: Path) -> Non
     def broken(run: Run) -> None:
         with torch.no_grad(): run.weights[0].fill_(math.nan)
     with pytest.raises(
-        ValueError, match="the loss is nan after 160 pictures.*expected finite.*smaller lr"
+        ValueError, match="the loss is nan after 160 images.*expected finite.*smaller lr"
     ):
         train(sick, tmp_path, resume=True, progress=False, watch=broken)
     assert (tmp_path / "state.safetensors").read_bytes() == before

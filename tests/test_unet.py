@@ -14,10 +14,29 @@ from diffusion_course.schedules import Linear
 from diffusion_course.unet import Attention, ResidualBlock, Stage, TimeEmbedding, UNet, UNetConfig, Upsample
 
 SMALL = UNetConfig(shape=(1, 8, 8), widths=(16, 32), attention=(4,), head=16, patch=1)
-HO = UNetConfig(widths=(128, 256, 256, 256), blocks=2, attention=(16,), head=256, patch=1, n_labels=0, dropout=0.1, modulate=False)
+HO = UNetConfig(
+    widths=(128, 256, 256, 256),
+    blocks=2,
+    attention=(16,),
+    head=256,
+    patch=1,
+    n_labels=0,
+    dropout=0.1,
+    modulate=False,
+)
 VARIANTS = {
-    "small": SMALL, "patches": dataclasses.replace(SMALL, shape=(3, 16, 8), patch=2), "unlabelled": dataclasses.replace(SMALL, n_labels=0),
-    "deep": UNetConfig(shape=(1, 16, 16), widths=(16, 32, 32), blocks=2, attention=(8,), patch=1, modulate=False, embedding="fourier"),
+    "small": SMALL,
+    "patches": dataclasses.replace(SMALL, shape=(3, 16, 8), patch=2),
+    "unlabelled": dataclasses.replace(SMALL, n_labels=0),
+    "deep": UNetConfig(
+        shape=(1, 16, 16),
+        widths=(16, 32, 32),
+        blocks=2,
+        attention=(8,),
+        patch=1,
+        modulate=False,
+        embedding="fourier",
+    ),
 }
 every = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 
@@ -85,7 +104,10 @@ def test_gradients_reach_every_parameter(config):
 def test_in_the_first_step_only_the_last_layer_learns():
     net, (x, t) = UNet(SMALL), batch(SMALL)
     (net(x, t, 1) - x).square().mean().backward()
-    assert {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()} == {"last.weight", "last.bias"}
+    assert {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()} == {
+        "last.weight",
+        "last.bias",
+    }
 
 
 @every
@@ -159,7 +181,9 @@ def test_sixteen_bits_and_channels_last_agree(config):
     with torch.no_grad():
         plain = net(x, t, 2)
         net = net.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(net(x.contiguous(memory_format=torch.channels_last), t, 2), plain, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            net(x.contiguous(memory_format=torch.channels_last), t, 2), plain, rtol=1e-3, atol=1e-4
+        )
         with torch.autocast("cpu", torch.bfloat16): half = net(x.contiguous(memory_format=torch.channels_last), t, 2)
     assert (half - plain).square().mean().sqrt() < 0.02 * plain.std()
 
@@ -171,16 +195,28 @@ def test_dropout_only_while_training():
     assert torch.equal(net(x, t), net(x, t))
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(shape=(8, 8)), r"shape is \(8, 8\): expected \(channels"), (dict(shape=(1, 9, 8)), r"shape is \(1, 9, 8\): .*2"),
-    (dict(shape=(1, 8, 10), patch=4), "shape is"), (dict(widths=()), r"widths is \(\): expected multiples of 16"),
-    (dict(widths=(16, 40)), "widths is .*: expected multiples of 16"), (dict(widths=(16, 48), head=32), "48: expected multiples of head, 32"),
-    (dict(widths=(48, 64), head=64, attention=(8,)), "48: expected multiples of head, 64"),
-    (dict(blocks=0), "blocks is 0: expected a whole number, 1 or more"), (dict(head=0), "head is 0: expected a whole number, 1 or more"), (dict(patch=0), "patch is 0"),
-    (dict(n_labels=-1), "n_labels is -1: expected a whole number, 0 or more"), (dict(dropout=1.0), r"dropout is 1.0: expected a share in \[0, 1\)"),
-    (dict(blocks=1.5), "blocks is 1.5: expected a whole number"), (dict(attention=(7,)), r"attention is \(7,\): expected heights .*8, 4"),
-    (dict(attention=(8, 16)), "not 16"), (dict(embedding="fast"), "embedding is 'fast': expected one of .*sinusoidal"),
-], ids=str)
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(shape=(8, 8)), r"shape is \(8, 8\): expected \(channels"),
+        (dict(shape=(1, 9, 8)), r"shape is \(1, 9, 8\): .*2"),
+        (dict(shape=(1, 8, 10), patch=4), "shape is"),
+        (dict(widths=()), r"widths is \(\): expected multiples of 16"),
+        (dict(widths=(16, 40)), "widths is .*: expected multiples of 16"),
+        (dict(widths=(16, 48), head=32), "48: expected multiples of head, 32"),
+        (dict(widths=(48, 64), head=64, attention=(8,)), "48: expected multiples of head, 64"),
+        (dict(blocks=0), "blocks is 0: expected a whole number, 1 or more"),
+        (dict(head=0), "head is 0: expected a whole number, 1 or more"),
+        (dict(patch=0), "patch is 0"),
+        (dict(n_labels=-1), "n_labels is -1: expected a whole number, 0 or more"),
+        (dict(dropout=1.0), r"dropout is 1.0: expected a share in \[0, 1\)"),
+        (dict(blocks=1.5), "blocks is 1.5: expected a whole number"),
+        (dict(attention=(7,)), r"attention is \(7,\): expected heights .*8, 4"),
+        (dict(attention=(8, 16)), "not 16"),
+        (dict(embedding="fast"), "embedding is 'fast': expected one of .*sinusoidal"),
+    ],
+    ids=str,
+)
 def test_bad_configurations(change, said):
     with pytest.raises(ValueError, match=said): dataclasses.replace(SMALL, **change)
 
@@ -201,10 +237,19 @@ def test_bad_inputs():
         with pytest.raises(ValueError, match=f"width is 32, head is {head}: expected"): Attention(32, head)
 
 
-@pytest.mark.parametrize("net, x", [
-    (MLP(n_labels=10), torch.zeros(3, 2)), (DenoiseNet((1, 8, 8), n_labels=10), torch.zeros(3, 1, 8, 8)), (UNet(SMALL), torch.zeros(3, 1, 8, 8)),
-], ids=["MLP", "DenoiseNet", "UNet"])
+@pytest.mark.parametrize(
+    "net, x",
+    [
+        (MLP(n_labels=10), torch.zeros(3, 2)),
+        (DenoiseNet((1, 8, 8), n_labels=10), torch.zeros(3, 1, 8, 8)),
+        (UNet(SMALL), torch.zeros(3, 1, 8, 8)),
+    ],
+    ids=["MLP", "DenoiseNet", "UNet"],
+)
 def test_labels_out_of_range(net, x):
     for wrong in (11, -1, torch.tensor([0, 1, 12])):
-        with pytest.raises(ValueError, match=r"y holds labels .*: expected 0 to 10, the last for none"): net(x, torch.full((3,), 0.5), wrong)
+        with pytest.raises(
+            ValueError, match=r"y holds labels .*: expected 0 to 10, the last for none"
+        ):
+            net(x, torch.full((3,), 0.5), wrong)
     with pytest.raises(ValueError, match=r"y has shape \(2,\)"): net(x, torch.full((3,), 0.5), torch.tensor([0, 1]))

@@ -1,4 +1,4 @@
-"""Tables of slow measurements in a JSON file, a row at a time: what the tools beside this file fill, and lessons read."""
+"""Tables of slow measurements in a JSON file, written row by row: `measure_*.py` fill, lessons read them."""
 from __future__ import annotations
 
 import json
@@ -10,23 +10,32 @@ from diffusion_course.files import whole_file
 
 
 class Book:
-    """Tables in a file. A row that is there is not measured again; all are, if `about` now differs from the file's in one of `anew`."""
+    """Tables in a file. A row that is there is not measured again.
+
+    Args:
+        path: the JSON file; it need not exist.
+        about: what is said of the measurement as a whole, at the head of the file.
+        anew: keys of `about`: where one of them differs from the file's, all rows are measured again.
+    """
 
     def __init__(self, path: Path, about: dict, anew: tuple[str, ...] = ()):
-        self.path, self.tables = path, json.loads(path.read_text()) if path.exists() else {}
+        self.path = path
+        self.tables = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         before = self.tables.get("about", about)
         if before.get("quick") != about.get("quick"):
-            raise SystemExit(f"{path} was written {'without' if about.get('quick') else 'with'} --quick: expected another --out")
+            written = "without" if about.get("quick") else "with"
+            raise SystemExit(f"{path} was written {written} --quick: expected another --out")
         if any(before.get(k) != about.get(k) for k in anew): self.tables = {}
-        self.tables = dict(about=about) | {k: v for k, v in self.tables.items() if k != "about"}
+        self.tables = {"about": about} | {k: v for k, v in self.tables.items() if k != "about"}
 
-    def row(self, table: str, key: dict, measure: Callable[..., dict], *args, **how) -> dict:
-        """The row of this table with this key. If it isn't there, `measure(*args, **how)` makes it, and it is written."""
+    def row(self, table: str, key: dict, measure: Callable[..., dict], *args, **options) -> dict:
+        """The row of this table with this key: the file's, or `measure(*args, **options)`, then written."""
         rows = self.tables.setdefault(table, [])
         for row in rows:
             if all(row.get(k) == v for k, v in key.items()): return row
         print(f"{table}: {key}", flush=True)
         start = time.perf_counter()
-        rows.append(key | measure(*args, **how) | dict(seconds=round(time.perf_counter() - start)))
-        with whole_file(self.path) as fresh: fresh.write_text(json.dumps(self.tables, indent=1, ensure_ascii=False) + "\n")
+        rows.append(key | measure(*args, **options) | dict(seconds=round(time.perf_counter() - start)))
+        text = json.dumps(self.tables, indent=1, ensure_ascii=False) + "\n"
+        with whole_file(self.path) as file: file.write_text(text, encoding="utf-8")
         return rows[-1]

@@ -1,6 +1,8 @@
-"""Execute notebooks as Jupyter does and store their outputs: `python tools/execute.py [--check] [notebook ...]`.
+"""Execute notebooks as Jupyter does and store their outputs: `python tools/execute.py [--check]
+[notebook ...]`.
 
-A notebook is written only when every cell ran without an error, a warning or a path of this machine in its outputs.
+A notebook is written only when every cell ran without an error, a warning or a path of this machine
+in its outputs.
 """
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from diffusion_course.cli import keep_stills, lab_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE64 = re.compile(r"[A-Za-z0-9+/=\\]{120,}")  # pictures and paths of points: by chance anything stands in them
+BASE64 = re.compile(r"[A-Za-z0-9+/=\\]{120,}")  # images and points: by chance anything stands in them
 PROGRESS = re.compile(r"\s*(.*\d+%\|.*|\d+(it|step)s? \[.*)?\s*")  # a line of a progress bar
 
 
@@ -35,15 +37,18 @@ def notebooks(folder: Path = ROOT / "nbs") -> list[Path]:
 
 
 def texts(output: dict) -> list[str]:
-    """Everything in an output that a reader could read, as strings without embedded pictures."""
+    """Everything in an output that a reader could read, as strings without embedded images."""
     data = output.get("data", {})
-    found = [output.get("text", ""), output.get("evalue", ""), *(v for k, v in data.items() if k.startswith("text/") or k.endswith(("svg+xml", "javascript")))]
+    is_text = lambda kind: kind.startswith("text/") or kind.endswith(("svg+xml", "javascript"))
+    readable = [content for kind, content in data.items() if is_text(kind)]
+    found = [output.get("text", ""), output.get("evalue", ""), *readable]
     return [BASE64.sub("", "".join(t) if isinstance(t, list) else t) for t in found]
 
 
 def machine_paths(text: str) -> list[str]:
     """Absolute paths in a text that are true on one machine only."""
-    here = {str(p) for p in (ROOT, Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix)) if len(p.parts) > 1}
+    folders = ROOT, Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix)
+    here = {str(p) for p in folders if len(p.parts) > 1}
     exact = [p for p in here if re.search(rf"(?<![\w/.]){re.escape(p)}(?!\w)", text)]
     return exact + re.findall(r"(?<![\w/.])/(?:home|Users)/\w+|\b[A-Z]:\\\\?Users\b|site-packages", text)
 
@@ -62,7 +67,7 @@ def problem(output: dict) -> str | None:
 
 
 def execute(path: Path, timeout: float = 600) -> nbformat.NotebookNode:
-    """The notebook with fresh outputs. A `NotebookError` names the cell that failed; the file is left alone."""
+    """The notebook with fresh outputs; the file is left alone. A `NotebookError` names the cell that failed."""
     nb = nbformat.read(path, as_version=4)
     os.environ.update(lab_environment())
     client = NotebookClient(
@@ -98,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     args.add_argument("notebooks", nargs="*", type=Path, help="default: all in nbs/")
     args.add_argument("--check", action="store_true", help="execute without writing")
     args = args.parse_args(argv)
-    paths, failed = [p.resolve() for p in args.notebooks] or notebooks(), 0
+    paths = [p.resolve() for p in args.notebooks] or notebooks()
+    failed = 0
     bar = tqdm(paths, unit="notebook", dynamic_ncols=True)
     for path in bar:
         bar.set_description(path.stem)
@@ -106,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             nb = execute(path)
             if not args.check: store(path, nb)
-            tqdm.write(f"{time.perf_counter() - start:6.1f} s  {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+            shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            tqdm.write(f"{time.perf_counter() - start:6.1f} s  {shown}")
         except NotebookError as error:
             failed += 1
             tqdm.write(f"FAILED  {error}")

@@ -1,59 +1,203 @@
-"""Put finished runs into the package: `python tools/ship.py runs/cifar10-small runs/digits --early 40064`.
+"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step} ...`.
 
-Writes diffusion_course/weights/: cifar10.safetensors (the finished model, or the last stage so far), cifar10-early.safetensors (the stage that lesson
-14 goes on from), ladder/*.webp (the samples of all stages), cifar10-metrics.csv (the loss curve) and digits.safetensors.
+    python tools/ship.py images runs/cifar10-small runs/digits --early 40064
+    python tools/ship.py vae runs
+    python tools/ship.py latent runs
+    python tools/ship.py few-step runs/few-step
+
+Writes diffusion_course/weights/, with each model's record and quality beside it. `python
+tools/ship.py NAME --help` says what each expects. Minutes of one core; `latent`, which encodes and
+decodes 10,000 images twice, takes the longest.
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
-from shipping import newest, ship
+from torch import nn
 
-from diffusion_course.checkpoints import WEIGHTS, info, load
+from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.evaluation import label_agreement
 from diffusion_course.generation import generate
-from diffusion_course.images import digit_classifier
+from diffusion_course.images import cifar10, digit_classifier, digits, to_bytes
+from diffusion_course.latent import LatentUNet, LatentUNetConfig
+from diffusion_course.predictions import Denoiser
+from diffusion_course.vae import VAE, psnr, reconstruct
+
+KLS = ("0", "0.01", "0.1", "0.5", "2")  # weights of the KL term, of lesson 17's digits
 
 
-def quality_of_digits(model: torch.nn.Module) -> str:
+# ---- one model -----------------------------------------------------------------------------------
+
+def newest(run: Path) -> Path:
+    """The model of a run, or its latest stage while it isn't finished."""
+    model = run / "model.safetensors"
+    return model if model.exists() else max((run / "stages").glob("*.safetensors"))
+
+
+def ship(
+    source: Path, name: str, change: Callable[[nn.Module], object] = lambda model: None,
+    **more: object,
+) -> None:
+    """Copy a model with its record, whose command becomes what a user would type. Say what was copied.
+
+    Args:
+        source: a file that a training wrote.
+        name: of the shipped model.
+        change: is called with the model before it is written; an error there ships nothing.
+        more: is added to the record.
+    """
+    model = load(source)
+    about = info(source) | more
+    change(model)
+    about["command"] = re.sub(r" (--resume|--(folder|images|kept) \S+)", "", about.get("command", ""))
+    config = about.get("config", {})
+    config.pop("about", None)  # what the preset says of itself is in the code
+    if "kept" in config: config["kept"] = ""
+    target = WEIGHTS / f"{name}.safetensors"
+    save(model, target, **about)
+    hidden = "config", "command", "torch", "device", "processes"
+    record = {k: v for k, v in about.items() if k not in hidden}
+    print(f"{name}: {target.stat().st_size / 1e6:.2f} MB, {record}")
+
+
+# ---- lessons 12 to 16 ----------------------------------------------------------------------------
+
+def quality_of_digits(model: nn.Module) -> str:
     """What the classifier of lesson 12 says about 500 digits."""
     y = torch.arange(500) % 10
     x = generate(model, len(y), 20, "dpmpp_2m", 2.0, seed=0, y=y)
     return f"label agreement {(digit_classifier()(x) == y).double().mean():.1%} ({len(y)}, w = 2)"
 
 
-def quality_of_pictures(images: int) -> str:
-    """The best row of tools/tables.py for the model that has seen so many pictures."""
-    rows = [r for r in json.loads((WEIGHTS / "tables.json").read_text()).get("best", []) if r["images"] == images]
-    if not rows: return "not measured yet: python tools/tables.py cifar10"
+def quality_of_images(images: int) -> str:
+    """The best row of tools/measure_tables.py for the model that has seen so many images."""
+    tables = json.loads((WEIGHTS / "tables.json").read_text(encoding="utf-8"))
+    rows = [r for r in tables.get("best", []) if r["images"] == images]
+    if not rows: return "not measured yet: python tools/measure_tables.py cifar10"
     r = rows[0]
-    value = lambda name: r["scores"][name]["value"]
-    return f"label agreement {value('label agreement'):.1%}, Fréchet distance {value('Fréchet distance'):.3f} ({r['n']:,}, w = {r['w']:g})"
+    agreement = r["scores"]["label agreement"]["value"]
+    frechet = r["scores"]["Fréchet distance"]["value"]
+    scores = f"label agreement {agreement:.1%}, Fréchet distance {frechet:.3f}"
+    return f"{scores} ({r['n']:,}, w = {r['w']:g})"
 
 
-def main() -> None:
-    """Copy, and say what was copied."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="of `diffusion-course train cifar10-small`")
-    parser.add_argument("digits", type=Path, help="of `diffusion-course train digits`")
-    parser.add_argument("--early", type=int, required=True, help="pictures seen by the stage that lesson 14 goes on from")
-    args = parser.parse_args()
-    final, digits = newest(args.run), args.digits / "model.safetensors"
-    ship(final, "cifar10", quality=quality_of_pictures(info(final)["images"]))
+def images(args: argparse.Namespace) -> None:
+    """Ship the pixel models of lessons 12 to 16.
+
+    Writes cifar10.safetensors (the finished model, or the last stage so far),
+    cifar10-early.safetensors (the stage that lesson 14 goes on from), ladder/*.webp (the samples of
+    all stages), cifar10-metrics.csv (the loss curve) and digits.safetensors.
+    """
+    final = newest(args.run)
+    digits_model = args.digits / "model.safetensors"
+    ship(final, "cifar10", quality=quality_of_images(info(final)["images"]))
     ship(args.run / "stages" / f"{args.early:09d}.safetensors", "cifar10-early")
-    ship(digits, "digits", quality=quality_of_digits(load(digits)))
+    ship(digits_model, "digits", quality=quality_of_digits(load(digits_model)))
     shutil.rmtree(WEIGHTS / "ladder", ignore_errors=True)
     (WEIGHTS / "ladder").mkdir()
-    for picture in sorted((args.run / "samples").glob("*.png")):
-        Image.open(picture).save(WEIGHTS / "ladder" / f"{picture.stem}.webp", quality=85, method=6)
+    for image in sorted((args.run / "samples").glob("*.png")):
+        Image.open(image).save(WEIGHTS / "ladder" / f"{image.stem}.webp", quality=85, method=6)
     shutil.copyfile(args.run / "metrics.csv", WEIGHTS / "cifar10-metrics.csv")
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
     for p in files: p.chmod(0o644)
     print(f"{len(files)} files, {sum(p.stat().st_size for p in files) / 2**20:.1f} MB in all")
+
+
+# ---- lesson 17 -----------------------------------------------------------------------------------
+
+def vae(args: argparse.Namespace) -> None:
+    """Ship the autoencoders of lesson 17, with their PSNR on 1,000 test images.
+
+    Expects RUNS/vae-small, RUNS/vae-64, RUNS/vae-512 (`diffusion-course train NAME`) and RUNS/kl-K
+    for each K of KLS (`diffusion-course train vae-digits --kl K --folder RUNS/kl-K`). Writes
+    vae-*.safetensors and vae-digits/kl-*.safetensors.
+    """
+    first = slice(0, 1000)
+    tests = {"cifar10": cifar10("test").batch(first)[0], "digits": digits("test").batch(first)[0]}
+    names = {f"vae-{k}": f"vae-{k}" for k in ("small", "64", "512")}
+    names |= {f"kl-{k}": f"vae-digits/kl-{k}" for k in KLS}
+    for run, name in names.items():
+        source = args.runs / run / "model.safetensors"
+        x = tests[info(source)["config"]["data"]]
+        ship(source, name, psnr=round(psnr(x, reconstruct(load(source), x)).mean().item(), 2))
+
+
+# ---- lesson 18 -----------------------------------------------------------------------------------
+
+@torch.no_grad()
+def quality_of_vae(vae: VAE) -> tuple[float, float]:
+    """Of images encoded and decoded: PSNR (1,000 test images), label agreement (10,000)."""
+    test = cifar10("test")
+    x = test.batch(slice(None))[0]
+    decoded = reconstruct(vae, x)
+    agreement = label_agreement(load("cifar10-classifier"), to_bytes(decoded), test.y)
+    return round(psnr(x[:1000], decoded[:1000]).mean().item(), 2), agreement
+
+
+def name_decoder(model: Denoiser) -> None:
+    """Name the decoder: any that reads its latents will do, so that a run need not know it."""
+    model.net.config = dataclasses.replace(model.net.config, decoder="vae-decoder")
+
+
+def latent(args: argparse.Namespace) -> None:
+    """Ship the latent model of lesson 18 and its decoder.
+
+    Expects RUNS/vae-decoder and RUNS/latent (`diffusion-course train NAME`; of the latter the latest
+    stage while it isn't finished). Writes vae-decoder.safetensors, with what it gives on test images,
+    and cifar10-latent.safetensors. Refuses those whose latents aren't the shipped vae-small's.
+    """
+    decoder = args.runs / "vae-decoder" / "model.safetensors"
+    psnr_before, agreement_before = quality_of_vae(load("vae-small"))
+    psnr_now, agreement = quality_of_vae(LatentUNet(LatentUNetConfig(decoder=str(decoder))).vae())
+    # The decoder first: the model's checksum is compared with it.
+    before = dict(psnr_before=psnr_before, agreement_before=agreement_before)
+    ship(decoder, "vae-decoder", **before, psnr=psnr_now, agreement=agreement)
+    ship(newest(args.runs / "latent"), "cifar10-latent", name_decoder)
+    load("cifar10-latent").net.vae()  # a ValueError where its autoencoder isn't the one that ships
+
+
+# ---- lesson 21 -----------------------------------------------------------------------------------
+
+def few_step(args: argparse.Namespace) -> None:
+    """Ship the student of lesson 21.
+
+    Expects a run of `diffusion-course train few-step`, and ships its model, or its latest stage while
+    it isn't finished, as few-step.safetensors. Refuses a student whose autoencoder isn't the one that
+    ships.
+    """
+    check_vae = lambda model: model.net.vae()  # a ValueError if its autoencoder is another
+    ship(newest(args.run), "few-step", check_vae)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Ship what the subcommand names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="NAME")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        about = run.__doc__.splitlines()[0]
+        p = commands.add_parser(name, help=about, description=" ".join(run.__doc__.split()))
+        p.set_defaults(command=run)
+        return p
+
+    p = command("images", images)
+    p.add_argument("run", type=Path, help="of `diffusion-course train cifar10-small`")
+    p.add_argument("digits", type=Path, help="of `diffusion-course train digits`")
+    p.add_argument("--early", type=int, required=True,
+                   help="images seen by the stage that lesson 14 goes on from")
+    command("vae", vae).add_argument("runs", type=Path, help="the folder that holds the runs")
+    command("latent", latent).add_argument("runs", type=Path, help="the folder that holds the runs")
+    command("few-step", few_step).add_argument("run", type=Path, help="the folder of the run")
+    args = parser.parse_args(argv)
+    args.command(args)
 
 
 if __name__ == "__main__": main()

@@ -10,250 +10,420 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['FRECHET', 'KERNEL', 'COVERAGE', 'DIVERGENCE', 'BITS', 'COPY', 'EXERCISES', 'diagonal_frechet', 'gaussian_mmd',
-           'coverage', 'guess_divergence', 'bits_of_standardised', 'copy_ratio']
-
-# %% ../../nbs/solutions/16_evaluation.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(*shape: int, seed: int) -> Tensor: return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _frechet_cases() -> list[tuple]:
-    return [(_normal(d, seed=0), 0.3 + _uniform(d, seed=1), _normal(d, seed=2), 0.3 + _uniform(d, seed=3)) for d in (5, 3)]
-
-
-def _kernel_cases() -> list[tuple]: return [(_normal(n, 3, seed=4), 0.7 * _normal(m, 3, seed=5) + 0.4, h) for n, m, h in ((6, 9, 0.8), (8, 5, 1.7))]
-def _coverage_cases() -> list[tuple]: return [(_normal(30, 2, seed=6), 0.6 * _normal(m, 2, seed=7) + 0.5, k) for m, k in ((12, 2), (45, 1), (9, 4))]
-
-
-def _field(x: Tensor) -> Tensor: return torch.sin(x.roll(1, 1)) * x + 0.3 * x.square() + torch.linspace(-1, 1, x.shape[1]).to(x)
-
-
-def _field_cases() -> list[tuple]:
-    signs = lambda *shape: 2 * (_uniform(*shape, seed=9) > 0.5).double() - 1
-    return [(_field, _normal(*s, seed=8), signs(*s)) for s in ((4, 3), (3, 6))]
-
-
-def _bits_cases() -> list[tuple]: return [(-900.0 * _uniform(5, seed=10), 0.15 + 0.2 * _uniform(3, seed=11), side) for side in (8, 32)]
-
-
-def _copy_cases() -> list[tuple]:
-    data = _uniform(12, 2, 4, 6, seed=12) * 2 - 1
-    x = torch.cat([data[3:4].flip(3), data[5:6] + 0.05 * _normal(1, 2, 4, 6, seed=13), 0.3 * _normal(2, 2, 4, 6, seed=14)])
-    return [(x, data, k) for k in (3, 7)]
+__all__ = ['FRECHET', 'KERNEL_MMD', 'COVERAGE', 'DIVERGENCE', 'BITS', 'COPY_RATIO', 'EXERCISES', 'diagonal_frechet',
+           'gaussian_mmd', 'coverage', 'guess_divergence', 'bits_of_standardised', 'copy_ratio']
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #bcf10419
 def diagonal_frechet(mean_a, std_a, mean_b, std_b):
+    "four tensors (d,) -> the distance, a scalar"
     return (mean_a - mean_b).square().sum() + (std_a - std_b).square().sum()
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #18f85894
-def _variances(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum() + (std_a**2 - std_b**2).square().sum()
-def _absolute_variances(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum() + (std_a**2 - std_b**2).abs().sum()
-def _not_rooted(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum() + (std_a**2 + std_b**2 - 2 * std_a**2 * std_b**2).sum()
-def _stds_as_variances(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum() + (std_a + std_b - 2 * (std_a * std_b).sqrt()).sum()
-def _rooted(mean_a, std_a, mean_b, std_b): return diagonal_frechet(mean_a, std_a, mean_b, std_b).sqrt()
-def _averaged(mean_a, std_a, mean_b, std_b): return diagonal_frechet(mean_a, std_a, mean_b, std_b) / len(mean_a)
-def _means_not_squared(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum().sqrt() + (std_a - std_b).square().sum()
-def _one_product(mean_a, std_a, mean_b, std_b): return (mean_a - mean_b).square().sum() + (std_a**2 + std_b**2 - std_a * std_b).sum()
+def _of_means(mean_a, mean_b): return (mean_a - mean_b).square().sum()
+
+
+def _variances(mean_a, std_a, mean_b, std_b):
+    return _of_means(mean_a, mean_b) + (std_a**2 - std_b**2).square().sum()
+
+
+def _absolute_variances(mean_a, std_a, mean_b, std_b):
+    return _of_means(mean_a, mean_b) + (std_a**2 - std_b**2).abs().sum()
+
+
+def _no_root(mean_a, std_a, mean_b, std_b):
+    trace = (std_a**2 + std_b**2 - 2 * std_a**2 * std_b**2).sum()
+    return _of_means(mean_a, mean_b) + trace
+
+
+def _stds_as_variances(mean_a, std_a, mean_b, std_b):
+    trace = (std_a + std_b - 2 * (std_a * std_b).sqrt()).sum()
+    return _of_means(mean_a, mean_b) + trace
+
+
+def _rooted(mean_a, std_a, mean_b, std_b):
+    return diagonal_frechet(mean_a, std_a, mean_b, std_b).sqrt()
+
+
+def _averaged(mean_a, std_a, mean_b, std_b):
+    return diagonal_frechet(mean_a, std_a, mean_b, std_b) / len(mean_a)
+
+
+def _means_not_squared(mean_a, std_a, mean_b, std_b):
+    return _of_means(mean_a, mean_b).sqrt() + (std_a - std_b).square().sum()
+
+
+def _one_product(mean_a, std_a, mean_b, std_b):
+    trace = (std_a**2 + std_b**2 - std_a * std_b).sum()
+    return _of_means(mean_a, mean_b) + trace
+
 
 FRECHET = (
-    Mistake(_variances, "You compared variances. Work the trace out: it is a square of a difference of *standard deviations*."),
-    Mistake(_absolute_variances, "The trace isn't the difference of the variances: the root's part, -2 s_a s_b, is missing."),
-    Mistake(_not_rooted, "The product of the variances is under a root: its root is s_a·s_b."),
-    Mistake(_stds_as_variances, "The covariance holds the squares of the standard deviations you were given."),
-    Mistake(_rooted, "The Fréchet distance, as everybody reports it, is the squared one: no root at the end."),
+    Mistake(_variances,
+            "You compared variances. Work the trace out: it is a square of a "
+            "difference of *standard deviations*."),
+    Mistake(_absolute_variances,
+            "The trace isn't the difference of the variances: the term with the "
+            "square root, -2 s_a s_b, is missing."),
+    Mistake(_no_root, "The product of the variances is under a square root: that root is s_a·s_b."),
+    Mistake(_stds_as_variances,
+            "The covariance holds the squares of the standard deviations you were given."),
+    Mistake(_rooted,
+            "The Fréchet distance, as everybody reports it, is the squared one: no "
+            "square root at the end."),
     Mistake(_averaged, "A trace is a sum over features, not a mean."),
-    Mistake(_means_not_squared, "The distance of the means comes squared too."),
-    Mistake(_one_product, "The trace subtracts *two* times the root."),
+    Mistake(_means_not_squared, "The distance between the means is squared too."),
+    Mistake(_one_product, "The trace subtracts *twice* the square root."),
 )
 
+
+def _frechet_cases() -> list[tuple]:
+    cases = []
+    for d in (5, 3):
+        mean_a, std_a = normal(d, seed=0), 0.3 + uniform(d, seed=1)
+        mean_b, std_b = normal(d, seed=2), 0.3 + uniform(d, seed=3)
+        cases.append((mean_a, std_a, mean_b, std_b))
+    return cases
+
 # %% ../../nbs/solutions/16_evaluation.ipynb #076834c2
-def _gram(x, y, h): return torch.exp(-(x[:, None] - y[None]).square().sum(2) / (2 * h**2))
+def _kernel(x, y, h): return torch.exp(-(x[:, None] - y[None]).square().sum(2) / (2 * h**2))
+
+
+def _mean_off_diagonal(k):
+    n = len(k)
+    return (k.sum() - k.trace()) / (n * (n - 1))
 
 
 def gaussian_mmd(a, b, h):
-    off = lambda k: (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-    return off(_gram(a, a, h)) + off(_gram(b, b, h)) - 2 * _gram(a, b, h).mean()
+    "a (n, d), b (m, d), h a number -> a scalar"
+    within = _mean_off_diagonal(_kernel(a, a, h)) + _mean_off_diagonal(_kernel(b, b, h))
+    return within - 2 * _kernel(a, b, h).mean()
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #26a6c598
-def _off(k): return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-def _biased(a, b, h): return _gram(a, a, h).mean() + _gram(b, b, h).mean() - 2 * _gram(a, b, h).mean()
-def _divided_by_all(a, b, h): return sum((k.sum() - k.trace()) / len(k) ** 2 for k in (_gram(a, a, h), _gram(b, b, h))) - 2 * _gram(a, b, h).mean()
-def _too_few(a, b, h): return sum(k.sum() / (len(k) * (len(k) - 1)) for k in (_gram(a, a, h), _gram(b, b, h))) - 2 * _gram(a, b, h).mean()
-def _cross_once(a, b, h): return _off(_gram(a, a, h)) + _off(_gram(b, b, h)) - _gram(a, b, h).mean()
-def _cross_added(a, b, h): return _off(_gram(a, a, h)) + _off(_gram(b, b, h)) + 2 * _gram(a, b, h).mean()
+def _mmd(a, b, h, mean_within=_mean_off_diagonal, cross=-2.0):
+    within = mean_within(_kernel(a, a, h)) + mean_within(_kernel(b, b, h))
+    return within + cross * _kernel(a, b, h).mean()
+
+
+def _biased(a, b, h): return _mmd(a, b, h, torch.mean)
+def _divided_by_all(a, b, h): return _mmd(a, b, h, lambda k: (k.sum() - k.trace()) / len(k) ** 2)
+def _diagonal_left_in(a, b, h): return _mmd(a, b, h, lambda k: k.sum() / (len(k) * (len(k) - 1)))
+def _cross_once(a, b, h): return _mmd(a, b, h, cross=-1.0)
+def _cross_added(a, b, h): return _mmd(a, b, h, cross=2.0)
 def _width_not_squared(a, b, h): return gaussian_mmd(a, b, h**0.5)
 def _no_two(a, b, h): return gaussian_mmd(a, b, h / 2**0.5)
 def _clamped(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0)
-def _each_pair_once(a, b, h):
-    once = lambda k: k.triu(1).sum() / (len(k) * (len(k) - 1))
-    return once(_gram(a, a, h)) + once(_gram(b, b, h)) - 2 * _gram(a, b, h).mean()
+def _each_pair_once(a, b, h): return _mmd(a, b, h, lambda k: _mean_off_diagonal(k.triu(1)))
 def _root(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0).sqrt()
-def _not_a_square(a, b, h):
-    k = lambda x, y: torch.exp(-(x[:, None] - y[None]).square().sum(2).sqrt() / (2 * h**2))
-    return _off(k(a, a)) + _off(k(b, b)) - 2 * k(a, b).mean()
 
-KERNEL = (
-    Mistake(_biased, "This is the biased one: pairs of a point with itself count, each with similarity 1. Leave them out."),
-    Mistake(_divided_by_all, "You left the diagonal out and still divided by n². n(n - 1) pairs remain."),
-    Mistake(_too_few, "You divided by n(n - 1) and left the diagonal in: subtract the trace."),
+
+def _not_a_square(a, b, h):
+    def kernel(x, y): return torch.exp(-(x[:, None] - y[None]).norm(dim=2) / (2 * h**2))
+    within = _mean_off_diagonal(kernel(a, a)) + _mean_off_diagonal(kernel(b, b))
+    return within - 2 * kernel(a, b).mean()
+
+
+KERNEL_MMD = (
+    Mistake(_biased,
+            "This is the biased one: pairs of a point with itself count, each with "
+            "similarity 1. Leave them out."),
+    Mistake(_divided_by_all,
+            "You left the diagonal out and still divided by n². n(n - 1) pairs remain."),
+    Mistake(_diagonal_left_in,
+            "You divided by n(n - 1) and left the diagonal in: subtract the trace."),
     Mistake(_cross_once, "The pairs between the sets count twice."),
-    Mistake(_cross_added, "A sign: similarity *between* the sets is subtracted."),
+    Mistake(_cross_added, "Wrong sign: similarity *between* the sets is subtracted."),
     Mistake(_width_not_squared, "Square h in the kernel."),
     Mistake(_no_two, "The exponent is divided by 2h², not h²."),
-    Mistake(_clamped, "Don't cut off at 0: for equal distributions many values are negative, and they keep the mean at 0."),
-    Mistake(_each_pair_once, "You counted each pair once and divided by n(n - 1), the number of ordered pairs: half of the mean."),
-    Mistake(_root, "No root: the estimate may be negative, and only without a root is it right on average."),
+    Mistake(_clamped,
+            "Don't cut off at 0: for equal distributions many values are negative, "
+            "and they keep the mean at 0."),
+    Mistake(_each_pair_once,
+            "You counted each pair once and divided by n(n - 1), the number of "
+            "ordered pairs: that is half of the mean."),
+    Mistake(_root,
+            "No square root: the estimate may be negative, and only without the root "
+            "is it right on average."),
     Mistake(_not_a_square, "The exponent holds the squared distance."),
 )
 
+
+def _kernel_cases() -> list[tuple]:
+    return [(normal(6, 3, seed=4), 0.7 * normal(9, 3, seed=5) + 0.4, 0.8),
+            (normal(8, 3, seed=4), 0.7 * normal(5, 3, seed=5) + 0.4, 1.7)]
+
 # %% ../../nbs/solutions/16_evaluation.ipynb #7541a8ac
 def coverage(real, fake, k):
-    reach = torch.cdist(real, real).kthvalue(k + 1).values
-    return (torch.cdist(real, fake) <= reach[:, None]).any(1).double().mean()
+    "real (n, d), fake (m, d), k >= 1 -> a scalar in [0, 1]"
+    radius = torch.cdist(real, real).kthvalue(k + 1).values
+    covered = (torch.cdist(real, fake) <= radius[:, None]).any(1)
+    return covered.double().mean()
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #90e6e8e0
-def _itself(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(real, real).kthvalue(k).values[:, None]).any(1).double().mean()
-def _precision(real, fake, k): return (torch.cdist(fake, real) <= torch.cdist(real, real).kthvalue(k + 1).values).any(1).double().mean()
-def _recall(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(fake, fake).kthvalue(k + 1).values).any(1).double().mean()
-def _density(real, fake, k): return (torch.cdist(fake, real) <= torch.cdist(real, real).kthvalue(k + 1).values).double().sum(1).mean() / k
-def _all_fakes(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(real, real).kthvalue(k + 1).values[:, None]).all(1).double().mean()
-def _share_of_pairs(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(real, real).kthvalue(k + 1).values[:, None]).double().mean()
-def _reach_of_fakes(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(real, fake).kthvalue(k).values[:, None]).any(1).double().mean()
-def _one_reach(real, fake, k): return (torch.cdist(real, fake) <= torch.cdist(real, real).kthvalue(k + 1).values.mean()).any(1).double().mean()
+def _radius(x, k): return torch.cdist(x, x).kthvalue(k + 1).values
+def _in_ball(real, fake, k): return torch.cdist(real, fake) <= _radius(real, k)[:, None]  # (n, m)
+
+
+def _itself(real, fake, k): return coverage(real, fake, k - 1)
+def _precision(real, fake, k): return _in_ball(real, fake, k).any(0).double().mean()
+def _recall(real, fake, k): return _in_ball(fake, real, k).any(0).double().mean()
+def _density(real, fake, k): return _in_ball(real, fake, k).double().sum(0).mean() / k
+def _all_fakes(real, fake, k): return _in_ball(real, fake, k).all(1).double().mean()
+def _fraction_of_pairs(real, fake, k): return _in_ball(real, fake, k).double().mean()
+
+
+def _radius_among_fakes(real, fake, k):
+    distance = torch.cdist(real, fake)
+    return (distance <= distance.kthvalue(k).values[:, None]).any(1).double().mean()
+
+
+def _one_radius(real, fake, k):
+    return (torch.cdist(real, fake) <= _radius(real, k).mean()).any(1).double().mean()
+
+
 def _count(real, fake, k): return coverage(real, fake, k) * len(real)
+
 
 COVERAGE = (
     Mistake(_itself, "Each real point is its own nearest: the k-th *other* one is number k + 1."),
-    Mistake(_precision, "This is precision: the share of *fakes* in some ball. Count real points whose own ball holds a fake."),
-    Mistake(_recall, "This is recall: its balls are about the fakes. Coverage takes those about the real points."),
-    Mistake(_density, "This is density, coverage's companion: it counts balls for each fake. Here ask of each real point: any fake?"),
-    Mistake(_all_fakes, "You asked for all fakes in the ball. One is enough."),
-    Mistake(_share_of_pairs, "You averaged over all pairs. First ask of each real point whether *any* fake is in its ball."),
-    Mistake(_reach_of_fakes, "A ball reaches to the k-th nearest *real* neighbour. With fakes as the measure each ball holds some."),
-    Mistake(_one_reach, "Each real point has a ball of its own size."),
-    Mistake(_count, "A share was asked for, not a number of points."),
+    Mistake(_precision,
+            "This is precision: the fraction of *fakes* in some ball. Count real "
+            "points whose own ball holds a fake."),
+    Mistake(_recall,
+            "This is recall: its balls are around the fakes. Coverage takes those "
+            "around the real points."),
+    Mistake(_density,
+            "This is density, coverage's companion: it counts balls for each fake. "
+            "Coverage counts real points whose own ball holds any fake."),
+    Mistake(_all_fakes, "You required all fakes to be in the ball. One is enough."),
+    Mistake(_fraction_of_pairs,
+            "You averaged over all pairs. First check for each real point whether "
+            "*any* fake is in its ball."),
+    Mistake(_radius_among_fakes,
+            "A ball reaches to the k-th nearest *real* neighbour. If fakes set its "
+            "size, each ball holds some."),
+    Mistake(_one_radius, "Each real point has a ball of its own size."),
+    Mistake(_count, "Return a fraction, not a number of points."),
 )
+
+
+def _coverage_cases() -> list[tuple]:
+    settings = ((12, 2), (45, 1), (9, 4))
+    return [(normal(30, 2, seed=6), 0.6 * normal(m, 2, seed=7) + 0.5, k) for m, k in settings]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #c88e3465
 def guess_divergence(f, x, v):
+    "f a field (B, D) -> (B, D), x (B, D), v (B, D) of signs -> one guess for each row, (B,)"
     x = x.detach().requires_grad_()
-    back, = torch.autograd.grad(f(x), x, v)
-    return (back * v).sum(1)
+    vJ, = torch.autograd.grad(f(x), x, v)
+    return (vJ * v).sum(1)
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #107fbf3e
-def _back(f, x, v):
+def _vjp(f, x, v):
     x = x.detach().requires_grad_()
     return torch.autograd.grad(f(x), x, v)[0]
 
 
-def _only_back(f, x, v): return _back(f, x, v).sum(1)
-def _ones(f, x, v): return _back(f, x, torch.ones_like(x)).sum(1)
-def _ones_then_signs(f, x, v): return (_back(f, x, torch.ones_like(x)) * v).sum(1)
-def _whole_batch(f, x, v): return (_back(f, x, v) * v).sum()
-def _mean(f, x, v): return (_back(f, x, v) * v).mean(1)
-def _not_summed(f, x, v): return _back(f, x, v) * v
+def _v_once(f, x, v): return _vjp(f, x, v).sum(1)
+def _ones(f, x, v): return _vjp(f, x, torch.ones_like(x)).sum(1)
+def _ones_then_signs(f, x, v): return (_vjp(f, x, torch.ones_like(x)) * v).sum(1)
+def _whole_batch(f, x, v): return (_vjp(f, x, v) * v).sum()
+def _mean(f, x, v): return (_vjp(f, x, v) * v).mean(1)
+def _not_summed(f, x, v): return _vjp(f, x, v) * v
 def _no_gradient(f, x, v): return (f(x) * v).sum(1)
 def _negative(f, x, v): return -guess_divergence(f, x, v)
-def _exact(f, x, v): return sum((_back(f, x, e.expand_as(x)) * e).sum(1) for e in torch.eye(x.shape[1]).to(x))
+
+
+def _exact(f, x, v):
+    basis = torch.eye(x.shape[1]).to(x)
+    return sum(guess_divergence(f, x, e.expand_as(x)) for e in basis)
+
 
 DIVERGENCE = (
-    Mistake(_only_back, "This is the sum of vᵀJ. Multiply by v once more before you add."),
-    Mistake(_ones, "With ones in place of v all of J's entries are added up, not its diagonal: random signs are what cancels the others."),
+    Mistake(_v_once, "This is the sum of vᵀJ. Multiply by v once more before you add."),
+    Mistake(_ones,
+            "With ones in place of v all entries of J are added up, not its diagonal "
+            "alone: random signs are what cancels the others."),
     Mistake(_ones_then_signs, "The same v belongs on both sides of J."),
-    Mistake(_whole_batch, "You added over the batch too. One guess for each row."),
+    Mistake(_whole_batch, "You summed over the batch as well. Return one guess for each row."),
     Mistake(_mean, "A divergence is a sum over dimensions, not a mean."),
     Mistake(_not_summed, "These are the terms. Add them up over the dimensions."),
-    Mistake(_no_gradient, "There is no derivative in this. Differentiate f's output, weighted with v, by x."),
-    Mistake(_negative, "A sign: the divergence itself was asked for, not its contribution to log p."),
-    Mistake(_exact, "This is the exact divergence, by D gradients. The guess takes one, with the signs v: on average it is the same."),
+    Mistake(_no_gradient,
+            "There is no derivative in this. Differentiate f's output, weighted with "
+            "v, with respect to x."),
+    Mistake(_negative, "Wrong sign: return the divergence itself, not its contribution to log p."),
+    Mistake(_exact,
+            "This is the exact divergence, from D gradients. The guess takes one "
+            "gradient, with the signs v: on average it is the same."),
 )
+
+
+def _field(x: Tensor) -> Tensor:
+    shift = torch.linspace(-1, 1, x.shape[1]).to(x)
+    return torch.sin(x.roll(1, 1)) * x + 0.3 * x.square() + shift
+
+
+def _signs(*shape: int, seed: int) -> Tensor:
+    return 2 * (uniform(*shape, seed=seed) > 0.5).double() - 1
+
+
+def _field_cases() -> list[tuple]:
+    return [(_field, normal(*s, seed=8), _signs(*s, seed=9)) for s in ((4, 3), (3, 6))]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #d0b3d408
 def bits_of_standardised(log_p, s, side):
-    return -log_p / (3 * side**2 * math.log(2)) + (255 * s).log2().mean()
+    "log_p (B,), s (3,), images of 3 x side x side numbers -> bits per dimension, (B,)"
+    D = 3 * side**2
+    return -log_p / (D * math.log(2)) + (255 * s).log2().mean()
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #9ff3ab39
-def _no_scale(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + math.log2(255)
-def _eight(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + 8 + s.log2().mean()
-def _only_scale(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + s.log2().mean()
-def _seven(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + 7
-def _wrong_way(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + (255 / s).log2().mean()
-def _width_sign(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) - (255 * s).log2().mean()
-def _half_pixels(log_p, s, side): return -log_p / (side**2 * math.log(2)) + (255 * s).log2().mean()
-def _sign(log_p, s, side): return log_p / (3 * side**2 * math.log(2)) - (255 * s).log2().mean()
-def _nats(log_p, s, side): return -log_p / (3 * side**2) + (255 * s).log().mean()
-def _mixed(log_p, s, side): return -log_p / (3 * side**2) + (255 * s).log2().mean()
-def _added_up(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + (255 * s).log2().sum()
-def _of_pixels(log_p, s, side): return -log_p / (side**2 * math.log(2)) + (255 * s).log2().sum()
-def _log_of_mean(log_p, s, side): return -log_p / (3 * side**2 * math.log(2)) + (255 * s.mean()).log2()
+def _nats_of_density(log_p, side): return -log_p / (3 * side**2)
+def _bits_of_density(log_p, side): return _nats_of_density(log_p, side) / math.log(2)
+
+
+def _no_scale(log_p, s, side): return _bits_of_density(log_p, side) + math.log2(255)
+def _eight(log_p, s, side): return _bits_of_density(log_p, side) + 8 + s.log2().mean()
+def _only_scale(log_p, s, side): return _bits_of_density(log_p, side) + s.log2().mean()
+def _seven(log_p, s, side): return _bits_of_density(log_p, side) + 7
+def _wrong_way(log_p, s, side): return _bits_of_density(log_p, side) + (255 / s).log2().mean()
+def _width_sign(log_p, s, side): return _bits_of_density(log_p, side) - (255 * s).log2().mean()
+
+
+def _density_of_pixels(log_p, s, side):
+    return 3 * _bits_of_density(log_p, side) + (255 * s).log2().mean()
+
+
+def _sign(log_p, s, side): return -bits_of_standardised(log_p, s, side)
+def _nats(log_p, s, side): return _nats_of_density(log_p, side) + (255 * s).log().mean()
+def _mixed(log_p, s, side): return _nats_of_density(log_p, side) + (255 * s).log2().mean()
+def _added_up(log_p, s, side): return _bits_of_density(log_p, side) + (255 * s).log2().sum()
+def _of_pixels(log_p, s, side): return 3 * bits_of_standardised(log_p, s, side)
+def _log_of_mean(log_p, s, side): return _bits_of_density(log_p, side) + (255 * s.mean()).log2()
+
 
 BITS = (
     Mistake(_no_scale, "Standardising stretches bins too: in z a byte's bin is 1 / (255 s) wide."),
-    Mistake(_eight, "Nearly: bytes were divided by 255 here, not 256, so the bin is 1 / (255 s) wide."),
+    Mistake(_eight,
+            "Nearly: bytes were divided by 255 here, not 256, so the bin is 1 / (255 s) wide."),
     Mistake(_only_scale, "The division by 255 changed the width of a bin as well."),
-    Mistake(_seven, "7 belongs to this course's pictures on [-1, 1], whose bins are 2/256 wide. Here they are 1 / (255 s)."),
+    Mistake(_seven,
+            "7 belongs to this course's images on [-1, 1], whose bins are 2/256 "
+            "wide. Here they are 1 / (255 s)."),
     Mistake(_wrong_way, "Dividing by a small s makes a bin *wider*: 1 / (255 s), not s / 255."),
-    Mistake(_width_sign, "A sign: a byte's probability is the density *times* the width of its bin, 1 / (255 s). Take -log2 of both."),
-    Mistake(_half_pixels, "The first term is divided by the number of pixels, the second is right: each pixel is three numbers."),
-    Mistake(_sign, "A sign: likelier pictures cost fewer bits."),
+    Mistake(_width_sign,
+            "Wrong sign: a byte's probability is the density *times* the width of "
+            "its bin, 1 / (255 s). Take -log2 of both."),
+    Mistake(_density_of_pixels,
+            "You divided the first term by the number of pixels, but each pixel is "
+            "three numbers. The second term is right."),
+    Mistake(_sign, "Wrong sign: likelier images cost fewer bits."),
     Mistake(_nats, "These are nats. Divide by log 2, or take log2."),
     Mistake(_mixed, "log_p is in nats and the other term in bits: divide log_p by log 2."),
-    Mistake(_added_up, "Per dimension the widths enter with their mean, as each channel holds a third of the numbers."),
+    Mistake(_added_up,
+            "Per dimension the logarithms of the widths enter with their mean, as "
+            "each channel holds a third of the numbers."),
     Mistake(_of_pixels, "These are bits per pixel. Each pixel is three numbers."),
     Mistake(_log_of_mean, "Take the logarithm of each channel's width first, then the mean."),
 )
+
+
+def _bits_cases() -> list[tuple]:
+    return [(-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 8),
+            (-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 32)]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #2568c616
 def _rms(x, data): return (x[:, None] - data[None]).flatten(2).square().mean(2).sqrt()
 
 
 def copy_ratio(x, data, k):
-    away = torch.minimum(_rms(x, data), _rms(x, data.flip(3)))
-    near = away.topk(k, largest=False).values
-    return near[:, 0] / near.mean(1)
+    "x (B, C, H, W), data (N, C, H, W), k <= N -> near 0 for a copy, near 1 for none, (B,)"
+    distance = torch.minimum(_rms(x, data), _rms(x, data.flip(3)))
+    nearest = distance.topk(k, largest=False).values
+    return nearest[:, 0] / nearest.mean(1)
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #d9028d8b
-def _share(away, k):
-    near = away.topk(k, largest=False).values
-    return near.amin(1) / near.mean(1)
+def _distance(x, data): return torch.minimum(_rms(x, data), _rms(x, data.flip(3)))
+def _nearest(distance, k): return distance.topk(k, largest=False).values
 
 
-def _no_mirror(x, data, k): return _share(_rms(x, data), k)
-def _upside_down(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(2))), k)
-def _counted_twice(x, data, k): return _share(torch.cat([_rms(x, data), _rms(x, data.flip(3))], 1), k)
-def _squares(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))).square(), k)
-def _all_data(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))), len(data))
-def _one_more(x, data, k): return _share(torch.minimum(_rms(x, data), _rms(x, data.flip(3))), min(k + 1, len(data)))
-def _the_distance(x, data, k): return torch.minimum(_rms(x, data), _rms(x, data.flip(3))).amin(1)
+def _ratio(distance, k):
+    nearest = _nearest(distance, k)
+    return nearest[:, 0] / nearest.mean(1)
+
+
+def _no_mirror(x, data, k): return _ratio(_rms(x, data), k)
+def _upside_down(x, data, k): return _ratio(torch.minimum(_rms(x, data), _rms(x, data.flip(2))), k)
+
+
+def _counted_twice(x, data, k):
+    return _ratio(torch.cat([_rms(x, data), _rms(x, data.flip(3))], 1), k)
+
+
+def _squares(x, data, k): return _ratio(_distance(x, data).square(), k)
+def _all_data(x, data, k): return _ratio(_distance(x, data), len(data))
+def _one_more(x, data, k): return _ratio(_distance(x, data), min(k + 1, len(data)))
+def _the_distance(x, data, k): return _distance(x, data).amin(1)
+
+
 def _others_only(x, data, k):
-    near = torch.minimum(_rms(x, data), _rms(x, data.flip(3))).topk(k, largest=False).values
-    return near[:, 0] / near[:, 1:].mean(1)
-def _to_the_last(x, data, k):
-    near = torch.minimum(_rms(x, data), _rms(x, data.flip(3))).topk(k, largest=False).values
-    return near[:, 0] / near[:, -1]
+    nearest = _nearest(_distance(x, data), k)
+    return nearest[:, 0] / nearest[:, 1:].mean(1)
 
-COPY = (
-    Mistake(_no_mirror, "A mirrored copy is a copy: take the smaller of the distances to a datum and to its mirror image, and mirror only one of the two."),
+
+def _to_the_last(x, data, k):
+    nearest = _nearest(_distance(x, data), k)
+    return nearest[:, 0] / nearest[:, -1]
+
+
+COPY_RATIO = (
+    Mistake(_no_mirror,
+            "A mirrored copy is a copy: take the smaller of the distances to a datum "
+            "and to its mirror image, and mirror only one of the two."),
     Mistake(_upside_down, "You turned the data upside down. Left to right is the last dimension."),
-    Mistake(_counted_twice, "A datum and its mirror image count once: take the smaller distance first, then the k nearest."),
-    Mistake(_squares, "These are ratios of squared distances: take the root of each first."),
+    Mistake(_counted_twice,
+            "A datum and its mirror image count once: take the smaller distance "
+            "first, then the k nearest."),
+    Mistake(_squares, "These are ratios of squared distances: take the square root of each first."),
     Mistake(_all_data, "You took the mean over all data. Only the k nearest count."),
     Mistake(_one_more, "You averaged over k + 1 data: the nearest one is among the k."),
-    Mistake(_the_distance, "This is the distance itself. Divide it by the mean distance to the k nearest."),
-    Mistake(_others_only, "The nearest one counts in the mean, too."),
-    Mistake(_to_the_last, "You divided by the distance to the k-th. The mean over the k nearest was asked for."),
+    Mistake(_the_distance,
+            "This is the distance itself. Divide it by the mean distance to the k nearest."),
+    Mistake(_others_only, "The nearest one counts in the mean as well."),
+    Mistake(_to_the_last,
+            "You divided by the distance to the k-th. The mean over the k nearest was asked for."),
 )
+
+
+def _copy_cases() -> list[tuple]:
+    cases = []
+    for k in (3, 7):
+        data = uniform(12, 2, 4, 6, seed=12) * 2 - 1
+        mirrored = data[3:4].flip(3)
+        noisy = data[5:6] + 0.05 * normal(1, 2, 4, 6, seed=13)
+        new = 0.3 * normal(2, 2, 4, 6, seed=14)
+        cases.append((torch.cat([mirrored, noisy, new]), data, k))
+    return cases
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #b6987c9f
 EXERCISES = {
-    "diagonal_frechet": Exercise(diagonal_frechet, _frechet_cases, FRECHET, "A quick stand-in for the whole distance, which has no matrix root."),
-    "gaussian_mmd": Exercise(gaussian_mmd, _kernel_cases, KERNEL, "Any kernel gives such a distance; this one sees every difference of distributions."),
-    "coverage": Exercise(coverage, _coverage_cases, COVERAGE, "Outliers among the fakes can't inflate this."),
-    "guess_divergence": Exercise(guess_divergence, _field_cases, DIVERGENCE, "With it the likelihood of a picture costs a gradient a step, not 3,072."),
-    "bits_of_standardised": Exercise(bits_of_standardised, _bits_cases, BITS, "Now bits from differently scaled models can stand side by side."),
-    "copy_ratio": Exercise(copy_ratio, _copy_cases, COPY, "Run it over ten thousand samples before you call a model original."),
+    "diagonal_frechet": Exercise(
+        diagonal_frechet, _frechet_cases, FRECHET,
+        "This is a quick stand-in for the whole distance, without a matrix root."),
+    "gaussian_mmd": Exercise(
+        gaussian_mmd, _kernel_cases, KERNEL_MMD,
+        "Any kernel gives such a distance; this one sees every difference of distributions."),
+    "coverage": Exercise(
+        coverage, _coverage_cases, COVERAGE,
+        "Outliers among the fakes can't inflate this."),
+    "guess_divergence": Exercise(
+        guess_divergence, _field_cases, DIVERGENCE,
+        "With it the likelihood of an image costs one gradient a step, not 3,072."),
+    "bits_of_standardised": Exercise(
+        bits_of_standardised, _bits_cases, BITS,
+        "Now bits from differently scaled models can stand side by side."),
+    "copy_ratio": Exercise(
+        copy_ratio, _copy_cases, COPY_RATIO,
+        "Run it over ten thousand samples before you call a model original."),
 }

@@ -5,64 +5,26 @@
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['PREVIEW', 'NFE', 'SLERP', 'VENDI', 'THRESHOLD', 'UNDO', 'EXERCISES', 'preview', 'count_nfe', 'slerp', 'vendi',
+__all__ = ['PREVIEW', 'NFE', 'SLERP', 'VENDI', 'DYNAMIC', 'UNDO', 'EXERCISES', 'preview', 'count_nfe', 'slerp', 'vendi',
            'thresholded_velocity', 'undo_euler']
-
-# %% ../../nbs/solutions/15_sampling_pictures.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor: return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _preview_cases() -> list[tuple]:
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
-    return [(_normal(*s, seed=0), _normal(*s, seed=1), _uniform(s[0], 2)) for s in shapes]
-
-
-def _nfe_cases() -> list[tuple]:
-    grids = ([0.0, 0.15, 0.45, 0.8, 1.0], [0.0, 0.3, 0.55, 0.6, 0.9, 1.0])
-    settings = ((3.0, 0.2, 0.7), (0.5, 0.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.2, 0.9), (4.0, 0.6, 1.0), (-1.0, 0.0, 0.3), (2.0, 0.35, 0.4))
-    return [(torch.tensor(ts, dtype=torch.float64), *s) for ts in grids for s in settings]
-
-
-def _slerp_cases() -> list[tuple]:
-    cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
-        a, b = _normal(*shape, seed=3 + k), _normal(*shape, seed=5 + k)
-        near = 0.8 * a + 0.6 * b * torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=torch.float64)[: len(a), None, None, None]
-        cases.append((a, near, torch.linspace(0, 1, len(a), dtype=torch.float64)))
-        cases.append((a, b, 0.2 + 0.3 * _uniform(len(a), 7)))
-    return cases
-
-
-def _vendi_cases() -> list[tuple]:
-    a, corners = _normal(5, 3, 4, 4, seed=8), torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2)
-    copies = torch.cat([a[:2], 3 * a[:2], a[2:4]])
-    return [(a + 1,), (corners,), (copies,), (2.0 + _normal(6, 1, 3, 3, seed=9),)]
-
-
-def _threshold_cases() -> list[tuple]:
-    loud = torch.tensor([0.2, 1.0, 2.5], dtype=torch.float64)[:, None, None, None]  # the first stays below 1
-    return [(loud * _normal(3, *s, seed=10), loud * (_normal(3, *s, seed=11) - 0.2), t, q)
-            for s, t, q in (((3, 4, 4), 0.3, 0.9), ((1, 5, 4), 0.7, 0.95), ((3, 4, 4), 0.0, 0.8))]
-
-
-def _waves(x: Tensor, t: float) -> Tensor: return torch.sin(2 * x + t) - (1 + t) * x.roll(1, 1)
-
-
-def _undo_cases() -> list[tuple]: return [(_waves, _normal(5, d, seed=12), t, s, k) for d, t, s, k in ((2, 0.3, 0.4, 1), (2, 0.3, 0.4, 3), (3, 0.5, 0.8, 2))]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #f499676a
 def preview(x, velocity, t):
+    "x and velocity (B, C, H, W), t (B,) -> the predicted x1, (B, C, H, W)"
     return x + (1 - t)[:, None, None, None] * velocity
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b1301b14
 def _column(t): return t[:, None, None, None]
+
+
 def _whole_way(x, velocity, t): return x + velocity
 def _by_t(x, velocity, t): return x + _column(t) * velocity
 def _noise(x, velocity, t): return x - _column(t) * velocity
@@ -72,192 +34,455 @@ def _scaled(x, velocity, t): return _column(t) * x + _column(1 - t) * velocity
 def _mean_time(x, velocity, t): return x + (1 - t.mean()) * velocity
 def _clipped(x, velocity, t): return preview(x, velocity, t).clamp(-1, 1)
 
+
 PREVIEW = (
-    Mistake(_whole_way, "That is right at t = 0 only. How much time is left at t?"),
-    Mistake(_by_t, "You walked on for the time t. What is left is 1 - t."),
+    Mistake(_whole_way, "That is right only at t = 0. How much time is left at t?"),
+    Mistake(_by_t, "You followed the velocity for the time t. The time that is left is 1 - t."),
     Mistake(_noise, "This is the predicted noise: from x you walked back to t = 0."),
-    Mistake(_backwards, "A sign: the velocity points from noise to data, so add it."),
-    Mistake(_divided, "You divided x by t. Put x = t·x1 + (1-t)·eps and u = x1 - eps in, and see what x + (1-t)·u is."),
-    Mistake(_scaled, "x is weighted with t here. Put x = t·x1 + (1-t)·eps and u = x1 - eps in: x enters as it is."),
-    Mistake(_mean_time, "Every picture has its own time: shape 1 - t as (B, 1, 1, 1)."),
-    Mistake(_clipped, "Right, and then clipped. A prediction may lie beyond [-1, 1]; only the screen clips."),
+    Mistake(_backwards, "Wrong sign: the velocity points from noise to data, so add it."),
+    Mistake(_divided,
+            "You divided x by t. Insert x = t·x1 + (1-t)·eps and u = x1 - eps into x "
+            "+ (1-t)·u, and see what is left."),
+    Mistake(_scaled,
+            "You weighted x with t. Insert x = t·x1 + (1-t)·eps and u = x1 - eps: x "
+            "enters as it is."),
+    Mistake(_mean_time, "Every image has its own time: shape 1 - t as (B, 1, 1, 1)."),
+    Mistake(_clipped,
+            "Right, and then clipped. A prediction may lie beyond [-1, 1]; only the screen clips."),
 )
+
+
+def _preview_cases() -> list[tuple]:
+    # In the second a batch of 4 fits the last dimension as well, which hides a wrong shape.
+    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))
+    return [(normal(*s, seed=0), normal(*s, seed=1), uniform(s[0], seed=2)) for s in shapes]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #ca32daaa
 def count_nfe(ts, w, lo, hi):
-    asked = torch.cat([ts[:-1], ts[1:]])
-    twice = (lo <= asked) & (asked <= hi) & (w not in (0, 1))
-    return len(asked) + int(twice.sum())
+    "ts (T + 1,) rising times, w, lo and hi numbers -> the NFE of each image, an int"
+    calls = torch.cat([ts[:-1], ts[1:]])
+    if w in (0, 1): return len(calls)
+    guided = (lo <= calls) & (calls <= hi)
+    return len(calls) + int(guided.sum())
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #35af3c79
-def _first_ends(ts, w, lo, hi): return 2 * len(ts[:-1]) + 2 * int(((lo <= ts[:-1]) & (ts[:-1] <= hi) & (w not in (0, 1))).sum())
-def _always_guided(ts, w, lo, hi): return 2 * len(ts[:-1]) * (1 if w in (0, 1) else 2)
-def _as_euler(ts, w, lo, hi): return len(ts[:-1]) + int(((lo <= ts[:-1]) & (ts[:-1] <= hi) & (w not in (0, 1))).sum())
-def _skips_nothing(ts, w, lo, hi): return (a := torch.cat([ts[:-1], ts[1:]])).numel() + int(((lo <= a) & (a <= hi)).sum())
-def _only_one_free(ts, w, lo, hi): return (a := torch.cat([ts[:-1], ts[1:]])).numel() + int(((lo <= a) & (a <= hi) & (w != 1)).sum())
-def _only_above_one(ts, w, lo, hi): return (a := torch.cat([ts[:-1], ts[1:]])).numel() + int(((lo <= a) & (a <= hi) & (w > 1)).sum())
-def _nothing_outside(ts, w, lo, hi): return (1 if w in (0, 1) else 2) * int(((lo <= (a := torch.cat([ts[:-1], ts[1:]]))) & (a <= hi)).sum())
-def _each_time_once(ts, w, lo, hi): return len(ts) + int(((lo <= ts) & (ts <= hi) & (w not in (0, 1))).sum())
-def _outside(ts, w, lo, hi): return (a := torch.cat([ts[:-1], ts[1:]])).numel() + int((((a < lo) | (a > hi)) & (w not in (0, 1))).sum())
+def _calls(ts): return torch.cat([ts[:-1], ts[1:]])
+def _inside(t, lo, hi): return int(((lo <= t) & (t <= hi)).sum())
+
+
+def _first_ends(ts, w, lo, hi):
+    steps = len(ts) - 1
+    return 2 * steps + 2 * _inside(ts[:-1], lo, hi) * (w not in (0, 1))
+
+
+def _always_guided(ts, w, lo, hi): return len(_calls(ts)) * (1 if w in (0, 1) else 2)
+
+
+def _as_euler(ts, w, lo, hi):
+    steps = len(ts) - 1
+    return steps + _inside(ts[:-1], lo, hi) * (w not in (0, 1))
+
+
+def _skips_nothing(ts, w, lo, hi): return len(_calls(ts)) + _inside(_calls(ts), lo, hi)
+def _only_one_free(ts, w, lo, hi): return len(_calls(ts)) + _inside(_calls(ts), lo, hi) * (w != 1)
+def _only_above_one(ts, w, lo, hi): return len(_calls(ts)) + _inside(_calls(ts), lo, hi) * (w > 1)
+def _nothing_outside(ts, w, lo, hi): return _inside(_calls(ts), lo, hi) * (1 if w in (0, 1) else 2)
+def _each_time_once(ts, w, lo, hi): return len(ts) + _inside(ts, lo, hi) * (w not in (0, 1))
+
+
+def _outside(ts, w, lo, hi):
+    calls = len(_calls(ts))
+    return calls + (calls - _inside(_calls(ts), lo, hi)) * (w not in (0, 1))
+
 
 NFE = (
-    Mistake(_first_ends, "You took both calls of a step as asked at its beginning. Heun's second is asked at its end, which may lie on the other side of lo or hi."),
-    Mistake(_always_guided, "You doubled every call. Outside of lo to hi the scale is 1, and that asks once."),
-    Mistake(_as_euler, "This is Euler's cost. Heun asks twice a step, at its beginning and at its end."),
-    Mistake(_skips_nothing, "At w = 0 and w = 1 one of two predictions would be multiplied by 0: it isn't asked for."),
-    Mistake(_only_one_free, "At w = 0 one call is enough too: the one without a label."),
+    Mistake(_first_ends,
+            "You took both calls of a step to be at its beginning. Heun's second "
+            "call is at its end, which may lie on the other side of lo or hi."),
+    Mistake(_always_guided,
+            "You doubled every call. Outside the interval from lo to hi the scale is "
+            "1, and that takes one evaluation."),
+    Mistake(_as_euler,
+            "This is Euler's cost. Heun's method calls the model twice a step, at "
+            "its beginning and at its end."),
+    Mistake(_skips_nothing,
+            "At w = 0 and w = 1 one of the two predictions would be multiplied by 0: "
+            "it isn't evaluated."),
+    Mistake(_only_one_free, "At w = 0 one evaluation is enough as well: the one without a label."),
     Mistake(_only_above_one, "Scales below 1 other than 0 need both predictions as well."),
-    Mistake(_nothing_outside, "Outside of lo to hi there is no guidance, but the network is asked all the same, once."),
-    Mistake(_each_time_once, "Inner times are asked twice: at the end of one step and at the beginning of the next, at different x."),
-    Mistake(_outside, "You doubled the calls outside of lo to hi. Inside is where guidance is on."),
+    Mistake(_nothing_outside,
+            "Outside the interval from lo to hi there is no guidance, but the "
+            "network is still evaluated, once."),
+    Mistake(_each_time_once,
+            "The model is called twice at inner times: at the end of one step and at "
+            "the beginning of the next, at different x."),
+    Mistake(_outside,
+            "You doubled the calls outside the interval from lo to hi. Guidance is on inside it."),
 )
+
+
+def _nfe_cases() -> list[tuple]:
+    grids = ([0.0, 0.15, 0.45, 0.8, 1.0], [0.0, 0.3, 0.55, 0.6, 0.9, 1.0])
+    settings = (  # w, lo, hi
+        (3.0, 0.2, 0.7), (0.5, 0.0, 1.0), (1.0, 0.0, 1.0), (0.0, 0.2, 0.9),
+        (4.0, 0.6, 1.0), (-1.0, 0.0, 0.3), (2.0, 0.35, 0.4))
+    return [(torch.tensor(ts, dtype=torch.float64), *s) for ts in grids for s in settings]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #7c846d4a
 def slerp(a, b, s):
-    dot, lengths = (a * b).sum((1, 2, 3)), a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)
-    omega = (dot / lengths).clamp(-1, 1).acos()
-    p, q = ((share * omega).sin() / omega.sin() for share in (1 - s, s))
-    return p[:, None, None, None] * a + q[:, None, None, None] * b
+    "a and b (B, C, H, W), s (B,) in [0, 1] -> (B, C, H, W); a at s = 0, b at s = 1"
+    lengths = a.flatten(1).norm(dim=1) * b.flatten(1).norm(dim=1)
+    omega = ((a * b).sum((1, 2, 3)) / lengths).clamp(-1, 1).acos()
+    weight_a = ((1 - s) * omega).sin() / omega.sin()
+    weight_b = (s * omega).sin() / omega.sin()
+    return weight_a[:, None, None, None] * a + weight_b[:, None, None, None] * b
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #e22ab896
 def _angle(a, b): return torch.cosine_similarity(a.flatten(1), b.flatten(1)).acos()
+def _length(x): return _column(x.flatten(1).norm(dim=1))
 def _along(a, b, p, q): return _column(p) * a + _column(q) * b
+
+
 def _straight(a, b, s): return _along(a, b, 1 - s, s)
 def _right_angle(a, b, s): return _along(a, b, (s * torch.pi / 2).cos(), (s * torch.pi / 2).sin())
-def _rescaled(a, b, s): return (x := _straight(a, b, s)) / _column(x.flatten(1).norm(dim=1)) * _column(a.flatten(1).norm(dim=1))
-def _not_divided(a, b, s): return _along(a, b, ((1 - s) * (o := _angle(a, b))).sin(), (s * o).sin())
-def _swapped(a, b, s): return _along(a, b, (s * (o := _angle(a, b))).sin() / o.sin(), ((1 - s) * o).sin() / o.sin())
-def _cosines(a, b, s): return _along(a, b, (s * (o := _angle(a, b))).cos(), (s * o).sin())
+
+
+def _rescaled(a, b, s):
+    x = _straight(a, b, s)
+    return x / _length(x) * _length(a)
+
+
+def _not_divided(a, b, s):
+    omega = _angle(a, b)
+    return _along(a, b, ((1 - s) * omega).sin(), (s * omega).sin())
+
+
+def _swapped(a, b, s): return slerp(b, a, s)
+
+
+def _cosines(a, b, s):
+    omega = _angle(a, b)
+    return _along(a, b, (s * omega).cos(), (s * omega).sin())
+
+
 def _one_angle(a, b, s):
-    o = torch.cosine_similarity(a.flatten(), b.flatten(), 0).acos()
-    return _along(a, b, ((1 - s) * o).sin() / o.sin(), (s * o).sin() / o.sin())
+    omega = torch.cosine_similarity(a.flatten(), b.flatten(), 0).acos()
+    return _along(a, b, ((1 - s) * omega).sin() / omega.sin(), (s * omega).sin() / omega.sin())
+
+
 def _pixel_angles(a, b, s):
-    o = torch.cosine_similarity(a, b, 1).acos()[:, None]
-    return ((1 - _column(s)) * o).sin() / o.sin() * a + (_column(s) * o).sin() / o.sin() * b
+    omega = torch.cosine_similarity(a, b, 1).acos()[:, None]
+    s = _column(s)
+    return ((1 - s) * omega).sin() / omega.sin() * a + (s * omega).sin() / omega.sin() * b
+
+
 def _no_arccos(a, b, s):
-    o = torch.cosine_similarity(a.flatten(1), b.flatten(1))
-    return _along(a, b, ((1 - s) * o).sin() / o.sin(), (s * o).sin() / o.sin())
-def _unit(a, b, s): return slerp(a / _column(a.flatten(1).norm(dim=1)), b / _column(b.flatten(1).norm(dim=1)), s)
+    cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1))
+    return _along(a, b, ((1 - s) * cosine).sin() / cosine.sin(), (s * cosine).sin() / cosine.sin())
+
+
+def _unit(a, b, s): return slerp(a / _length(a), b / _length(b), s)
+
 
 SLERP = (
     Mistake(_straight, "This is the straight line, which cuts through the inside of the shell."),
-    Mistake(_right_angle, "Right for seeds at a right angle alone. Find the angle between a and b, and use it."),
-    Mistake(_rescaled, "You walked straight and stretched the result to the shell: the right arc, at a speed that isn't constant."),
+    Mistake(_right_angle,
+            "This is right only for seeds at a right angle. Find the angle between a "
+            "and b, and use it."),
+    Mistake(_rescaled,
+            "You interpolated along the straight line and stretched the result to "
+            "the shell: that is the right arc, at a speed that isn't constant."),
     Mistake(_not_divided, "At s = 0 this isn't a: both weights have to be divided by sin Ω."),
     Mistake(_swapped, "You begin at b. At s = 0 the result has to be a."),
-    Mistake(_cosines, "cos and sin are the weights for a right angle. For an angle Ω both are sines, of (1-s)Ω and of sΩ. Over what, so that s = 0 gives a?"),
-    Mistake(_one_angle, "You took one angle for the whole batch. Each picture has its own."),
-    Mistake(_pixel_angles, "You took an angle for every pixel. A picture is one vector: sum over all its values."),
-    Mistake(_no_arccos, "The scalar product of unit vectors is the cosine of the angle, not the angle."),
-    Mistake(_unit, "You scaled a and b to length 1 and left them there. Only the angle needs unit vectors."),
+    Mistake(_cosines,
+            "cos and sin are the weights for a right angle. For an angle Ω both are "
+            "sines, of (1-s)Ω and of sΩ. Over what, so that s = 0 gives a?"),
+    Mistake(_one_angle, "You took one angle for the whole batch. Each image has its own."),
+    Mistake(_pixel_angles,
+            "You took an angle for every pixel. An image is one vector: sum over all its values."),
+    Mistake(_no_arccos,
+            "The inner product of unit vectors is the cosine of the angle, not the angle."),
+    Mistake(_unit,
+            "You scaled a and b to length 1 and left them there. Only the angle "
+            "needs unit vectors."),
 )
+
+
+def _slerp_cases() -> list[tuple]:
+    cases = []
+    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+        n = shape[0]
+        a = normal(*shape, seed=3 + k)
+        b = normal(*shape, seed=5 + k)
+        size = torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=torch.float64)[:n, None, None, None]
+        near_a = 0.8 * a + 0.6 * b * size
+        cases.append((a, near_a, torch.linspace(0, 1, n, dtype=torch.float64)))
+        cases.append((a, b, 0.2 + 0.3 * uniform(n, seed=7)))
+    return cases
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #eb3d2e40
 def vendi(x):
+    "x (n, C, H, W) -> a scalar from 1 (all alike) to n (all at right angles)"
     f = torch.nn.functional.normalize(x.flatten(1))
-    values = torch.linalg.eigvalsh(f @ f.mT / len(x)).clamp(min=0)
-    return torch.xlogy(values, values).sum().neg().exp()
+    eigenvalues = torch.linalg.eigvalsh(f @ f.mT / len(x)).clamp(min=0)
+    entropy = -torch.xlogy(eigenvalues, eigenvalues).sum()
+    return entropy.exp()
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #57024661
-def _kernel(x): return (f := torch.nn.functional.normalize(x.flatten(1))) @ f.mT
-def _entropy(values): return -torch.xlogy(values.clamp(min=0), values.clamp(min=0)).sum()
-def _naive_logarithm(x): return (v := torch.linalg.eigvalsh(_kernel(x) / len(x))).log().mul(v).sum().neg().exp()
+def _entropy(p): return -torch.xlogy(p.clamp(min=0), p.clamp(min=0)).sum()
+
+
+def _kernel(x):
+    f = torch.nn.functional.normalize(x.flatten(1))
+    return f @ f.mT
+
+
+def _eigenvalues(x): return torch.linalg.eigvalsh(_kernel(x) / len(x))
+
+
+def _naive_logarithm(x):
+    p = _eigenvalues(x)
+    return (-(p.log() * p).sum()).exp()
+
+
 def _not_by_n(x): return _entropy(torch.linalg.eigvalsh(_kernel(x))).exp()
-def _not_exp(x): return _entropy(torch.linalg.eigvalsh(_kernel(x) / len(x)))
-def _sign(x): return (-_entropy(torch.linalg.eigvalsh(_kernel(x) / len(x)))).exp()
-def _base_two(x): return (_entropy(torch.linalg.eigvalsh(_kernel(x) / len(x))) / torch.log(torch.tensor(2.0))).exp()
-def _correlations(x): return _entropy(torch.linalg.eigvalsh(torch.corrcoef(x.flatten(1)) / len(x))).exp()
-def _not_scaled(x): return _entropy(torch.linalg.eigvalsh((f := x.flatten(1)) @ f.mT / len(x))).exp()
-def _trace_one(x): return _entropy(torch.linalg.eigvalsh((f := x.flatten(1)) @ f.mT) / x.square().sum()).exp()
+def _not_exp(x): return _entropy(_eigenvalues(x))
+def _sign(x): return (-_entropy(_eigenvalues(x))).exp()
+def _base_two(x): return (_entropy(_eigenvalues(x)) / math.log(2)).exp()
+
+
+def _correlations(x):
+    return _entropy(torch.linalg.eigvalsh(torch.corrcoef(x.flatten(1)) / len(x))).exp()
+
+
+def _not_scaled(x):
+    f = x.flatten(1)
+    return _entropy(torch.linalg.eigvalsh(f @ f.mT / len(x))).exp()
+
+
+def _trace_one(x):
+    f = x.flatten(1)
+    return _entropy(torch.linalg.eigvalsh(f @ f.mT) / x.square().sum()).exp()
+
+
 def _entries(x): return _entropy(_kernel(x) / len(x)).exp()
-def _inverse_square(x): return 1 / torch.linalg.eigvalsh(_kernel(x) / len(x)).square().sum()
+def _inverse_square(x): return 1 / _eigenvalues(x).square().sum()
+
 
 VENDI = (
-    Mistake(_naive_logarithm, "Copies give eigenvalues that are 0, or below it by rounding, and their logarithm spoils the sum. Count 0·log 0 as 0."),
+    Mistake(_naive_logarithm,
+            "Copies give eigenvalues that are 0, or below it by rounding, and their "
+            "logarithm spoils the sum. Count 0·log 0 as 0."),
     Mistake(_not_by_n, "The eigenvalues have to add up to 1: divide the matrix by n."),
-    Mistake(_not_exp, "This is the entropy. Its exponential is a number of pictures."),
-    Mistake(_sign, "A sign: the entropy is *minus* the sum, so that more variety gives more."),
+    Mistake(_not_exp, "This is the entropy. Its exponential is a number of images."),
+    Mistake(_sign,
+            "Wrong sign: the entropy is *minus* the sum, so that more variety gives "
+            "a higher score."),
     Mistake(_base_two, "You mixed a logarithm to the base 2 with exp. Use the natural logarithm."),
-    Mistake(_correlations, "These are correlations: you took each picture's mean away first. The inner products of the pictures as they are were asked for."),
-    Mistake(_not_scaled, "Scale each picture to length 1 first, else bright pictures count more."),
-    Mistake(_trace_one, "You scaled all pictures by one number. Scale each to length 1."),
-    Mistake(_entries, "You took the entropy of the matrix's entries. Take that of its eigenvalues."),
-    Mistake(_inverse_square, "One over the sum of squares is another such number (order 2). The exponential of the entropy was asked for."),
+    Mistake(_correlations,
+            "These are correlations: you subtracted each image's mean first. Take "
+            "the inner products of the images as they are."),
+    Mistake(_not_scaled, "Scale each image to length 1 first; otherwise bright images count more."),
+    Mistake(_trace_one, "You scaled all images by one number. Scale each to length 1."),
+    Mistake(_entries,
+            "You took the entropy of the matrix's entries. Take that of its eigenvalues."),
+    Mistake(_inverse_square,
+            "One over the sum of squares is another such number (order 2). The Vendi "
+            "score is the exponential of the entropy."),
 )
+
+
+def _vendi_cases() -> list[tuple]:
+    a = normal(5, 3, 4, 4, seed=8)
+    corners = torch.eye(4, dtype=torch.float64).reshape(4, 1, 2, 2)
+    copies = torch.cat([a[:2], 3 * a[:2], a[2:4]])
+    return [(a + 1,), (corners,), (copies,), (2.0 + normal(6, 1, 3, 3, seed=9),)]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #eecb387a
 def thresholded_velocity(x, velocity, t, q):
+    "x and velocity (B, C, H, W), t < 1 and q in (0, 1) numbers -> the velocity, (B, C, H, W)"
     x1 = x + (1 - t) * velocity
     m = x1.abs().flatten(1).quantile(q, 1).clamp(min=1)[:, None, None, None]
     return (x1.clamp(-m, m) / m - x) / (1 - t)
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #1ff9d304
 def _x1(x, velocity, t): return x + (1 - t) * velocity
-def _limit(x1, q): return _column(x1.abs().flatten(1).quantile(q, 1))
-def _as_velocity(x, x1, t): return (x1 - x) / (1 - t)
-def _only_x1(x, velocity, t, q): return (x1 := _x1(x, velocity, t)).clamp(-(m := _limit(x1, q).clamp(min=1)), m) / m
-def _may_stretch(x, velocity, t, q): return _as_velocity(x, (x1 := _x1(x, velocity, t)).clamp(-(m := _limit(x1, q)), m) / m, t)
-def _not_scaled_down(x, velocity, t, q): return _as_velocity(x, (x1 := _x1(x, velocity, t)).clamp(-(m := _limit(x1, q).clamp(min=1)), m), t)
-def _not_cut(x, velocity, t, q): return _as_velocity(x, (x1 := _x1(x, velocity, t)) / _limit(x1, q).clamp(min=1), t)
-def _statically(x, velocity, t, q): return _as_velocity(x, _x1(x, velocity, t).clamp(-1, 1), t)
-def _one_limit(x, velocity, t, q): return _as_velocity(x, (x1 := _x1(x, velocity, t)).clamp(-(m := x1.abs().quantile(q).clamp(min=1)), m) / m, t)
-def _of_the_velocity(x, velocity, t, q): return velocity.clamp(-(m := _limit(velocity, q).clamp(min=1)), m) / m
+def _velocity(x, x1, t): return (x1 - x) / (1 - t)
+def _quantile(x1, q): return _column(x1.abs().flatten(1).quantile(q, 1))
+
+
+def _only_x1(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = _quantile(x1, q).clamp(min=1)
+    return x1.clamp(-m, m) / m
+
+
+def _may_stretch(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = _quantile(x1, q)
+    return _velocity(x, x1.clamp(-m, m) / m, t)
+
+
+def _not_scaled_down(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = _quantile(x1, q).clamp(min=1)
+    return _velocity(x, x1.clamp(-m, m), t)
+
+
+def _not_clipped(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    return _velocity(x, x1 / _quantile(x1, q).clamp(min=1), t)
+
+
+def _statically(x, velocity, t, q): return _velocity(x, _x1(x, velocity, t).clamp(-1, 1), t)
+
+
+def _one_quantile(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = x1.abs().quantile(q).clamp(min=1)
+    return _velocity(x, x1.clamp(-m, m) / m, t)
+
+
+def _of_the_velocity(x, velocity, t, q):
+    m = _quantile(velocity, q).clamp(min=1)
+    return velocity.clamp(-m, m) / m
+
+
 def _old_noise(x, velocity, t, q): return _only_x1(x, velocity, t, q) - (x - t * velocity)
-def _signed(x, velocity, t, q): return _as_velocity(x, (x1 := _x1(x, velocity, t)).clamp(-(m := _column(x1.flatten(1).quantile(q, 1)).clamp(min=1)), m) / m, t)
+
+
+def _signed(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = _column(x1.flatten(1).quantile(q, 1)).clamp(min=1)
+    return _velocity(x, x1.clamp(-m, m) / m, t)
+
+
 def _not_divided_by_time(x, velocity, t, q): return _only_x1(x, velocity, t, q) - x
 
-THRESHOLD = (
+
+DYNAMIC = (
     Mistake(_only_x1, "This is the new x1. The solver wants the velocity that belongs to it."),
-    Mistake(_may_stretch, "Pictures whose quantile is below 1 were stretched. m is at least 1."),
+    Mistake(_may_stretch, "Images whose quantile is below 1 were stretched. m is at least 1."),
     Mistake(_not_scaled_down, "You clipped, but didn't divide by m."),
-    Mistake(_not_cut, "You divided by m without clipping first: the largest values still lie beyond 1."),
-    Mistake(_statically, "This is static thresholding: clipping at 1, which flattens everything beyond. Here the limit is a quantile."),
-    Mistake(_one_limit, "You took one quantile for the whole batch. Each picture has its own m."),
-    Mistake(_of_the_velocity, "You thresholded the velocity. Find x1 first, threshold that, and go back to a velocity."),
-    Mistake(_old_noise, "You kept the old noise: then x is no longer t·x1 + (1-t)·eps. Find the noise that belongs to the new x1 at the same x."),
-    Mistake(_signed, "The quantile is that of the absolute values: dark burns out as bright does."),
-    Mistake(_not_divided_by_time, "x1 - x is the way that is left. Divide by the time that is left for it."),
+    Mistake(_not_clipped,
+            "You divided by m without clipping first: the largest values still lie beyond 1."),
+    Mistake(_statically,
+            "This is static thresholding: clipping at 1, which flattens everything "
+            "beyond. Here the limit is a quantile."),
+    Mistake(_one_quantile, "You took one quantile for the whole batch. Each image has its own m."),
+    Mistake(_of_the_velocity,
+            "You thresholded the velocity. Find x1 first, threshold that, and go "
+            "back to a velocity."),
+    Mistake(_old_noise,
+            "You kept the old noise: then x is no longer t·x1 + (1-t)·eps. Find the "
+            "noise that belongs to the new x1 at the same x."),
+    Mistake(_signed,
+            "The quantile is that of the absolute values: dark areas burn out as bright ones do."),
+    Mistake(_not_divided_by_time,
+            "x1 - x is the distance that is left. Divide by the time that is left for it."),
 )
+
+
+def _threshold_cases() -> list[tuple]:
+    cases = []
+    for shape, t, q in (((3, 4, 4), 0.3, 0.9), ((1, 5, 4), 0.7, 0.95), ((3, 4, 4), 0.0, 0.8)):
+        # The first image stays below 1.
+        size = torch.tensor([0.2, 1.0, 2.5], dtype=torch.float64)[:, None, None, None]
+        x = size * normal(3, *shape, seed=10)
+        velocity = size * (normal(3, *shape, seed=11) - 0.2)
+        cases.append((x, velocity, t, q))
+    return cases
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #9a3de5b6
 def undo_euler(u, x_s, t, s, rounds):
+    "u(x, t) a field, x_s (B, D), t < s, rounds: how many evaluations of u -> x at time t, (B, D)"
     x = x_s
     for _ in range(rounds): x = x_s - (s - t) * u(x, t)
     return x
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b9cd844c
-def _repeat(u, x_s, t, s, rounds, new):
+def _at_s(u, x_s, t, s, rounds):
+    return undo_euler(lambda x, _: u(x, s), x_s, t, s, rounds)
+
+
+def _walks_on(u, x_s, t, s, rounds):
     x = x_s
-    for _ in range(rounds): x = new(x)
+    for _ in range(rounds): x = x - (s - t) * u(x, t)
     return x
 
 
-def _asked_at_s(u, x_s, t, s, rounds): return _repeat(u, x_s, t, s, rounds, lambda x: x_s - (s - t) * u(x, s))
-def _walks_on(u, x_s, t, s, rounds): return _repeat(u, x_s, t, s, rounds, lambda x: x - (s - t) * u(x, t))
-def _small_steps(u, x_s, t, s, rounds): return _repeat(u, x_s, t, s, rounds, lambda x: x - (s - t) / rounds * u(x, t))
-def _forwards(u, x_s, t, s, rounds): return _repeat(u, x_s, t, s, rounds, lambda x: x_s + (s - t) * u(x, t))
+def _small_steps(u, x_s, t, s, rounds):
+    x = x_s
+    for _ in range(rounds): x = x - (s - t) / rounds * u(x, t)
+    return x
+
+
+def _forwards(u, x_s, t, s, rounds):
+    x = x_s
+    for _ in range(rounds): x = x_s + (s - t) * u(x, t)
+    return x
+
+
 def _once(u, x_s, t, s, rounds): return x_s - (s - t) * u(x_s, t)
 def _once_more(u, x_s, t, s, rounds): return undo_euler(u, x_s, t, s, rounds + 1)
 def _once_less(u, x_s, t, s, rounds): return undo_euler(u, x_s, t, s, rounds - 1)
-def _half(u, x_s, t, s, rounds): return _repeat(u, x_s, t, s, rounds, lambda x: (x + x_s - (s - t) * u(x, t)) / 2)
+
+
+def _half(u, x_s, t, s, rounds):
+    x = x_s
+    for _ in range(rounds): x = (x + x_s - (s - t) * u(x, t)) / 2
+    return x
+
 
 UNDO = (
-    Mistake(_asked_at_s, "The Euler step asked the field at t. Undoing it asks there too, not at s."),
-    Mistake(_walks_on, "You walk on from the last guess. Each new guess starts at x_s: x = x_s - (s-t)·u(last guess, t)."),
-    Mistake(_small_steps, "These are smaller steps back along the ODE. Here *one* Euler step has to be undone exactly."),
-    Mistake(_forwards, "A sign: from x_s you have to go back."),
-    Mistake(_once, "One round only. Put the new guess in again, `rounds` times."),
-    Mistake(_once_more, "You asked the field once too often: begin with x_s itself as the first guess."),
-    Mistake(_once_less, "You asked the field once too seldom: the first guess is x_s, and each round asks once."),
-    Mistake(_half, "You averaged with the old guess. That comes to the same end, more slowly; take the whole step."),
+    Mistake(_at_s,
+            "The Euler step evaluated the field at t. Undoing it evaluates it there "
+            "too, not at s."),
+    Mistake(_walks_on,
+            "You step on from the last guess. Each new guess starts at x_s: x = x_s "
+            "- (s-t)·u(last guess, t)."),
+    Mistake(_small_steps,
+            "These are smaller steps back along the ODE. Here *one* Euler step has "
+            "to be undone exactly."),
+    Mistake(_forwards, "Wrong sign: from x_s you have to go back."),
+    Mistake(_once, "You did one round only. Insert the new guess again, `rounds` times."),
+    Mistake(_once_more,
+            "You evaluated the field once too often: begin with x_s itself as the first guess."),
+    Mistake(_once_less,
+            "You evaluated the field once too few times: the first guess is x_s, and "
+            "each round evaluates it once."),
+    Mistake(_half,
+            "You averaged with the old guess. That converges to the same point, more "
+            "slowly; take the whole step."),
 )
+
+
+def _waves(x: Tensor, t: float) -> Tensor: return torch.sin(2 * x + t) - (1 + t) * x.roll(1, 1)
+
+
+def _undo_cases() -> list[tuple]:
+    return [(_waves, normal(5, 2, seed=12), 0.3, 0.4, 1),
+            (_waves, normal(5, 2, seed=12), 0.3, 0.4, 3),
+            (_waves, normal(5, 3, seed=12), 0.5, 0.8, 2)]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b6987c9f
 EXERCISES = {
-    "preview": Exercise(preview, _preview_cases, PREVIEW, "Every frame on the right of the film is this line."),
-    "count_nfe": Exercise(count_nfe, _nfe_cases, NFE, "You know what a picture costs before you ask for it."),
-    "slerp": Exercise(slerp, _slerp_cases, SLERP, "Films that morph one picture into another are made with this."),
-    "vendi": Exercise(vendi, _vendi_cases, VENDI, "Contrast can't fool this measure: each picture counts as a direction."),
-    "thresholded_velocity": Exercise(thresholded_velocity, _threshold_cases, THRESHOLD, "Wrap a model in this, and strong guidance burns less."),
-    "undo_euler": Exercise(undo_euler, _undo_cases, UNDO, "Repeated guesses invert few large steps, where plain inversion drifts."),
+    "preview": Exercise(
+        preview, _preview_cases, PREVIEW,
+        "Every frame on the right of the film is this line."),
+    "count_nfe": Exercise(
+        count_nfe, _nfe_cases, NFE,
+        "You know what an image costs before you generate it."),
+    "slerp": Exercise(
+        slerp, _slerp_cases, SLERP,
+        "Films that morph one image into another are made with this."),
+    "vendi": Exercise(
+        vendi, _vendi_cases, VENDI,
+        "Contrast can't fool this measure: each image counts as a direction."),
+    "thresholded_velocity": Exercise(
+        thresholded_velocity, _threshold_cases, DYNAMIC,
+        "Wrap a model in this, and strong guidance burns less."),
+    "undo_euler": Exercise(
+        undo_euler, _undo_cases, UNDO,
+        "Repeated guesses invert a few large steps, where plain inversion drifts."),
 }

@@ -6,73 +6,75 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
 __all__ = ['TO_BYTES', 'NOISY', 'BY_TIME', 'SPECTRAL', 'EXERCISES', 'standardised_to_bytes', 'noisy_at', 'loss_by_time',
            'spectral_denoiser']
 
-# %% ../../nbs/solutions/12_pictures.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _byte_cases() -> list[tuple]:
-    mean, spread = torch.tensor([[0.49, 0.48, 0.45], [0.3, 0.5, 0.6]]).double(), torch.tensor([[0.25, 0.24, 0.26], [0.2, 0.3, 0.1]]).double()
-    # Pictures three pixels wide: numbers of the wrong axis fit too.
-    return [(2 * _normal(*shape, seed=k), mean[k], spread[k]) for k, shape in enumerate(((4, 3, 5, 3), (2, 3, 4, 3)))]
-
-
-def _noisy_cases() -> list[tuple]:
-    decibels = torch.tensor([-10.0, 0.0, 7.0, 20.0]).double()
-    scale = torch.tensor([0.3, 0.5, 0.8, 1.2]).double()[:, None, None, None]
-    return [(scale * _normal(*shape, seed=2) + 0.4, _normal(*shape, seed=3), decibels) for shape in ((4, 1, 5, 4), (4, 3, 4, 4))]
-
-
-def _loss_cases() -> list[tuple]:
-    t = torch.tensor([0.0, 0.1, 0.26, 0.3, 0.3125, 0.45, 0.9, 1.0, 0.8125]).double()  # nothing from 0.5 to 0.75
-    return [(_normal(9, c, 3, 4, seed=4) * (1 + t[:, None, None, None]), t, parts) for c, parts in ((1, 4), (3, 8))]
-
-
-
-def _spectral_cases() -> list[tuple]:
-    turns = lambda n: torch.fft.fftfreq(n, 1 / n, dtype=torch.float64)
-    power = lambda h, w, p: 3 / (0.5 + turns(h)[:, None] ** 2 + turns(w) ** 2) ** p
-    return [(_normal(3, 1, 6, 8, seed=5), power(6, 8, 1.0), 0.3), (_normal(2, 3, 5, 5, seed=6), power(5, 5, 1.4), 0.7)]
-
 # %% ../../nbs/solutions/12_pictures.ipynb #86c8133b
-def standardised_to_bytes(x, mean, spread):
-    unit = x * spread[:, None, None] + mean[:, None, None]
+def standardised_to_bytes(x, mean, std):
+    "x (B, 3, H, W), mean and std (3,), both of byte / 255 -> (B, 3, H, W) of torch.uint8"
+    unit = x * std[:, None, None] + mean[:, None, None]
     return (255 * unit).round().clamp(0, 255).to(torch.uint8)
 
 # %% ../../nbs/solutions/12_pictures.ipynb #a16b3c05
-def _as_bytes(unit): return (255 * unit).round().clamp(0, 255).to(torch.uint8)
-def _c(a): return a[:, None, None]
-def _wraps(x, mean, spread): return (255 * (x * _c(spread) + _c(mean))).round().to(torch.int64).to(torch.uint8)
-def _truncated(x, mean, spread): return (255 * (x * _c(spread) + _c(mean))).clamp(0, 255).to(torch.uint8)
-def _unit_range(x, mean, spread): return (x * _c(spread) + _c(mean)).round().clamp(0, 255).to(torch.uint8)
-def _two_sided(x, mean, spread): return _as_bytes((x * _c(spread) + _c(mean) + 1) / 2)
-def _wrong_order(x, mean, spread): return _as_bytes((x + _c(mean)) * _c(spread))
-def _standardised_again(x, mean, spread): return _as_bytes((x - _c(mean)) / _c(spread))
-def _along_the_width(x, mean, spread): return _as_bytes(x * spread + mean)
-def _as_256(x, mean, spread): return (256 * (x * _c(spread) + _c(mean))).round().clamp(0, 255).to(torch.uint8)
-def _cut_first(x, mean, spread): return _as_bytes(x.clamp(-1, 1) * _c(spread) + _c(mean))
+def _c(per_channel): return per_channel[:, None, None]
+def _unit(x, mean, std): return x * _c(std) + _c(mean)
+def _to_bytes(unit): return (255 * unit).round().clamp(0, 255).to(torch.uint8)
+
+
+def _wraps(x, mean, std): return (255 * _unit(x, mean, std)).round().to(torch.int64).to(torch.uint8)
+def _truncated(x, mean, std): return (255 * _unit(x, mean, std)).clamp(0, 255).to(torch.uint8)
+def _unit_range(x, mean, std): return _unit(x, mean, std).round().clamp(0, 255).to(torch.uint8)
+def _two_sided(x, mean, std): return _to_bytes((_unit(x, mean, std) + 1) / 2)
+def _wrong_order(x, mean, std): return _to_bytes((x + _c(mean)) * _c(std))
+def _standardised_again(x, mean, std): return _to_bytes((x - _c(mean)) / _c(std))
+def _along_the_width(x, mean, std): return _to_bytes(x * std + mean)
+def _as_256(x, mean, std): return (256 * _unit(x, mean, std)).round().clamp(0, 255).to(torch.uint8)
+def _clipped_first(x, mean, std): return _to_bytes(_unit(x.clamp(-1, 1), mean, std))
+
 
 TO_BYTES = (
-    Mistake(_wraps, "Numbers below 0 and above 255 have begun again at the other end: white specks in black, black ones in white. Cut off before you convert."),
-    Mistake(_truncated, "Everything is a little too dark: converting to bytes cuts the digits after the point. Round first."),
-    Mistake(_unit_range, "Your bytes are 0 and 1. mean and spread belong to byte / 255: multiply by 255."),
-    Mistake(_two_sided, "You treated the numbers as lying in [-1, 1]. Here mean and spread belong to byte / 255, in [0, 1]."),
-    Mistake(_wrong_order, "Undo in reverse order: the division by the spread came last, so it is undone first. Then add the mean."),
-    Mistake(_standardised_again, "You standardised once more. Turn it round: multiply by the spread, add the mean."),
-    Mistake(_along_the_width, "mean and spread of shape (3,) meet the last axis, the width. Shape them (3, 1, 1), so that they meet the channels."),
+    Mistake(_wraps,
+            "Numbers below 0 and above 255 have wrapped around: white specks in "
+            "black, black ones in white. Clip before you convert."),
+    Mistake(_truncated,
+            "Everything is a little too dark: converting to bytes drops the digits "
+            "after the point. Round first."),
+    Mistake(_unit_range,
+            "Your bytes are 0 and 1. Mean and standard deviation are those of byte / "
+            "255: multiply by 255."),
+    Mistake(_two_sided,
+            "You treated the numbers as lying in [-1, 1]. Here mean and standard "
+            "deviation are those of byte / 255, in [0, 1]."),
+    Mistake(_wrong_order,
+            "Undo the steps in reverse order: the division by the standard deviation "
+            "came last, so it is undone first. Then add the mean."),
+    Mistake(_standardised_again,
+            "You standardised once more. Do the opposite: multiply by the standard "
+            "deviation, then add the mean."),
+    Mistake(_along_the_width,
+            "Mean and standard deviation of shape (3,) meet the last axis, the "
+            "width. Shape them (3, 1, 1), so that they meet the channels."),
     Mistake(_as_256, "The largest byte is 255, not 256."),
-    Mistake(_cut_first, "You cut off the standardised numbers at -1 and 1. They may be larger: cut off at the range of bytes, at the end."),
+    Mistake(_clipped_first,
+            "You clipped the standardised numbers at -1 and 1. They may be larger: "
+            "clip to the range of bytes, at the end."),
 )
+
+
+def _byte_cases() -> list[tuple]:
+    means = torch.tensor([[0.49, 0.48, 0.45], [0.3, 0.5, 0.6]]).double()
+    stds = torch.tensor([[0.25, 0.24, 0.26], [0.2, 0.3, 0.1]]).double()
+    # Images three pixels wide: numbers on the wrong axis fit too.
+    shapes = ((4, 3, 5, 3), (2, 3, 4, 3))
+    return [(2 * normal(*shapes[k], seed=k), means[k], stds[k]) for k in range(2)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #d63fc226
 def noisy_at(x1, eps, decibels):
+    "x1 and eps (B, C, H, W), decibels (B,) -> x_t (B, C, H, W), each image at a time t of its own"
     variance = x1.flatten(1).var(1, unbiased=False)
     r = (10 ** (decibels / 10) / variance).sqrt()
     t = (r / (1 + r))[:, None, None, None]
@@ -85,119 +87,231 @@ def _mixed(x1, eps, r, shape=(-1, 1, 1, 1)):
 
 
 def _variance(x1): return x1.flatten(1).var(1, unbiased=False)
+def _ratio(x1, d): return (10 ** (d / 10) / _variance(x1)).sqrt()
+
+
 def _as_amplitude(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 20) / _variance(x1)).sqrt())
 def _unit_variance(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10)).sqrt())
-def _mean_square(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) / x1.square().flatten(1).mean(1)).sqrt())
-def _one_less(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) / x1.flatten(1).var(1)).sqrt())
-def _of_the_batch(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) / x1.var(unbiased=False)).sqrt())
+
+
+def _mean_square(x1, eps, d):
+    return _mixed(x1, eps, (10 ** (d / 10) / x1.square().flatten(1).mean(1)).sqrt())
+
+
+def _unbiased(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) / x1.flatten(1).var(1)).sqrt())
+
+
+def _of_the_batch(x1, eps, d):
+    return _mixed(x1, eps, (10 ** (d / 10) / x1.var(unbiased=False)).sqrt())
+
+
 def _no_root(x1, eps, d): return _mixed(x1, eps, 10 ** (d / 10) / _variance(x1))
-def _upside_down(x1, eps, d): return _mixed(x1, eps, (10 ** (-d / 10) / _variance(x1)).sqrt())
+def _upside_down(x1, eps, d): return _mixed(x1, eps, _ratio(x1, -d))
 def _multiplied(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) * _variance(x1)).sqrt())
 def _natural(x1, eps, d): return _mixed(x1, eps, ((d / 10).exp() / _variance(x1)).sqrt())
-def _along_width(x1, eps, d): return _mixed(x1, eps, (10 ** (d / 10) / _variance(x1)).sqrt(), (-1,))
-def _swapped(x1, eps, d): return _mixed(eps, x1, (10 ** (d / 10) / _variance(x1)).sqrt())
+def _along_width(x1, eps, d): return _mixed(x1, eps, _ratio(x1, d), shape=(-1,))
+def _swapped(x1, eps, d): return _mixed(eps, x1, _ratio(x1, d))
+
 
 NOISY = (
-    Mistake(_as_amplitude, "You divided the decibels by 20. That is for amplitudes; here they compare variances: 10^(d/10)."),
-    Mistake(_unit_variance, "You took the pictures' variance for 1. The signal in x_t has the variance alpha²·var(x1)."),
-    Mistake(_mean_square, "You took the mean square for the variance: subtract the mean of the picture first."),
-    Mistake(_one_less, "torch's var divides by the number of values minus one. Here it is divided by their number: unbiased=False."),
-    Mistake(_of_the_batch, "One variance for the whole batch. Each picture has its own: keep the first axis."),
-    Mistake(_no_root, "You found alpha²/sigma². On the path you need alpha/sigma: take the root."),
-    Mistake(_upside_down, "Many decibels should mean little noise; yours mean much. The signal stands above, the noise below."),
-    Mistake(_multiplied, "alpha²·var/sigma² is given, so alpha²/sigma² is that number *divided* by the variance."),
+    Mistake(_as_amplitude,
+            "You divided the decibels by 20. That is for amplitudes; here they "
+            "compare variances: 10^(d/10)."),
+    Mistake(_unit_variance,
+            "You took the variance of the images to be 1. The signal in x_t has the "
+            "variance alpha²·var(x1)."),
+    Mistake(_mean_square,
+            "You took the mean square for the variance: subtract the mean of the image first."),
+    Mistake(_unbiased,
+            "torch's var divides by the number of values minus one. Here the "
+            "variance divides by their number: unbiased=False."),
+    Mistake(_of_the_batch,
+            "You took one variance for the whole batch. Each image has its own: keep "
+            "the first axis."),
+    Mistake(_no_root,
+            "You found alpha²/sigma². On the path you need alpha/sigma: take the square root."),
+    Mistake(_upside_down,
+            "Many decibels should mean little noise; yours mean much. The signal is "
+            "the numerator, the noise the denominator."),
+    Mistake(_multiplied,
+            "alpha²·var/sigma² is given, so alpha²/sigma² is that number *divided* "
+            "by the variance."),
     Mistake(_natural, "Decibels use the logarithm to base 10: 10^(d/10), not exp(d/10)."),
     Mistake(_along_width, "t of shape (B,) met the last axis, the width. Shape it (B, 1, 1, 1)."),
-    Mistake(_swapped, "You mixed with alpha and sigma exchanged: alpha = t belongs to the picture."),
+    Mistake(_swapped, "You mixed with alpha and sigma exchanged: alpha = t belongs to the image."),
 )
+
+
+def _noisy_cases() -> list[tuple]:
+    decibels = torch.tensor([-10.0, 0.0, 7.0, 20.0]).double()
+    scale = torch.tensor([0.3, 0.5, 0.8, 1.2]).double()[:, None, None, None]
+    shapes = ((4, 1, 5, 4), (4, 3, 4, 4))
+    return [(scale * normal(*s, seed=2) + 0.4, normal(*s, seed=3), decibels) for s in shapes]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #290894b1
 def loss_by_time(error, t, parts):
+    "error (B, C, H, W), t (B,) in [0, 1], parts a number -> the mean square in each part, (parts,)"
     part = (t * parts).long().clamp(max=parts - 1)
     total = torch.bincount(part, weights=error.square().flatten(1).mean(1), minlength=parts)
     return total / torch.bincount(part, minlength=parts)
 
 # %% ../../nbs/solutions/12_pictures.ipynb #5697dc94
-def _binned(values, part, parts):
-    part = part.long().clamp(0, parts - 1)
-    return torch.bincount(part, weights=values, minlength=parts), torch.bincount(part, minlength=parts)
+def _sums(values, position, parts):
+    part = position.long().clamp(0, parts - 1)
+    return torch.bincount(part, weights=values, minlength=parts)
+
+
+def _means(values, position, parts):
+    return _sums(values, position, parts) / _sums(torch.ones_like(values), position, parts)
 
 
 def _squares(error): return error.square().flatten(1).mean(1)
-def _ratio(a): return a[0] / a[1]
-def _nearest(error, t, parts): return _ratio(_binned(_squares(error), (t * parts).round(), parts))
-def _over_parts(error, t, parts): return _ratio(_binned(_squares(error), (t * (parts - 1)).floor(), parts))
-def _sums(error, t, parts): return _binned(_squares(error), t * parts, parts)[0]
-def _over_batch(error, t, parts): return _sums(error, t, parts) / len(t)
-def _over_pixels(error, t, parts): return _ratio(_binned(error.square().flatten(1).sum(1), t * parts, parts))
-def _absolute(error, t, parts): return _ratio(_binned(error.abs().flatten(1).mean(1), t * parts, parts))
+
+
+def _nearest(error, t, parts): return _means(_squares(error), (t * parts).round(), parts)
+def _one_part_less(error, t, parts): return _means(_squares(error), t * (parts - 1), parts)
+def _not_divided(error, t, parts): return _sums(_squares(error), t * parts, parts)
+def _over_batch(error, t, parts): return _not_divided(error, t, parts) / len(t)
+def _over_pixels(error, t, parts): return _means(error.square().flatten(1).sum(1), t * parts, parts)
+def _absolute(error, t, parts): return _means(error.abs().flatten(1).mean(1), t * parts, parts)
 def _rooted(error, t, parts): return loss_by_time(error, t, parts).sqrt()
 def _zero_if_empty(error, t, parts): return loss_by_time(error, t, parts).nan_to_num(0.0)
 def _without_the_end(error, t, parts): return loss_by_time(error[t < 1], t[t < 1], parts)
 def _end_first(error, t, parts): return loss_by_time(error, t % 1, parts)
 def _from_the_data(error, t, parts): return loss_by_time(error, t, parts).flip(0)
 
+
 BY_TIME = (
-    Mistake(_nearest, "You rounded t·parts to the nearest number. The part is the whole number below: 0.3·4 = 1.2 and 0.45·4 = 1.8 both lie in part 1."),
-    Mistake(_over_parts, "You multiplied t by parts - 1, so the last part holds t = 1 alone. Multiply by parts, and give t = 1 to the last one."),
-    Mistake(_sums, "These are sums. Divide each by how many samples fell into that part."),
-    Mistake(_over_batch, "You divided by the whole batch. Divide each part by its own number of samples."),
-    Mistake(_over_pixels, "You summed over the pixels of a picture. Take their mean, so that the loss doesn't grow with the picture."),
+    Mistake(_nearest,
+            "You rounded t·parts to the nearest number. The part is the whole number "
+            "below: 0.3·4 = 1.2 and 0.45·4 = 1.8 both lie in part 1."),
+    Mistake(_one_part_less,
+            "You multiplied t by parts - 1, so the last part holds only t = 1. "
+            "Multiply by parts, and give t = 1 to the last one."),
+    Mistake(_not_divided, "These are sums. Divide each by how many samples fell into that part."),
+    Mistake(_over_batch,
+            "You divided by the whole batch. Divide each part by its own number of samples."),
+    Mistake(_over_pixels,
+            "You summed over the pixels of an image. Take their mean, so that the "
+            "loss doesn't grow with the image."),
     Mistake(_absolute, "You averaged the absolute error. The loss is the mean of squares."),
-    Mistake(_rooted, "You took a root. The loss is the mean square itself."),
-    Mistake(_zero_if_empty, "A part without samples shows a loss of 0, the best of all. Nobody knows it: nan."),
+    Mistake(_rooted, "You took a square root. The loss is the mean square itself."),
+    Mistake(_zero_if_empty,
+            "A part without samples shows a loss of 0, the best of all. Its loss is unknown: nan."),
     Mistake(_without_the_end, "t = 1 fell out. It belongs to the last part."),
-    Mistake(_end_first, "t = 1 landed in the first part, with the noise. It belongs to the last one."),
-    Mistake(_from_the_data, "Your curve runs backwards: the first part is the one that begins at t = 0."),
+    Mistake(_end_first,
+            "t = 1 landed in the first part, with the noise. It belongs to the last one."),
+    Mistake(_from_the_data,
+            "Your curve runs backwards: the first part is the one that begins at t = 0."),
 )
+
+
+def _loss_cases() -> list[tuple]:
+    # No time lies from 0.5 to 0.75: that part is empty.
+    t = torch.tensor([0.0, 0.1, 0.26, 0.3, 0.3125, 0.45, 0.9, 1.0, 0.8125]).double()
+    scale = (1 + t)[:, None, None, None]
+    return [(normal(9, c, 3, 4, seed=4) * scale, t, parts) for c, parts in ((1, 4), (3, 8))]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #6fbfb364
 def spectral_denoiser(x, power, t):
-    gain = t * power / (t**2 * power + (1 - t) ** 2)
-    return torch.fft.ifft2(torch.fft.fft2(x) * gain).real
+    "x (B, C, H, W), power (H, W), t in (0, 1), linear path -> the mean of x1, (B, C, H, W)"
+    alpha, sigma = t, 1 - t
+    wiener = alpha * power / (alpha**2 * power + sigma**2)
+    return torch.fft.ifft2(torch.fft.fft2(x) * wiener).real
 
 # %% ../../nbs/solutions/12_pictures.ipynb #e1cf3796
-def _filtered(x, gain): return torch.fft.ifft2(torch.fft.fft2(x) * gain).real
+def _wiener(power, t): return t * power / (t**2 * power + (1 - t) ** 2)
+def _complex(x, power, t): return torch.fft.ifft2(torch.fft.fft2(x) * _wiener(power, t))
+def _filtered(x, factor): return torch.fft.ifft2(torch.fft.fft2(x) * factor).real
+
+
 def _still_scaled(x, power, t): return _filtered(x, t**2 * power / (t**2 * power + (1 - t) ** 2))
 def _no_alpha_above(x, power, t): return _filtered(x, power / (t**2 * power + (1 - t) ** 2))
 def _no_alpha_at_all(x, power, t): return _filtered(x, power / (power + (1 - t) ** 2))
 def _sigma_not_squared(x, power, t): return _filtered(x, t * power / (t**2 * power + 1 - t))
-def _power_squared(x, power, t): return _filtered(x, t * power**2 / (t**2 * power**2 + (1 - t) ** 2))
-def _power_rooted(x, power, t): return _filtered(x, t * power.sqrt() / (t**2 * power.sqrt() + (1 - t) ** 2))
-def _shifted(x, power, t): return torch.fft.ifft2(torch.fft.fftshift(torch.fft.fft2(x), (-2, -1)) * (t * power / (t**2 * power + (1 - t) ** 2))).real
+def _power_squared(x, power, t): return _filtered(x, _wiener(power**2, t))
+def _power_rooted(x, power, t): return _filtered(x, _wiener(power.sqrt(), t))
+
+
+def _shifted(x, power, t):
+    waves = torch.fft.fftshift(torch.fft.fft2(x), (-2, -1))
+    return torch.fft.ifft2(waves * _wiener(power, t)).real
+
+
 def _power_shifted(x, power, t): return spectral_denoiser(x, torch.fft.fftshift(power), t)
-def _size_only(x, power, t): return torch.fft.ifft2(torch.fft.fft2(x) * (t * power / (t**2 * power + (1 - t) ** 2))).abs()
+def _size_only(x, power, t): return _complex(x, power, t).abs()
 def _the_noise(x, power, t): return _filtered(x, (1 - t) / (t**2 * power + (1 - t) ** 2))
 def _switched(x, power, t): return _filtered(x, (t**2 * power > (1 - t) ** 2) / t)
-def _not_transformed(x, power, t): return x * (t * power / (t**2 * power + (1 - t) ** 2))
+def _not_transformed(x, power, t): return x * _wiener(power, t)
 def _inverse_only(x, power, t): return x / t
+
+
 def _not_unitary(x, power, t):
     noise = (1 - t) ** 2 * x.shape[2] * x.shape[3]
     return _filtered(x, t * power / (t**2 * power + noise))
-def _complex(x, power, t): return torch.fft.ifft2(torch.fft.fft2(x) * (t * power / (t**2 * power + (1 - t) ** 2)))
+
 
 SPECTRAL = (
     Mistake(_still_scaled, "This is the mean of alpha·x1. Divide by alpha."),
-    Mistake(_no_alpha_above, "One alpha is missing above: the covariance of x1 and x_t is alpha·S."),
-    Mistake(_no_alpha_at_all, "You forgot that the signal in x_t is alpha·x1: S alone would be right for x = x1 + sigma·eps."),
+    Mistake(_no_alpha_above,
+            "An alpha is missing in the numerator: the covariance of x1 and x_t is alpha·S."),
+    Mistake(_no_alpha_at_all,
+            "You forgot that the signal in x_t is alpha·x1: S alone would be right "
+            "for x = x1 + sigma·eps."),
     Mistake(_sigma_not_squared, "The noise in x_t has the variance sigma², not sigma."),
     Mistake(_power_squared, "You squared the power. It is a variance already."),
-    Mistake(_power_rooted, "You took the root of the power. The variance itself goes into the formula."),
-    Mistake(_shifted, "You shifted the coefficients with fftshift; the power is in the order of fft2, frequency 0 first."),
-    Mistake(_power_shifted, "You shifted the power with fftshift. It already is in the order of fft2, frequency 0 first."),
-    Mistake(_size_only, "You took the absolute value at the end, and dark parts have become bright. Take the real part."),
-    Mistake(_the_noise, "This is the mean of eps. The mean of x1 was asked for."),
-    Mistake(_switched, "You kept or dropped each wave as a whole. The mean turns each down by as much as it is in doubt."),
-    Mistake(_not_transformed, "You multiplied pixels by what belongs to waves. Transform x first, and back afterwards."),
-    Mistake(_not_unitary, "You gave the noise the variance H·W·sigma² that it has in fft2 as it stands, but S belongs to the unitary transform (norm=\"ortho\"): there it is sigma²."),
-    Mistake(_complex, "You returned complex numbers. Their imaginary parts are rounding alone: take the real part."),
-    Mistake(_inverse_only, "x / alpha keeps all of the noise. Weigh each wave by how much of it is signal."),
+    Mistake(_power_rooted,
+            "You took the square root of the power. The variance itself goes into the formula."),
+    Mistake(_shifted,
+            "You shifted the coefficients with fftshift; the power is in the order "
+            "of fft2, frequency 0 first."),
+    Mistake(_power_shifted,
+            "You shifted the power with fftshift. It is already in the order of "
+            "fft2, frequency 0 first."),
+    Mistake(_size_only,
+            "You took the absolute value at the end, which turns negative values "
+            "positive. Take the real part."),
+    Mistake(_the_noise, "This is the mean of eps. Return the mean of x1."),
+    Mistake(_switched,
+            "You kept or dropped each wave as a whole. The mean shrinks each one the "
+            "more, the less certain it is."),
+    Mistake(_not_transformed,
+            "You multiplied pixels by factors that belong to waves. Transform x "
+            "first, and transform back afterwards."),
+    Mistake(_not_unitary,
+            "You gave the noise the variance H·W·sigma², which it has under the plain fft2, "
+            "but S belongs to the unitary transform (norm=\"ortho\"): there it is sigma²."),
+    Mistake(_complex,
+            "You returned complex numbers. Their imaginary parts are nothing but "
+            "rounding: take the real part."),
+    Mistake(_inverse_only,
+            "x / alpha keeps all of the noise. Weight each wave by how much of it is signal."),
 )
+
+
+def _power_law(h, w, exponent):
+    fy = torch.fft.fftfreq(h, 1 / h, dtype=torch.float64)[:, None]
+    fx = torch.fft.fftfreq(w, 1 / w, dtype=torch.float64)
+    return 3 / (0.5 + fy**2 + fx**2) ** exponent
+
+
+def _spectral_cases() -> list[tuple]:
+    return [(normal(3, 1, 6, 8, seed=5), _power_law(6, 8, 1.0), 0.3),
+            (normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #b6987c9f
 EXERCISES = {
-    "standardised_to_bytes": Exercise(standardised_to_bytes, _byte_cases, TO_BYTES, "Most classifiers and many diffusion models are trained on such numbers."),
-    "noisy_at": Exercise(noisy_at, _noisy_cases, NOISY, "You can compare noise levels between papers, engineers and data sets."),
-    "loss_by_time": Exercise(loss_by_time, _loss_cases, BY_TIME, "This curve says more about a training than its loss does."),
-    "spectral_denoiser": Exercise(spectral_denoiser, _spectral_cases, SPECTRAL, "This is the best linear denoiser of anything whose waves are uncorrelated, and it goes from coarse to fine."),
+    "standardised_to_bytes": Exercise(
+        standardised_to_bytes, _byte_cases, TO_BYTES,
+        "Most classifiers and many diffusion models are trained on such numbers."),
+    "noisy_at": Exercise(
+        noisy_at, _noisy_cases, NOISY,
+        "You can compare noise levels between papers, engineers and datasets."),
+    "loss_by_time": Exercise(
+        loss_by_time, _loss_cases, BY_TIME,
+        "This curve says more about a training run than its loss does."),
+    "spectral_denoiser": Exercise(
+        spectral_denoiser, _spectral_cases, SPECTRAL,
+        "This is the best linear denoiser of any data whose waves are "
+        "uncorrelated, and it works from coarse to fine."),
 }

@@ -10,244 +10,427 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['AVERAGE', 'KEEP', 'RATE', 'BLOCK', 'CLIP', 'LOSS', 'EXERCISES', 'debiased_average', 'keep_for', 'cosine_rate',
-           'block_of', 'clipped', 'uniform_loss']
-
-# %% ../../nbs/solutions/14_training.ipynb #df97eac8
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _average_cases() -> list[tuple]:
-    return [(torch.zeros(5, dtype=torch.float64), _normal(5, seed=0), 0, 0.9),
-            (0.7 * _normal(5, seed=1), _normal(5, seed=2), 3, 0.95), (_normal(4, seed=3), _normal(4, seed=4), 20, 0.8)]
-
-
-def _keep_cases() -> list[tuple]: return [(0.9995, 128, 512), (0.99, 64, 16), (0.9, 100, 300)]
-
-
-def _rate_cases() -> list[tuple]:
-    seen = torch.tensor([0.0, 500.0, 1000.0, 2500.0, 5500.0, 9000.0, 10_000.0], dtype=torch.float64)
-    return [(seen, 10_000, 1_000, 0.1), (seen, 10_000, 2_500, 0.0)]
-
-
-def _block_cases() -> list[tuple]:
-    shuffled = lambda n, seed: torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    orders = torch.stack([shuffled(10, seed) for seed in range(4)])
-    return [(orders, 4, 2, 0, 1), (orders, 4, 2, 1, 2), (orders, 6, 3, 1, 2), (orders, 12, 1, 2, 3)]
-
-
-def _gradient_cases() -> list[tuple]:
-    return [(_normal(3, 4, seed=5), 4 * _normal(6, seed=6), 1.0), (0.01 * _normal(3, 4, seed=7), 0.02 * _normal(6, seed=8), 1.0),
-            (_normal(2, 2, 2, seed=9), _normal(3, seed=10), 2.5)]
-
-
-def _loss_cases() -> list[tuple]:
-    t = _normal(50, seed=11).sigmoid()
-    return [(1 + t, t), (_normal(50, seed=12).square() + 1 - t, t), (torch.ones(6, dtype=torch.float64), _normal(6, seed=13).sigmoid())]
+__all__ = ['AVERAGE', 'HALF_LIFE', 'RATE', 'BLOCK', 'CLIP', 'UNIFORM_LOSS', 'EXERCISES', 'debiased_average', 'keep_for',
+           'cosine_rate', 'block_of', 'clipped', 'uniform_loss']
 
 # %% ../../nbs/solutions/14_training.ipynb #aec3ab77
 def debiased_average(total, weights, n, k):
+    "total and weights (P,), n >= 0 updates before, k in (0, 1) -> (new total, average), both (P,)"
     total = k * total + (1 - k) * weights
     return total, total / (1 - k ** (n + 1))
 
 # %% ../../nbs/solutions/14_training.ipynb #e482fbdb
-def _biased(total, weights, n, k): return (k * total + (1 - k) * weights,) * 2
+def _updated(total, weights, k): return k * total + (1 - k) * weights
+
+
+def _biased(total, weights, n, k):
+    total = _updated(total, weights, k)
+    return total, total
+
+
 def _one_update_late(total, weights, n, k):
-    total = k * total + (1 - k) * weights
+    total = _updated(total, weights, k)
     return total, total / (1 - k**n if n else 1)
+
+
 def _before_first(total, weights, n, k):
-    total = k * total + (1 - k) * weights
+    total = _updated(total, weights, k)
     return total, total / (1 - k**n)
+
+
 def _swapped(total, weights, n, k):
     total = (1 - k) * total + k * weights
     return total, total / (1 - k ** (n + 1))
-def _old_total(total, weights, n, k): return k * total + (1 - k) * weights, total / (1 - k ** (n + 1))
-def _keeps_divided(total, weights, n, k): return (((k * total + (1 - k) * weights) / (1 - k ** (n + 1))),) * 2
+
+
+def _old_total(total, weights, n, k):
+    return _updated(total, weights, k), total / (1 - k ** (n + 1))
+
+
+def _keeps_divided(total, weights, n, k):
+    average = _updated(total, weights, k) / (1 - k ** (n + 1))
+    return average, average
+
+
 def _multiplied(total, weights, n, k):
-    total = k * total + (1 - k) * weights
+    total = _updated(total, weights, k)
     return total, total * (1 - k ** (n + 1))
+
+
 def _not_weighted(total, weights, n, k):
     total = k * total + weights
     return total, total / (1 - k ** (n + 1))
+
+
 def _mean_of_all(total, weights, n, k):
-    total = k * total + (1 - k) * weights
+    total = _updated(total, weights, k)
     return total, total / (n + 1)
 
+
 AVERAGE = (
-    Mistake(_biased, "This average still contains the zero it began with. Divide by the sum of the weights given away."),
-    Mistake(_one_update_late, "n counts the updates *before* this one: after it there were n + 1."),
-    Mistake(_before_first, "At n = 0 you divide by 0. n counts the updates *before* this one: after it there were n + 1."),
-    Mistake(_swapped, "You swapped the shares: k is kept, 1 - k is new."),
-    Mistake(_old_total, "The average has to hold this update too: divide the *new* total."),
-    Mistake(_keeps_divided, "Return the total undivided: what is divided once must not go into the next update."),
-    Mistake(_multiplied, "The total is too small, because its weights sum to less than 1: divide, don't multiply."),
-    Mistake(_not_weighted, "The new weights enter with the share 1 - k, not whole."),
-    Mistake(_mean_of_all, "n + 1 is the number of updates. The weights given away sum to 1 - k^(n + 1)."),
+    Mistake(_biased,
+            "This average still contains the zero it began with. Divide by the sum "
+            "of the factors of all updates."),
+    Mistake(_one_update_late, "n counts the updates *before* this one: with it there are n + 1."),
+    Mistake(_before_first,
+            "At n = 0 you divide by 0. n counts the updates *before* this one: with "
+            "it there are n + 1."),
+    Mistake(_swapped, "You swapped the two fractions: k is kept, 1 - k is new."),
+    Mistake(_old_total, "The average has to include this update too: divide the *new* total."),
+    Mistake(_keeps_divided,
+            "Return the total undivided: what is divided once must not go into the next update."),
+    Mistake(_multiplied,
+            "The total is too small, because its factors sum to less than 1: divide, "
+            "don't multiply."),
+    Mistake(_not_weighted, "The new weights enter with the fraction 1 - k, not whole."),
+    Mistake(_mean_of_all,
+            "n + 1 is the number of updates. The factors of all updates sum to 1 - k^(n + 1)."),
 )
+
+
+def _average_cases() -> list[tuple]:
+    return [(torch.zeros(5, dtype=torch.float64), normal(5, seed=0), 0, 0.9),
+            (0.7 * normal(5, seed=1), normal(5, seed=2), 3, 0.95),
+            (normal(4, seed=3), normal(4, seed=4), 20, 0.8)]
 
 # %% ../../nbs/solutions/14_training.ipynb #b0165670
 def keep_for(k, batch, new_batch):
-    return batch * math.log(0.5) / math.log(k), k ** (new_batch / batch)
+    "k in (0, 1) at this batch -> (half-life in images, the k for new_batch that has the same)"
+    steps = math.log(0.5) / math.log(k)
+    return batch * steps, k ** (new_batch / batch)
 
 # %% ../../nbs/solutions/14_training.ipynb #c7ad7bbf
-def _in_steps(k, batch, new_batch): return math.log(0.5) / math.log(k), k ** (new_batch / batch)
-def _time_constant(k, batch, new_batch): return batch / (1 - k), k ** (new_batch / batch)
-def _e_fold(k, batch, new_batch): return -batch / math.log(k), k ** (new_batch / batch)
-def _other_way(k, batch, new_batch): return batch * math.log(0.5) / math.log(k), k ** (batch / new_batch)
-def _scaled(k, batch, new_batch): return batch * math.log(0.5) / math.log(k), k * batch / new_batch
-def _linear(k, batch, new_batch): return batch * math.log(0.5) / math.log(k), 1 - (1 - k) * new_batch / batch
-def _same_k(k, batch, new_batch): return batch * math.log(0.5) / math.log(k), k
-def _divided(k, batch, new_batch): return math.log(0.5) / math.log(k) / batch, k ** (new_batch / batch)
+def _half_life(k, batch): return batch * math.log(0.5) / math.log(k)
+def _new_k(k, batch, new_batch): return k ** (new_batch / batch)
 
-KEEP = (
-    Mistake(_in_steps, "Your half-life is in steps. Each step sees a batch of pictures."),
-    Mistake(_time_constant, "1 / (1 - k) steps is how long a weight is remembered on average. Half of it is gone earlier."),
-    Mistake(_e_fold, "After so many pictures a weight counts 1/e of what it did. Ask for one half."),
-    Mistake(_other_way, "The exponent is upside down: a larger batch takes fewer steps, and each of them must forget more."),
-    Mistake(_scaled, "k isn't proportional to anything: it is multiplied step by step. Think of powers."),
-    Mistake(_linear, "Close, while 1 - k is small: that is the first term of the power. The power itself is exact."),
-    Mistake(_same_k, "With the same k a larger batch remembers more pictures. k has to change."),
-    Mistake(_divided, "Steps times the batch are pictures; you divided."),
+
+def _in_steps(k, batch, new_batch): return _half_life(k, 1), _new_k(k, batch, new_batch)
+def _time_constant(k, batch, new_batch): return batch / (1 - k), _new_k(k, batch, new_batch)
+def _e_fold(k, batch, new_batch): return -batch / math.log(k), _new_k(k, batch, new_batch)
+def _other_way(k, batch, new_batch): return _half_life(k, batch), k ** (batch / new_batch)
+def _scaled(k, batch, new_batch): return _half_life(k, batch), k * batch / new_batch
+def _linear(k, batch, new_batch): return _half_life(k, batch), 1 - (1 - k) * new_batch / batch
+def _same_k(k, batch, new_batch): return _half_life(k, batch), k
+def _divided(k, batch, new_batch): return _half_life(k, 1) / batch, _new_k(k, batch, new_batch)
+
+
+HALF_LIFE = (
+    Mistake(_in_steps, "Your half-life is in steps. Each step sees a batch of images."),
+    Mistake(_time_constant,
+            "1 / (1 - k) steps is how long a weight is remembered on average. Half "
+            "of it is gone earlier."),
+    Mistake(_e_fold,
+            "After that many images a weight counts 1/e of what it did. The "
+            "half-life asks for one half."),
+    Mistake(_other_way,
+            "The exponent is upside down: a larger batch takes fewer steps, and each "
+            "of them must forget more."),
+    Mistake(_scaled,
+            "k isn't proportional to anything: it is multiplied step by step. Think of powers."),
+    Mistake(_linear,
+            "Close, while 1 - k is small: that is the first term of the power. The "
+            "power itself is exact."),
+    Mistake(_same_k, "With the same k a larger batch remembers more images. k has to change."),
+    Mistake(_divided, "Steps times the batch size gives images; you divided."),
 )
+
+
+def _keep_cases() -> list[tuple]: return [(0.9995, 128, 512), (0.99, 64, 16), (0.9, 100, 300)]
 
 # %% ../../nbs/solutions/14_training.ipynb #2b67e9ab
 def cosine_rate(seen, images, warmup, last):
+    "seen (n,) numbers of images, 0 to images -> (n,) fractions of lr"
     p = (seen - warmup) / (images - warmup)
     falling = last + (1 - last) * (1 + torch.cos(math.pi * p)) / 2
     return torch.where(seen < warmup, seen / warmup, falling)
 
 # %% ../../nbs/solutions/14_training.ipynb #381963e0
-def _way(seen, images, warmup): return (seen - warmup) / (images - warmup)
-def _wave(p): return (1 + torch.cos(math.pi * p)) / 2
-def _from_the_start(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, last + (1 - last) * _wave(seen / images))
-def _product(seen, images, warmup, last): return (seen / warmup).clamp(max=1) * (last + (1 - last) * _wave(seen / images))
-def _to_zero(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, _wave(_way(seen, images, warmup)))
-def _cut_off(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, _wave(_way(seen, images, warmup)).clamp(min=last))
-def _too_high(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, last + _wave(_way(seen, images, warmup)))
-def _straight(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, 1 - (1 - last) * _way(seen, images, warmup))
-def _no_warmup(seen, images, warmup, last): return last + (1 - last) * _wave(_way(seen, images, warmup).clamp(min=0))
-def _quarter(seen, images, warmup, last): return torch.where(seen < warmup, seen / warmup, last + (1 - last) * torch.cos(math.pi / 2 * _way(seen, images, warmup)))
-def _warm_from_last(seen, images, warmup, last): return torch.where(seen < warmup, last + (1 - last) * seen / warmup, last + (1 - last) * _wave(_way(seen, images, warmup)))
+def _p(seen, images, warmup): return (seen - warmup) / (images - warmup)
+def _cosine(p): return (1 + torch.cos(math.pi * p)) / 2
+def _after_warmup(seen, warmup, falling): return torch.where(seen < warmup, seen / warmup, falling)
+
+
+def _from_the_start(seen, images, warmup, last):
+    return _after_warmup(seen, warmup, last + (1 - last) * _cosine(seen / images))
+
+
+def _product(seen, images, warmup, last):
+    return (seen / warmup).clamp(max=1) * (last + (1 - last) * _cosine(seen / images))
+
+
+def _to_zero(seen, images, warmup, last):
+    return _after_warmup(seen, warmup, _cosine(_p(seen, images, warmup)))
+
+
+def _cut_off(seen, images, warmup, last):
+    return _after_warmup(seen, warmup, _cosine(_p(seen, images, warmup)).clamp(min=last))
+
+
+def _too_high(seen, images, warmup, last):
+    return _after_warmup(seen, warmup, last + _cosine(_p(seen, images, warmup)))
+
+
+def _straight(seen, images, warmup, last):
+    return _after_warmup(seen, warmup, 1 - (1 - last) * _p(seen, images, warmup))
+
+
+def _no_warmup(seen, images, warmup, last):
+    return last + (1 - last) * _cosine(_p(seen, images, warmup).clamp(min=0))
+
+
+def _quarter(seen, images, warmup, last):
+    quarter = torch.cos(math.pi / 2 * _p(seen, images, warmup))
+    return _after_warmup(seen, warmup, last + (1 - last) * quarter)
+
+
+def _warm_from_last(seen, images, warmup, last):
+    rising = last + (1 - last) * seen / warmup
+    falling = last + (1 - last) * _cosine(_p(seen, images, warmup))
+    return torch.where(seen < warmup, rising, falling)
+
 
 RATE = (
-    Mistake(_from_the_start, "Your cosine begins at 0 pictures, so the rate jumps when the warm-up ends. Begin it there."),
-    Mistake(_product, "You multiplied the two: the rate never reaches 1. First one, then the other."),
+    Mistake(_from_the_start,
+            "Your cosine begins at 0 images, so the rate jumps when the warm-up "
+            "ends. Begin it there."),
+    Mistake(_product,
+            "You multiplied the two: the rate never reaches 1. The warm-up comes "
+            "first, then the cosine."),
     Mistake(_to_zero, "Your cosine falls to 0. Stretch it so that it ends at `last`."),
-    Mistake(_cut_off, "You cut the cosine off at `last`; it then stays flat for a while. Stretch it instead."),
-    Mistake(_too_high, "You shifted the cosine up by `last`: it now begins at 1 + last. Stretch its range to [last, 1]."),
+    Mistake(_cut_off,
+            "You cut the cosine off at `last`; it then stays flat for a while. "
+            "Stretch it instead."),
+    Mistake(_too_high,
+            "You shifted the cosine up by `last`: it now begins at 1 + last. Stretch "
+            "its range to [last, 1]."),
     Mistake(_straight, "That is a straight line. The cosine leaves 1 and reaches `last` gently."),
-    Mistake(_no_warmup, "The warm-up is missing: below `warmup` pictures the rate is seen / warmup."),
-    Mistake(_quarter, "You used a quarter of the wave. Half of it, from 0 to pi, is flat at both ends."),
+    Mistake(_no_warmup, "The warm-up is missing: below `warmup` images the rate is seen / warmup."),
+    Mistake(_quarter,
+            "You used a quarter of the wave. Half of it, from 0 to pi, is flat at both ends."),
     Mistake(_warm_from_last, "The warm-up starts at 0; only the end is at `last`."),
 )
 
+
+def _rate_cases() -> list[tuple]:
+    cases = []
+    for warmup, last in ((1_000, 0.1), (2_500, 0.0)):
+        seen = torch.tensor([0.0, 500.0, 1000.0, 2500.0, 5500.0, 9000.0, 10_000.0]).double()
+        cases.append((seen, 10_000, warmup, last))
+    return cases
+
 # %% ../../nbs/solutions/14_training.ipynb #ff563fdf
 def block_of(orders, batch, step, rank, processes):
-    mine = batch // processes
-    first = step * batch + rank * mine
-    return orders.flatten()[first: first + mine]
+    "orders (epochs, n), batch a multiple of processes -> (batch / processes,) indices"
+    block = batch // processes
+    first = step * batch + rank * block
+    return orders.flatten()[first: first + block]
 
 # %% ../../nbs/solutions/14_training.ipynb #e69a799a
-def _strided(orders, batch, step, rank, processes): return orders.flatten()[step * batch: (step + 1) * batch][rank::processes]
-def _whole_batch(orders, batch, step, rank, processes): return orders.flatten()[step * batch: (step + 1) * batch]
-def _everyone_the_first(orders, batch, step, rank, processes): return orders.flatten()[step * batch: step * batch + batch // processes]
+def _batch(orders, batch, step): return orders.flatten()[step * batch: (step + 1) * batch]
+
+
+def _whole_batch(orders, batch, step, rank, processes): return _batch(orders, batch, step)
+
+
+def _strided(orders, batch, step, rank, processes):
+    return _batch(orders, batch, step)[rank::processes]
+
+
+def _everyone_the_first(orders, batch, step, rank, processes):
+    return _batch(orders, batch, step)[: batch // processes]
+
+
 def _first_epoch_again(orders, batch, step, rank, processes):
-    at = (step * batch + rank * (batch // processes) + torch.arange(batch // processes)) % orders.shape[1]
-    return orders[0][at]
-def _drops_the_rest(orders, batch, step, rank, processes):
-    each = max(1, orders.shape[1] // batch)
-    return orders[step // each][step % each * batch:][: batch][rank * (batch // processes):][: batch // processes]
+    block = batch // processes
+    first = step * batch + rank * block
+    return orders[0][torch.arange(first, first + block) % orders.shape[1]]
+
+
+def _drops_the_last(orders, batch, step, rank, processes):
+    block = batch // processes
+    steps_per_epoch = max(1, orders.shape[1] // batch)
+    epoch, step = divmod(step, steps_per_epoch)
+    first = step * batch
+    return orders[epoch][first: first + batch][rank * block: (rank + 1) * block]
+
+
 def _steps_of_its_own(orders, batch, step, rank, processes):
-    mine = batch // processes
-    return orders.flatten()[step * mine + rank * mine:][: mine]
-def _batch_each(orders, batch, step, rank, processes):
-    first = (step * processes + rank) * batch
-    return orders.flatten()[first: first + batch]
+    block = batch // processes
+    first = (step + rank) * block
+    return orders.flatten()[first: first + block]
+
+
+def _batch_for_each(orders, batch, step, rank, processes):
+    return _batch(orders, batch, step * processes + rank)
+
+
 def _by_column(orders, batch, step, rank, processes):
-    mine = batch // processes
-    return orders.T.flatten()[step * batch + rank * mine:][: mine]
+    return block_of(orders.T, batch, step, rank, processes)
+
 
 BLOCK = (
-    Mistake(_strided, "You dealt the batch out like cards. A block is a piece in one: the first process takes the first part."),
-    Mistake(_whole_batch, "Every process would see the whole batch. Cut it into `processes` parts."),
-    Mistake(_everyone_the_first, "Every process would see the first part of the batch. Where does `rank` come in?"),
-    Mistake(_first_epoch_again, "You went through the first order again and again. Each epoch has its own row."),
-    Mistake(_drops_the_rest, "You began each epoch with a new batch and dropped the pictures left over at its end. Batches go over the ends."),
-    Mistake(_steps_of_its_own, "All processes together move on by `batch` a step, not by one part of it: pictures would be seen twice."),
-    Mistake(_batch_each, "You gave each process a batch of its own. The batch is that of all processes together."),
+    Mistake(_strided,
+            "You dealt the batch out like cards. A block is contiguous: the first "
+            "process takes the first part."),
+    Mistake(_whole_batch,
+            "Every process would see the whole batch. Cut it into `processes` parts."),
+    Mistake(_everyone_the_first,
+            "Every process would see the first part of the batch. Where does `rank` come in?"),
+    Mistake(_first_epoch_again,
+            "You went through the first order again and again. Each epoch has its own row."),
+    Mistake(_drops_the_last,
+            "You began each epoch with a new batch and dropped the images left over "
+            "at its end. Batches run across the ends of epochs."),
+    Mistake(_steps_of_its_own,
+            "All processes together advance by `batch` a step, not by one part of "
+            "it: images would be seen twice."),
+    Mistake(_batch_for_each,
+            "You gave each process a batch of its own. The batch belongs to all "
+            "processes together."),
     Mistake(_by_column, "You read the orders column by column. An epoch is a row."),
 )
 
+
+def _orders(epochs: int, n: int) -> Tensor:
+    generators = [torch.Generator().manual_seed(epoch) for epoch in range(epochs)]
+    return torch.stack([torch.randperm(n, generator=g) for g in generators])
+
+
+def _block_cases() -> list[tuple]:
+    settings = ((4, 2, 0, 1), (4, 2, 1, 2), (6, 3, 1, 2), (12, 1, 2, 3))
+    return [(_orders(4, 10), *s) for s in settings]
+
 # %% ../../nbs/solutions/14_training.ipynb #468776cf
 def clipped(a, b, longest):
-    length = (a.square().sum() + b.square().sum()).sqrt()
-    factor = min(1.0, longest / length)
+    "two tensors of any shape, the parts of one gradient -> the two, clipped"
+    norm = (a.square().sum() + b.square().sum()).sqrt()
+    factor = min(1.0, longest / norm)
     return a * factor, b * factor
 
 # %% ../../nbs/solutions/14_training.ipynb #07cb61a8
-def _length(*parts): return sum(p.square().sum() for p in parts).sqrt()
-def _each_part(a, b, longest): return tuple(p * min(1.0, longest / _length(p)) for p in (a, b))
+def _norm(*parts): return sum(p.square().sum() for p in parts).sqrt()
+def _scaled_by(factor, a, b): return a * factor, b * factor
+
+
+def _each_part(a, b, longest):
+    return a * min(1.0, longest / _norm(a)), b * min(1.0, longest / _norm(b))
+
+
 def _each_value(a, b, longest): return a.clamp(-longest, longest), b.clamp(-longest, longest)
-def _always(a, b, longest): return tuple(p * longest / _length(a, b) for p in (a, b))
-def _sum_of_lengths(a, b, longest): return tuple(p * min(1.0, longest / (_length(a) + _length(b))) for p in (a, b))
-def _root_forgotten(a, b, longest): return tuple(p * min(1.0, longest / _length(a, b) ** 2) for p in (a, b))
-def _largest_value(a, b, longest): return tuple(p * min(1.0, longest / max(a.abs().max(), b.abs().max())) for p in (a, b))
+def _always(a, b, longest): return _scaled_by(longest / _norm(a, b), a, b)
+def _sum_of_norms(a, b, longest): return _scaled_by(min(1.0, longest / (_norm(a) + _norm(b))), a, b)
+def _no_root(a, b, longest): return _scaled_by(min(1.0, longest / _norm(a, b) ** 2), a, b)
+
+
+def _largest_value(a, b, longest):
+    largest = max(a.abs().max(), b.abs().max())
+    return _scaled_by(min(1.0, longest / largest), a, b)
+
+
 def _mean_not_sum(a, b, longest):
-    length = torch.cat([a.flatten(), b.flatten()]).square().mean().sqrt()
-    return tuple(p * min(1.0, longest / length) for p in (a, b))
-def _lengthened(a, b, longest): return tuple(p * max(1.0, longest / _length(a, b)) for p in (a, b))
+    rms = torch.cat([a.flatten(), b.flatten()]).square().mean().sqrt()
+    return _scaled_by(min(1.0, longest / rms), a, b)
+
+
+def _lengthened(a, b, longest): return _scaled_by(max(1.0, longest / _norm(a, b)), a, b)
+
 
 CLIP = (
-    Mistake(_each_part, "You clipped each tensor by its own length: the direction of the whole changes. Take one length over both."),
-    Mistake(_each_value, "You clipped each number. That changes the direction; scale all of them by one factor."),
-    Mistake(_always, "You made short gradients longer. A gradient that is short enough stays as it is."),
-    Mistake(_sum_of_lengths, "Lengths don't add up: the squares do (Pythagoras)."),
-    Mistake(_root_forgotten, "The length is the *root* of the sum of squares."),
-    Mistake(_largest_value, "That is the largest number in it. The length is the root of the sum of all squares."),
+    Mistake(_each_part,
+            "You clipped each tensor by its own length: the direction of the whole "
+            "changes. Take one length over both."),
+    Mistake(_each_value,
+            "You clipped each number. That changes the direction; scale all of them "
+            "by one factor."),
+    Mistake(_always,
+            "You made short gradients longer. A gradient that is short enough stays as it is."),
+    Mistake(_sum_of_norms, "Lengths don't add up: the squares do (Pythagoras)."),
+    Mistake(_no_root, "The length is the *square root* of the sum of squares."),
+    Mistake(_largest_value,
+            "That is the largest number in it. The length is the square root of the "
+            "sum of all squares."),
     Mistake(_mean_not_sum, "You averaged the squares. A length sums them, however many there are."),
     Mistake(_lengthened, "The factor is at most 1, not at least: long gradients are shortened."),
 )
 
+
+def _gradient_cases() -> list[tuple]:
+    return [(normal(3, 4, seed=5), 4 * normal(6, seed=6), 1.0),
+            (0.01 * normal(3, 4, seed=7), 0.02 * normal(6, seed=8), 1.0),
+            (normal(2, 2, 2, seed=9), normal(3, seed=10), 2.5)]
+
 # %% ../../nbs/solutions/14_training.ipynb #10ab2a10
 def uniform_loss(losses, t):
+    "losses (n,) at times t (n,) -> their estimated mean over uniform times, a scalar"
     z = torch.logit(t)
-    p = (-z.square() / 2).exp() / math.sqrt(2 * math.pi) / (t * (1 - t))
+    phi = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+    p = phi / (t * (1 - t))
     return (losses / p).mean()
 
 # %% ../../nbs/solutions/14_training.ipynb #7a72a46c
-def _p(t): return (-torch.logit(t).square() / 2).exp() / math.sqrt(2 * math.pi) / (t * (1 - t))
+def _phi(z): return (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+def _density(t): return _phi(torch.logit(t)) / (t * (1 - t))
+
+
 def _unweighted(losses, t): return losses.mean()
-def _times_p(losses, t): return (losses * _p(t)).mean()
-def _no_jacobian(losses, t): return (losses / (_p(t) * t * (1 - t))).mean()
-def _jacobian_up(losses, t): return (losses / (_p(t) * (t * (1 - t)) ** 2)).mean()
-def _normalised(losses, t): return (losses / _p(t)).sum() / (1 / _p(t)).sum()
-def _normal_of_t(losses, t): return (losses / ((-t.square() / 2).exp() / math.sqrt(2 * math.pi))).mean()
-def _no_constant(losses, t): return (losses / (_p(t) * math.sqrt(2 * math.pi))).mean()
-def _summed(losses, t): return (losses / _p(t)).sum()
+def _times_p(losses, t): return (losses * _density(t)).mean()
+def _no_jacobian(losses, t): return (losses / _phi(torch.logit(t))).mean()
+def _jacobian_inverted(losses, t): return (losses / (_phi(torch.logit(t)) * t * (1 - t))).mean()
+def _normalised(losses, t): return (losses / _density(t)).sum() / (1 / _density(t)).sum()
+def _normal_of_t(losses, t): return (losses / _phi(t)).mean()
+def _no_constant(losses, t): return (losses / (_density(t) * math.sqrt(2 * math.pi))).mean()
+def _summed(losses, t): return (losses / _density(t)).sum()
 def _jacobian_only(losses, t): return (losses * t * (1 - t)).mean()
 
-LOSS = (
-    Mistake(_unweighted, "That is the mean at logit-normal times. Times that are drawn often must count less."),
-    Mistake(_times_p, "You multiplied by the density: frequent times now count twice over. Divide."),
-    Mistake(_no_jacobian, "The normal density is that of the logit. For the density of t, multiply by d logit / dt = 1 / (t (1 - t))."),
-    Mistake(_jacobian_up, "The derivative is upside down: d logit / dt = 1 / (t (1 - t))."),
-    Mistake(_normalised, "Dividing by the sum of the weights calms the estimate, and biases it a little. Without bias: the plain mean."),
+
+UNIFORM_LOSS = (
+    Mistake(_unweighted,
+            "That is the mean at logit-normal times. Times that are drawn often must count less."),
+    Mistake(_times_p,
+            "You multiplied by the density: frequent times now count twice over. Divide."),
+    Mistake(_no_jacobian,
+            "The normal density is that of the logit. For the density of t, multiply "
+            "by d logit / dt = 1 / (t (1 - t))."),
+    Mistake(_jacobian_inverted, "The derivative is upside down: d logit / dt = 1 / (t (1 - t))."),
+    Mistake(_normalised,
+            "Dividing by the sum of the weights reduces the variance of the "
+            "estimate, and biases it a little. The plain mean has no bias."),
     Mistake(_normal_of_t, "The logit of t is normal, not t itself."),
     Mistake(_no_constant, "The density lacks its constant, 1 / √(2π)."),
     Mistake(_summed, "You summed. The estimate is a mean."),
-    Mistake(_jacobian_only, "t (1 - t) is one factor of 1 / p(t). The normal density of the logit is missing."),
+    Mistake(_jacobian_only,
+            "t (1 - t) is one factor of 1 / p(t). The normal density of the logit is missing."),
 )
+
+
+def _loss_cases() -> list[tuple]:
+    t = normal(50, seed=11).sigmoid()
+    return [(1 + t, t),
+            (normal(50, seed=12).square() + 1 - t, t),
+            (torch.ones(6, dtype=torch.float64), normal(6, seed=13).sigmoid())]
 
 # %% ../../nbs/solutions/14_training.ipynb #621b0f63
 EXERCISES: dict[str, Exercise] = {
-    "debiased_average": Exercise(debiased_average, _average_cases, AVERAGE, "Adam divides its own averages in the same way."),
-    "keep_for": Exercise(keep_for, _keep_cases, KEEP, "Half-lives in pictures compare across batch sizes; bare k don't.", rtol=1e-6),
-    "cosine_rate": Exercise(cosine_rate, _rate_cases, RATE, "This is the schedule of many papers; ours stays flat for longer, so that a run can be lengthened."),
-    "block_of": Exercise(block_of, _block_cases, BLOCK, "No bookkeeping but a multiplication: that is why resuming is exact."),
-    "clipped": Exercise(clipped, _gradient_cases, CLIP, "As torch.nn.utils.clip_grad_norm_ does."),
-    "uniform_loss": Exercise(uniform_loss, _loss_cases, LOSS, "Now losses of runs with different times can be compared."),
+    "debiased_average": Exercise(
+        debiased_average, _average_cases, AVERAGE,
+        "Adam divides its own averages in the same way."),
+    "keep_for": Exercise(
+        keep_for, _keep_cases, HALF_LIFE,
+        "Half-lives in images compare across batch sizes; values of k alone don't.", rtol=1e-6),
+    "cosine_rate": Exercise(
+        cosine_rate, _rate_cases, RATE,
+        "This is the schedule of many papers; ours stays flat for longer, so "
+        "that a run can be extended."),
+    "block_of": Exercise(
+        block_of, _block_cases, BLOCK,
+        "No bookkeeping beyond a multiplication: that is why resuming is exact."),
+    "clipped": Exercise(
+        clipped, _gradient_cases, CLIP,
+        "This is what torch.nn.utils.clip_grad_norm_ does."),
+    "uniform_loss": Exercise(
+        uniform_loss, _loss_cases, UNIFORM_LOSS,
+        "Now losses of runs with different times can be compared."),
 }

@@ -5,246 +5,357 @@
 # %% ../../nbs/solutions/13_unet.ipynb #28cb3cfe
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
-from ..checking import Exercise, Mistake
+import torch
+
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['NORM', 'SIZE', 'PATCHES', 'WORDS', 'VIEW', 'EXERCISES', 'group_norm', 'block_size', 'to_patches', 'ask_words',
-           'field_of_view']
-
-# %% ../../nbs/solutions/13_unet.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _norm_cases() -> list[tuple]: return [(3 + 2 * _normal(2, 6, 3, 4, seed=0), 2), (0.01 * _normal(3, 12, 2, 5, seed=1) - 0.02, 3)]
-
-
-def _size_cases() -> list[tuple]: return [(64, 64, 256), (96, 128, 384), (256, 128, 384)]
-def _patch_cases() -> list[tuple]: return [(_normal(2, 3, 4, 6, seed=4), 2), (_normal(2, 2, 9, 3, seed=5), 3)]
-
-
-def _word_cases() -> list[tuple]:
-    there = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1]]).bool()
-    return [(_normal(3, n, d, seed=6), _normal(3, 5, d, seed=7), _normal(3, 5, c, seed=8), there) for n, d, c in ((4, 3, 2), (7, 5, 6))]
-
-
-def _view_cases() -> list[tuple]: return [([3, 3, 5], [1, 2, 1]), ([7, 3, 4, 3], [2, 1, 3, 1]), ([4, 3, 3, 5], [3, 2, 2, 1])]
+__all__ = ['NORM', 'SIZE', 'PATCHES', 'WORDS', 'FIELD_OF_VIEW', 'EXERCISES', 'group_norm', 'block_size', 'to_patches',
+           'ask_words', 'field_of_view']
 
 # %% ../../nbs/solutions/13_unet.ipynb #db1c4b70
 def group_norm(x, groups):
+    "x (B, C, H, W), channels that follow each other form a group -> (B, C, H, W)"
     h = x.reshape(len(x), groups, -1, *x.shape[2:])
-    mean, var = h.mean((2, 3, 4), keepdim=True), h.var((2, 3, 4), keepdim=True, unbiased=False)
-    return ((h - mean) / (var + 1e-5).sqrt()).reshape(x.shape)
+    mean = h.mean((2, 3, 4), keepdim=True)
+    variance = h.var((2, 3, 4), keepdim=True, unbiased=False)
+    return ((h - mean) / (variance + 1e-5).sqrt()).reshape(x.shape)
 
 # %% ../../nbs/solutions/13_unet.ipynb #307a05fc
 def _grouped(x, groups): return x.reshape(len(x), groups, -1, *x.shape[2:])
 
 
-def _standard(h, dims, x, add=1e-5, unbiased=False):
-    return ((h - h.mean(dims, keepdim=True)) / (h.var(dims, keepdim=True, unbiased=unbiased) + add).sqrt()).reshape(x.shape)
+def _standardised(h, dims, eps=1e-5, unbiased=False):
+    mean = h.mean(dims, keepdim=True)
+    variance = h.var(dims, keepdim=True, unbiased=unbiased)
+    return (h - mean) / (variance + eps).sqrt()
 
 
-def _each_channel(x, groups): return _standard(x, (2, 3), x)
-def _all_channels(x, groups): return _standard(x, (1, 2, 3), x)
-def _batch_too(x, groups): return _standard(_grouped(x, groups), (0, 2, 3, 4), x)
-def _batch_norm(x, groups): return _standard(x, (0, 2, 3), x)
-def _each_position(x, groups): return _standard(_grouped(x, groups), (2,), x)
-def _unbiased(x, groups): return _standard(_grouped(x, groups), (2, 3, 4), x, unbiased=True)
-def _nothing_added(x, groups): return _standard(_grouped(x, groups), (2, 3, 4), x, add=0)
+def _each_channel(x, groups): return _standardised(x, (2, 3))
+def _all_channels(x, groups): return _standardised(x, (1, 2, 3))
+def _batch_too(x, groups): return _standardised(_grouped(x, groups), (0, 2, 3, 4)).reshape(x.shape)
+def _batch_norm(x, groups): return _standardised(x, (0, 2, 3))
+def _each_position(x, groups): return _standardised(_grouped(x, groups), (2,)).reshape(x.shape)
 
 
-def _size_of_group(x, groups): return _standard(_grouped(x, x.shape[1] // groups), (2, 3, 4), x)
+def _unbiased(x, groups):
+    return _standardised(_grouped(x, groups), (2, 3, 4), unbiased=True).reshape(x.shape)
+
+
+def _no_eps(x, groups):
+    return _standardised(_grouped(x, groups), (2, 3, 4), eps=0).reshape(x.shape)
+
+
+def _size_of_group(x, groups):
+    return group_norm(x, x.shape[1] // groups)
 
 
 def _interleaved(x, groups):
     h = x.reshape(len(x), -1, groups, *x.shape[2:])
-    return _standard(h, (1, 3, 4), x)
+    return _standardised(h, (1, 3, 4)).reshape(x.shape)
 
 
-def _added_to_the_root(x, groups):
+def _eps_outside_the_root(x, groups):
     h = _grouped(x, groups)
-    return ((h - h.mean((2, 3, 4), keepdim=True)) / (h.std((2, 3, 4), keepdim=True, unbiased=False) + 1e-5)).reshape(x.shape)
+    mean = h.mean((2, 3, 4), keepdim=True)
+    std = h.std((2, 3, 4), keepdim=True, unbiased=False)
+    return ((h - mean) / (std + 1e-5)).reshape(x.shape)
 
 
 def _not_centred(x, groups):
     h = _grouped(x, groups)
-    return (h / (h.var((2, 3, 4), keepdim=True, unbiased=False) + 1e-5).sqrt()).reshape(x.shape)
+    variance = h.var((2, 3, 4), keepdim=True, unbiased=False)
+    return (h / (variance + 1e-5).sqrt()).reshape(x.shape)
 
 
 def _by_variance(x, groups):
     h = _grouped(x, groups)
-    return ((h - h.mean((2, 3, 4), keepdim=True)) / (h.var((2, 3, 4), keepdim=True, unbiased=False) + 1e-5)).reshape(x.shape)
+    mean = h.mean((2, 3, 4), keepdim=True)
+    variance = h.var((2, 3, 4), keepdim=True, unbiased=False)
+    return ((h - mean) / (variance + 1e-5)).reshape(x.shape)
 
 
 NORM = (
-    Mistake(_each_channel, "You normalised each channel by itself. Several channels share one mean and one variance."),
-    Mistake(_all_channels, "You took all channels together. Each group has a mean and a variance of its own."),
-    Mistake(_batch_too, "You mixed the pictures of the batch. Leave dimension 0 alone."),
-    Mistake(_batch_norm, "This is BatchNorm: a mean for each channel over all pictures. GroupNorm stays within one picture."),
-    Mistake(_each_position, "You normalised each position by itself. Mean and variance run over the positions, too."),
-    Mistake(_unbiased, "Your variance divides by one less than the number of values. Take the plain mean: unbiased=False."),
-    Mistake(_nothing_added, "Add 1e-5 to the variance, or an even picture divides by zero."),
-    Mistake(_size_of_group, "You made as many groups as a group has channels: `groups` is the number of groups."),
-    Mistake(_interleaved, "Your groups take every so-many-th channel. Channels that follow each other belong together."),
-    Mistake(_added_to_the_root, "Add 1e-5 to the variance, under the root, not to the standard deviation."),
+    Mistake(_each_channel,
+            "You normalised each channel by itself. Several channels share one mean "
+            "and one variance."),
+    Mistake(_all_channels,
+            "You took all channels together. Each group has a mean and a variance of its own."),
+    Mistake(_batch_too, "You mixed the images of the batch. Leave dimension 0 alone."),
+    Mistake(_batch_norm,
+            "This is BatchNorm: a mean for each channel over all images. GroupNorm "
+            "stays within one image."),
+    Mistake(_each_position,
+            "You normalised each position by itself. Mean and variance run over the "
+            "positions, too."),
+    Mistake(_unbiased,
+            "Your variance divides by one less than the number of values. Take the "
+            "plain mean: unbiased=False."),
+    Mistake(_no_eps, "Add 1e-5 to the variance, or a uniform image divides by zero."),
+    Mistake(_size_of_group,
+            "You made as many groups as a group has channels: `groups` is the number of groups."),
+    Mistake(_interleaved,
+            "Your groups take every n-th channel. Channels that follow each other "
+            "belong together."),
+    Mistake(_eps_outside_the_root,
+            "Add 1e-5 to the variance, under the root, not to the standard deviation."),
     Mistake(_not_centred, "The mean is still there: subtract it first."),
-    Mistake(_by_variance, "You divided by the variance. Its root makes the spread 1."),
+    Mistake(_by_variance,
+            "You divided by the variance. Divide by its square root, which makes the "
+            "standard deviation 1."),
 )
+
+
+def _norm_cases() -> list[tuple]:
+    return [(3 + 2 * normal(2, 6, 3, 4, seed=0), 2), (0.01 * normal(3, 12, 2, 5, seed=1) - 0.02, 3)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #ab21b45b
 def block_size(width_in, width, embedding):
+    "three whole numbers -> a whole number"
     norms = 2 * width_in + 2 * width
     convolutions = (9 * width_in + 1) * width + (9 * width + 1) * width
-    embed = (embedding + 1) * 2 * width
+    scale_and_shift = (embedding + 1) * 2 * width
     skip = (width_in + 1) * width if width_in != width else 0
-    return norms + convolutions + embed + skip
+    return norms + convolutions + scale_and_shift + skip
 
 # %% ../../nbs/solutions/13_unet.ipynb #9b865ae4
-def _no_biases(i, w, e): return 2 * i + 2 * w + 9 * i * w + 9 * w * w + e * 2 * w + (i * w if i != w else 0)
-def _no_norms(i, w, e): return block_size(i, w, e) - 2 * i - 2 * w
-def _no_skip(i, w, e): return (2 * i + 2 * w) + (9 * i + 1) * w + (9 * w + 1) * w + (e + 1) * 2 * w
-def _always_skip(i, w, e): return _no_skip(i, w, e) + (i + 1) * w
-def _skip_of_nine(i, w, e): return _no_skip(i, w, e) + ((9 * i + 1) * w if i != w else 0)
-def _only_shift(i, w, e): return block_size(i, w, e) - (e + 1) * w
-def _no_embedding(i, w, e): return block_size(i, w, e) - (e + 1) * 2 * w
-def _second_takes_the_input(i, w, e): return block_size(i, w, e) - 9 * w * w + 9 * i * w
-def _norms_of_one(i, w, e): return block_size(i, w, e) - i - w
-def _one_by_one(i, w, e): return block_size(i, w, e) - 8 * i * w - 8 * w * w
-def _norms_alike(i, w, e): return block_size(i, w, e) + 2 * w - 2 * i
+def _no_skip(w_in, w, e): return block_size(w_in, w, e) - (w_in != w) * (w_in + 1) * w
+def _no_biases(w_in, w, e): return block_size(w_in, w, e) - 4 * w - (w_in != w) * w
+def _no_norms(w_in, w, e): return block_size(w_in, w, e) - 2 * w_in - 2 * w
+def _always_skip(w_in, w, e): return _no_skip(w_in, w, e) + (w_in + 1) * w
+def _skip_of_nine(w_in, w, e): return _no_skip(w_in, w, e) + (w_in != w) * (9 * w_in + 1) * w
+def _only_shift(w_in, w, e): return block_size(w_in, w, e) - (e + 1) * w
+def _no_embedding(w_in, w, e): return block_size(w_in, w, e) - (e + 1) * 2 * w
+def _second_takes_the_input(w_in, w, e): return block_size(w_in, w, e) - 9 * w * w + 9 * w_in * w
+def _norms_of_one(w_in, w, e): return block_size(w_in, w, e) - w_in - w
+def _one_by_one(w_in, w, e): return block_size(w_in, w, e) - 8 * w_in * w - 8 * w * w
+def _norms_alike(w_in, w, e): return block_size(w_in, w, e) + 2 * w - 2 * w_in
+
 
 SIZE = (
     Mistake(_no_biases, "The biases are missing: one for each channel a layer produces."),
     Mistake(_no_norms, "The norms are missing: a scale and a shift for each channel."),
-    Mistake(_no_skip, "Where the width changes, the skip is a 1 x 1 convolution with weights and biases."),
+    Mistake(_no_skip,
+            "Where the width changes, the skip is a 1 x 1 convolution with weights and biases."),
     Mistake(_always_skip, "Where the width stays, the skip is the identity and has no parameters."),
     Mistake(_skip_of_nine, "The skip's convolution is 1 x 1, not 3 x 3."),
     Mistake(_only_shift, "The embedding gives a scale and a shift: two numbers for each channel."),
     Mistake(_no_embedding, "The linear layer that reads time and label is missing."),
-    Mistake(_second_takes_the_input, "The second convolution takes what the first one produced: `width` channels in and out."),
+    Mistake(_second_takes_the_input,
+            "The second convolution takes what the first one produced: `width` "
+            "channels in and out."),
     Mistake(_norms_of_one, "A norm has two numbers for each channel, scale and shift."),
     Mistake(_one_by_one, "The convolutions are 3 x 3: nine weights for each pair of channels."),
     Mistake(_norms_alike, "The first norm sees the input: it has `width_in` channels."),
 )
 
+
+def _size_cases() -> list[tuple]: return [(64, 64, 256), (96, 128, 384), (256, 128, 384)]
+
 # %% ../../nbs/solutions/13_unet.ipynb #58ee050e
 def to_patches(x, p):
+    "x (B, C, H, W) -> (B, C·p·p, H/p, W/p)"
     B, C, H, W = x.shape
-    squares = x.reshape(B, C, H // p, p, W // p, p)  # which row of squares, row inside, which column, column inside
+    # (B, C, row of squares, row inside, column of squares, column inside)
+    squares = x.reshape(B, C, H // p, p, W // p, p)
     return squares.permute(0, 1, 3, 5, 2, 4).reshape(B, C * p * p, H // p, W // p)
 
 # %% ../../nbs/solutions/13_unet.ipynb #1c5e44a8
-def _six(x, p): return x.reshape(len(x), x.shape[1], x.shape[2] // p, p, x.shape[3] // p, p)
-def _shaped(h, x, p): return h.reshape(len(x), -1, x.shape[2] // p, x.shape[3] // p)
-def _only_reshaped(x, p): return _shaped(x, x, p)
-def _colour_last(x, p): return _shaped(_six(x, p).permute(0, 3, 5, 1, 2, 4), x, p)
-def _columns_first(x, p): return _shaped(_six(x, p).permute(0, 1, 5, 3, 2, 4), x, p)
-def _far_apart(x, p): return _shaped(x.reshape(len(x), x.shape[1], p, x.shape[2] // p, p, x.shape[3] // p).permute(0, 1, 2, 4, 3, 5), x, p)
-def _squares_swapped(x, p): return _shaped(_six(x, p).permute(0, 1, 3, 5, 4, 2), x, p)
-def _pooled(x, p): return _six(x, p).mean((3, 5))
+def _squares(x, p):
+    B, C, H, W = x.shape
+    return x.reshape(B, C, H // p, p, W // p, p)
+
+
+def _reshaped(h, x, p): return h.reshape(len(x), -1, x.shape[2] // p, x.shape[3] // p)
+
+
+def _only_reshaped(x, p): return _reshaped(x, x, p)
+def _colour_last(x, p): return _reshaped(_squares(x, p).permute(0, 3, 5, 1, 2, 4), x, p)
+def _columns_first(x, p): return _reshaped(_squares(x, p).permute(0, 1, 5, 3, 2, 4), x, p)
+
+
+def _far_apart(x, p):
+    B, C, H, W = x.shape
+    h = x.reshape(B, C, p, H // p, p, W // p)
+    return _reshaped(h.permute(0, 1, 2, 4, 3, 5), x, p)
+
+
+def _squares_swapped(x, p): return _reshaped(_squares(x, p).permute(0, 1, 3, 5, 4, 2), x, p)
+def _pooled(x, p): return _squares(x, p).mean((3, 5))
 def _one_of_each(x, p): return x[:, :, ::p, ::p]
 def _as_sequence(x, p): return to_patches(x, p).flatten(2).transpose(1, 2)
 
+
 PATCHES = (
-    Mistake(_only_reshaped, "A reshape alone keeps pixels in their order in memory, row after row of the whole picture. Split the sides and permute."),
-    Mistake(_colour_last, "Here the colour changes fastest. All pixels of the first colour come first."),
+    Mistake(_only_reshaped,
+            "A reshape alone keeps pixels in their order in memory, row after row of "
+            "the whole image. Split the sides and permute."),
+    Mistake(_colour_last,
+            "Here the colour changes fastest. All pixels of the first colour should come first."),
     Mistake(_columns_first, "Inside a square you went column by column. Go row by row."),
-    Mistake(_far_apart, "Your positions hold pixels that lie far apart. Split a side into (H/p, p): which square first, then where inside."),
+    Mistake(_far_apart,
+            "Your positions hold pixels that lie far apart. Split a side into (H/p, "
+            "p): first which square, then the position inside."),
     Mistake(_squares_swapped, "You swapped rows and columns of the squares."),
     Mistake(_pooled, "You averaged each square. All its pixels are kept, as channels."),
     Mistake(_one_of_each, "You kept one pixel of each square. All are kept, as channels."),
-    Mistake(_as_sequence, "This is a sequence of patches, as a transformer takes it. Here each patch stays at its place: (B, C·p·p, H/p, W/p)."),
+    Mistake(_as_sequence,
+            "This is a sequence of patches, as a transformer takes it. Here each "
+            "patch stays in its place: (B, C·p·p, H/p, W/p)."),
 )
+
+
+def _patch_cases() -> list[tuple]:
+    return [(normal(2, 3, 4, 6, seed=4), 2), (normal(2, 2, 9, 3, seed=5), 3)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #f335cf7b
-def ask_words(q, k, v, there):
-    agree = q @ k.mT / q.shape[-1] ** 0.5
-    return agree.masked_fill(~there[:, None], -torch.inf).softmax(-1) @ v
+def ask_words(q, k, v, mask):
+    "q (B, N, d), k (B, M, d), v (B, M, c), mask (B, M): True where there is a word -> (B, N, c)"
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+    return weights @ v
 
 # %% ../../nbs/solutions/13_unet.ipynb #cd646965
-def _agree(q, k): return q @ k.mT / q.shape[-1] ** 0.5
-def _no_mask(q, k, v, there): return _agree(q, k).softmax(-1) @ v
-def _zero_agreement(q, k, v, there): return (_agree(q, k) * there[:, None]).softmax(-1) @ v
-def _masked_after(q, k, v, there): return (_agree(q, k).softmax(-1) * there[:, None]) @ v
-def _not_scaled(q, k, v, there): return (q @ k.mT).masked_fill(~there[:, None], -torch.inf).softmax(-1) @ v
-def _by_d(q, k, v, there): return (q @ k.mT / q.shape[-1]).masked_fill(~there[:, None], -torch.inf).softmax(-1) @ v
-def _by_values(q, k, v, there): return (q @ k.mT / v.shape[-1] ** 0.5).masked_fill(~there[:, None], -torch.inf).softmax(-1) @ v
-def _by_words(q, k, v, there): return (q @ k.mT / k.shape[1] ** 0.5).masked_fill(~there[:, None], -torch.inf).softmax(-1) @ v
-def _over_positions(q, k, v, there): return (_agree(q, k).softmax(1) * there[:, None]) @ v
-def _the_others(q, k, v, there): return _agree(q, k).masked_fill(there[:, None], -torch.inf).softmax(-1) @ v
-def _no_softmax(q, k, v, there): return (_agree(q, k) * there[:, None]) @ v
-def _plain_mean(q, k, v, there): return (there[:, None].to(v) / there.sum(1)[:, None, None] @ v).expand(-1, q.shape[1], -1)
+def _scores(q, k): return q @ k.mT / q.shape[-1] ** 0.5
+def _attend(scores, v, mask): return scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1) @ v
+
+
+def _no_mask(q, k, v, mask): return _scores(q, k).softmax(-1) @ v
+def _zero_score(q, k, v, mask): return (_scores(q, k) * mask[:, None]).softmax(-1) @ v
+def _masked_after(q, k, v, mask): return (_scores(q, k).softmax(-1) * mask[:, None]) @ v
+def _not_scaled(q, k, v, mask): return _attend(q @ k.mT, v, mask)
+def _by_d(q, k, v, mask): return _attend(q @ k.mT / q.shape[-1], v, mask)
+def _by_values(q, k, v, mask): return _attend(q @ k.mT / v.shape[-1] ** 0.5, v, mask)
+def _by_words(q, k, v, mask): return _attend(q @ k.mT / k.shape[1] ** 0.5, v, mask)
+def _over_positions(q, k, v, mask): return (_scores(q, k).softmax(1) * mask[:, None]) @ v
+def _mask_inverted(q, k, v, mask): return _attend(_scores(q, k), v, ~mask)
+def _no_softmax(q, k, v, mask): return (_scores(q, k) * mask[:, None]) @ v
+
+
+def _plain_mean(q, k, v, mask):
+    weights = mask[:, None].to(v) / mask.sum(1)[:, None, None]
+    return (weights @ v).expand(-1, q.shape[1], -1)
+
 
 WORDS = (
-    Mistake(_no_mask, "Words that aren't there are asked too: you haven't used the mask."),
-    Mistake(_zero_agreement, "Agreement 0 is not weight 0: exp(0) is 1. Put in -inf."),
-    Mistake(_masked_after, "You removed weights after the softmax, so the rest no longer sums to 1. Remove before it."),
-    Mistake(_not_scaled, "Divide the agreement by the root of d, the length of a question."),
-    Mistake(_by_d, "Divide by the root of d, not by d."),
-    Mistake(_by_values, "The root is of the length of a question, not of a value."),
-    Mistake(_by_words, "The root is of the length of a question, not of the number of words."),
-    Mistake(_over_positions, "Your softmax runs over the positions. For each position the weights of the *words* sum to 1."),
-    Mistake(_the_others, "The mask is the wrong way round: True means that the word is there."),
-    Mistake(_no_softmax, "The agreements aren't weights yet: the softmax is missing."),
-    Mistake(_plain_mean, "This is the plain mean of all words that are there. Weigh them by how well question and key agree."),
+    Mistake(_no_mask, "Missing words are attended to as well: you haven't used the mask."),
+    Mistake(_zero_score, "A score of 0 is not a weight of 0: exp(0) is 1. Use -inf."),
+    Mistake(_masked_after,
+            "You removed weights after the softmax, so the others no longer sum to "
+            "1. Mask before the softmax."),
+    Mistake(_not_scaled, "Divide the scores by the square root of d, the length of a query."),
+    Mistake(_by_d, "Divide by the square root of d, not by d."),
+    Mistake(_by_values, "The square root is that of the length of a query, not of a value."),
+    Mistake(_by_words,
+            "The square root is that of the length of a query, not of the number of words."),
+    Mistake(_over_positions,
+            "Your softmax runs over the positions. For each position the weights of "
+            "the *words* sum to 1."),
+    Mistake(_mask_inverted, "The mask is inverted: True means that there is a word."),
+    Mistake(_no_softmax, "The scores aren't weights yet: the softmax is missing."),
+    Mistake(_plain_mean,
+            "This is the plain mean of all words. Weight them by how well query and key agree."),
 )
+
+
+def _word_cases() -> list[tuple]:
+    cases = []
+    for n, d, c in ((4, 3, 2), (7, 5, 6)):
+        mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1]]).bool()
+        q = normal(3, n, d, seed=6)
+        k = normal(3, 5, d, seed=7)
+        v = normal(3, 5, c, seed=8)
+        cases.append((q, k, v, mask))
+    return cases
 
 # %% ../../nbs/solutions/13_unet.ipynb #f2118811
 def field_of_view(kernels, strides):
-    side, apart = 1, 1
-    for k, s in zip(kernels, strides, strict=True): side, apart = side + (k - 1) * apart, apart * s
+    "two lists of whole numbers, equally long -> a whole number"
+    side, distance = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        side += (k - 1) * distance
+        distance *= s
     return side
 
 # %% ../../nbs/solutions/13_unet.ipynb #452582cb
 def _no_strides(kernels, strides): return 1 + sum(k - 1 for k in kernels)
 def _sum_of_kernels(kernels, strides): return sum(kernels)
-def _product_of_kernels(kernels, strides): return int(torch.tensor(kernels).prod())
+def _product_of_kernels(kernels, strides): return math.prod(kernels)
 def _last_first(kernels, strides): return field_of_view(kernels[::-1], strides[::-1])
 
 
 def _stretched_too_early(kernels, strides):
-    side, apart = 1, 1
-    for k, s in zip(kernels, strides, strict=True): side, apart = side + (k - 1) * apart * s, apart * s
+    side, distance = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        distance *= s
+        side += (k - 1) * distance
     return side
 
 
 def _whole_kernel(kernels, strides):
-    side, apart = 1, 1
-    for k, s in zip(kernels, strides, strict=True): side, apart = side + k * apart, apart * s
-    return side
+    return field_of_view([k + 1 for k in kernels], strides)
 
 
 def _strides_added(kernels, strides):
-    side, apart = 1, 1
-    for k, s in zip(kernels, strides, strict=True): side, apart = side + (k - 1) * apart, apart + s - 1
+    side, distance = 1, 1
+    for k, s in zip(kernels, strides, strict=True):
+        side += (k - 1) * distance
+        distance += s - 1
     return side
 
 
-def _only_own_stride(kernels, strides): return 1 + sum((k - 1) * s for k, s in zip(kernels, strides, strict=True))
+def _only_own_stride(kernels, strides):
+    return 1 + sum((k - 1) * s for k, s in zip(kernels, strides, strict=True))
+
+
 def _one_sided(kernels, strides): return (field_of_view(kernels, strides) + 1) // 2
 def _from_zero(kernels, strides): return field_of_view(kernels, strides) - 1
-def _all_strides(kernels, strides): return 1 + sum(k - 1 for k in kernels) * int(torch.tensor(strides).prod())
+def _all_strides(kernels, strides): return 1 + sum(k - 1 for k in kernels) * math.prod(strides)
 def _squared(kernels, strides): return field_of_view(kernels, strides) ** 2
 
-VIEW = (
-    Mistake(_no_strides, "Right without strides. After a stride of 2 neighbouring positions are two pixels apart."),
-    Mistake(_sum_of_kernels, "The kernels overlap: one of size k adds k - 1, not k; and strides count."),
-    Mistake(_product_of_kernels, "The views add up, they don't multiply."),
-    Mistake(_last_first, "You went through the layers from the last to the first. A stride stretches what comes *after* it."),
-    Mistake(_stretched_too_early, "A layer's own stride doesn't widen its own view, only those of the layers after it."),
+
+FIELD_OF_VIEW =  (
+    Mistake(_no_strides,
+            "Right without strides. After a stride of 2 neighbouring positions are "
+            "two pixels apart."),
+    Mistake(_sum_of_kernels,
+            "The kernels overlap: one of size k adds k - 1, not k. Strides matter as well."),
+    Mistake(_product_of_kernels, "The views add up; they don't multiply."),
+    Mistake(_last_first,
+            "You went through the layers from the last to the first. A stride "
+            "stretches what comes *after* it."),
+    Mistake(_stretched_too_early,
+            "A layer's own stride doesn't widen its own view, only those of the layers after it."),
     Mistake(_whole_kernel, "A kernel of size k adds k - 1 positions to the one in its middle."),
     Mistake(_strides_added, "Strides multiply: two of 2 put positions four pixels apart."),
     Mistake(_only_own_stride, "Each layer is stretched by all strides before it, not by its own."),
-    Mistake(_one_sided, "This is how far it sees to one side. The whole side was asked for."),
+    Mistake(_one_sided, "This is how far it sees to one side. Return the whole side."),
     Mistake(_from_zero, "Without any layer an output sees one pixel, not none."),
     Mistake(_all_strides, "Layers before a stride aren't stretched by it."),
-    Mistake(_squared, "This is the number of pixels in the square. Its side was asked for."),
+    Mistake(_squared, "This is the number of pixels in the square. Return its side."),
 )
+
+
+def _view_cases() -> list[tuple]:
+    return [([3, 3, 5], [1, 2, 1]), ([7, 3, 4, 3], [2, 1, 3, 1]), ([4, 3, 3, 5], [3, 2, 2, 1])]
 
 # %% ../../nbs/solutions/13_unet.ipynb #b6987c9f
 EXERCISES = {
-    "group_norm": Exercise(group_norm, _norm_cases, NORM, "The norm of nearly every diffusion network, and it is two lines."),
-    "block_size": Exercise(block_size, _size_cases, SIZE, "You can read a network's size off its configuration."),
-    "to_patches": Exercise(to_patches, _patch_cases, PATCHES, "This is how vision transformers begin, too."),
-    "ask_words": Exercise(ask_words, _word_cases, WORDS, "Cross-attention: this is how text steers a picture."),
-    "field_of_view": Exercise(field_of_view, _view_cases, VIEW, "Now you can say before training whether a network can see what it must draw."),
+    "group_norm": Exercise(
+        group_norm, _norm_cases, NORM,
+        "This is the norm of nearly every diffusion network, in a few lines."),
+    "block_size": Exercise(
+        block_size, _size_cases, SIZE,
+        "You can read a network's size off its configuration."),
+    "to_patches": Exercise(
+        to_patches, _patch_cases, PATCHES,
+        "This is how vision transformers begin, too."),
+    "ask_words": Exercise(
+        ask_words, _word_cases, WORDS,
+        "This is cross-attention: it is how text steers an image."),
+    "field_of_view": Exercise(
+        field_of_view, _view_cases, FIELD_OF_VIEW,
+        "Now you can say before training whether a network can see what it has to draw."),
 }

@@ -10,77 +10,85 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
 __all__ = ['KL_BETWEEN', 'BELIEVED_NOISE', 'PSNR', 'TIME', 'BOUND', 'LINEAR', 'EXERCISES', 'kl_between', 'believed_noise',
            'psnr_of_bytes', 'same_time', 'tighter_bound', 'linear_posterior']
 
-# %% ../../nbs/solutions/17_vae.ipynb #df97eac8
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _bytes(seed: int, spread: int) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    a = torch.randint(0, 256, (3, 3, 4, 5), generator=g)
-    noise = torch.randint(-spread, spread + 1, a.shape, generator=g) * torch.tensor([1, 2, 3])[:, None, None, None]
-    return a.byte(), (a + noise).clamp(0, 255).byte()
-
-
-def _kl_cases() -> list[tuple]:
-    return [tuple(_normal(b, m, seed=10 * b + k) for k in range(4)) for b, m in ((4, 3), (3, 5))]
-
-
-def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024)]
-def _psnr_cases() -> list[tuple]: return [_bytes(0, 20), _bytes(1, 60)]
-
-
-def _time_cases() -> list[tuple]:
-    t = torch.linspace(0, 1, 6, dtype=torch.float64)
-    return [(t, 5.5), (t, 0.25), (t, 1.0)]
-
-
-def _bound_cases() -> list[tuple]:
-    near = (_normal(5, 3, seed=1), _normal(5, 3, seed=2), _normal(5, 3, seed=3))
-    return [near, (near[0] * 3 - 10_000, near[1] - 40, near[2] + 7), (near[0] + 2_000, near[1], near[2])]
-
-
-def _linear_cases() -> list[tuple]:
-    return [(_normal(6, 3, seed=4), 0.5, _normal(5, 6, seed=5)), (_normal(4, 4, seed=6), 1.3, _normal(4, 4, seed=7))]
-
 # %% ../../nbs/solutions/17_vae.ipynb #aff04ca3
 def kl_between(mean_q, log_var_q, mean_p, log_var_p):
+    "means and log variances (B, m) -> KL(q || p) in nats, (B,)"
     squares = (log_var_q.exp() + (mean_q - mean_p).square()) / log_var_p.exp()
     return (log_var_p - log_var_q + squares - 1).sum(1) / 2
 
 # %% ../../nbs/solutions/17_vae.ipynb #cd7f3a2f
-def _kl_the_other_way(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_p, log_var_p, mean_q, log_var_q)
-def _kl_without_half(mean_q, log_var_q, mean_p, log_var_p): return 2 * kl_between(mean_q, log_var_q, mean_p, log_var_p)
-def _kl_standard(mean_q, log_var_q, mean_p, log_var_p): return (mean_q**2 + log_var_q.exp() - 1 - log_var_q).sum(1) / 2
-def _kl_mean(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p) / mean_q.shape[1]
-def _kl_no_one(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p) + mean_q.shape[1] / 2
-def _kl_all(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, log_var_q, mean_p, log_var_p).sum()
-def _kl_std(mean_q, log_var_q, mean_p, log_var_p): return kl_between(mean_q, 2 * log_var_q, mean_p, 2 * log_var_p)
+def _kl_the_other_way(mean_q, log_var_q, mean_p, log_var_p):
+    return kl_between(mean_p, log_var_p, mean_q, log_var_q)
+
+
+def _kl_without_half(mean_q, log_var_q, mean_p, log_var_p):
+    return 2 * kl_between(mean_q, log_var_q, mean_p, log_var_p)
+
+
+def _kl_standard(mean_q, log_var_q, mean_p, log_var_p):
+    return (mean_q**2 + log_var_q.exp() - 1 - log_var_q).sum(1) / 2
+
+
+def _kl_mean(mean_q, log_var_q, mean_p, log_var_p):
+    return kl_between(mean_q, log_var_q, mean_p, log_var_p) / mean_q.shape[1]
+
+
+def _kl_no_one(mean_q, log_var_q, mean_p, log_var_p):
+    return kl_between(mean_q, log_var_q, mean_p, log_var_p) + mean_q.shape[1] / 2
+
+
+def _kl_all(mean_q, log_var_q, mean_p, log_var_p):
+    return kl_between(mean_q, log_var_q, mean_p, log_var_p).sum()
+
+
+def _kl_std(mean_q, log_var_q, mean_p, log_var_p):
+    return kl_between(mean_q, 2 * log_var_q, mean_p, 2 * log_var_p)
+
+
 def _kl_log_sign(mean_q, log_var_q, mean_p, log_var_p):
     return kl_between(mean_q, log_var_q, mean_p, log_var_p) + (log_var_q - log_var_p).sum(1)
+
+
 def _kl_undivided(mean_q, log_var_q, mean_p, log_var_p):
-    return (log_var_p - log_var_q + (log_var_q - log_var_p).exp() + (mean_q - mean_p) ** 2 - 1).sum(1) / 2
+    squares = (log_var_q - log_var_p).exp() + (mean_q - mean_p) ** 2
+    return (log_var_p - log_var_q + squares - 1).sum(1) / 2
+
 
 KL_BETWEEN = (
-    Mistake(_kl_the_other_way, "That is KL(p || q). The average goes over q, so p's variance is the one divided by."),
-    Mistake(_kl_without_half, "Twice too much: the half in front is missing."),
-    Mistake(_kl_standard, "That is the KL to N(0, I). Here the prior has a mean and a variance of its own."),
-    Mistake(_kl_mean, "Sum over the numbers of the code: independent numbers add their nats. A mean forgets how many there are."),
+    Mistake(_kl_the_other_way,
+            "That is KL(p || q). The average is over q, so the squares are divided "
+            "by the variance of p."),
+    Mistake(_kl_without_half, "This is twice too much: the half in front is missing."),
+    Mistake(_kl_standard,
+            "That is the KL to N(0, I). Here the prior has a mean and a variance of its own."),
+    Mistake(_kl_mean,
+            "Sum over the numbers of the code: independent numbers add their nats. A "
+            "mean forgets how many there are."),
     Mistake(_kl_no_one, "Equal Gaussians must give 0: the -1 for each number is missing."),
-    Mistake(_kl_all, "One number for each row: sum over the last dimension only."),
-    Mistake(_kl_std, "You took the log variance for the log of the standard deviation, and doubled it. exp(log_var) is tau² already."),
-    Mistake(_kl_log_sign, "The two logarithms have each other's sign. A narrow q must cost nats, so -log tau_q² it is."),
+    Mistake(_kl_all, "Return one number for each row: sum over the last dimension only."),
+    Mistake(_kl_std,
+            "You took the log variance for the log of the standard deviation, and "
+            "doubled it. exp(log_var) is already tau²."),
+    Mistake(_kl_log_sign,
+            "The two logarithms have the wrong signs. A narrow q must cost nats, so "
+            "-log tau_q² belongs there."),
     Mistake(_kl_undivided, "The squared distance of the means is divided by tau_p² too."),
 )
 
+
+def _kl_cases() -> list[tuple]:
+    return [tuple(normal(4, 3, seed=40 + k) for k in range(4)),
+            tuple(normal(3, 5, seed=30 + k) for k in range(4))]
+
 # %% ../../nbs/solutions/17_vae.ipynb #e989d76d
 def believed_noise(weight, D, m):
+    "the weight of the averaged KL, numbers of an image and of its code -> the standard deviation s"
     return math.sqrt(weight * D / (2 * m))
 
 # %% ../../nbs/solutions/17_vae.ipynb #2f1ee3cd
@@ -93,51 +101,97 @@ def _noise_summed_kl(weight, D, m): return math.sqrt(weight * D / 2)
 def _noise_all_summed(weight, D, m): return math.sqrt(weight / (2 * m))
 def _noise_times_two(weight, D, m): return math.sqrt(2 * weight * D / m)
 
+
 BELIEVED_NOISE = (
-    Mistake(_noise_variance, "That is the variance s². Take the root."),
-    Mistake(_noise_kappa, "That is kappa, twice the variance. The standard deviation is the root of its half."),
-    Mistake(_noise_without_two, "A factor 2: -log N(x; d, s²) is the squared error over *two* s²."),
-    Mistake(_noise_flipped, "D and m have changed places: averaging the KL over few numbers makes each nat dearer."),
-    Mistake(_noise_same_reduction, "That is right if error and KL are both divided by D. Here the KL is divided by m."),
-    Mistake(_noise_summed_kl, "That is right for a KL summed over the code. Here it is averaged over its m numbers."),
-    Mistake(_noise_all_summed, "That is right for an error summed over the picture. Here it is averaged over its D numbers."),
+    Mistake(_noise_variance, "That is the variance s². Take the square root."),
+    Mistake(_noise_kappa,
+            "That is kappa, twice the variance. The standard deviation is the square "
+            "root of half of it."),
+    Mistake(_noise_without_two,
+            "A factor of 2 is missing: -log N(x; d, s²) is the squared error over *two* s²."),
+    Mistake(_noise_flipped,
+            "D and m are swapped: averaging the KL over few numbers makes each nat "
+            "more expensive."),
+    Mistake(_noise_same_reduction,
+            "That is right if error and KL are both divided by D. Here the KL is divided by m."),
+    Mistake(_noise_summed_kl,
+            "That is right for a KL summed over the code. Here it is averaged over its m numbers."),
+    Mistake(_noise_all_summed,
+            "That is right for an error summed over the image. Here it is averaged "
+            "over its D numbers."),
     Mistake(_noise_times_two, "You multiplied by 2 where you should divide: weight·D/m is 2s²."),
 )
 
+
+def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024)]
+
 # %% ../../nbs/solutions/17_vae.ipynb #b4cc420b
 def psnr_of_bytes(a, b):
+    "bytes (B, C, H, W) twice -> decibels, (B,)"
     error = (a.double() - b.double()).square().mean((1, 2, 3))
     return 10 * (255**2 / error).log10()
 
 # %% ../../nbs/solutions/17_vae.ipynb #e9689aea
-def _psnr_wrapped(a, b): return 10 * (255**2 / (a - b).double().square().mean((1, 2, 3))).log10()
-def _psnr_wrapped_square(a, b): return 10 * (255**2 / ((a - b) ** 2).double().mean((1, 2, 3))).log10()
-def _psnr_range_one(a, b): return 10 * (1 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
-def _psnr_range_two(a, b): return 10 * (4 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
+def _difference(a, b): return a.double() - b.double()
+def _error(a, b): return _difference(a, b).square().mean((1, 2, 3))
+
+
+def _psnr_wrapped(a, b):
+    error = (a - b).double().square().mean((1, 2, 3))
+    return 10 * (255**2 / error).log10()
+
+
+def _psnr_wrapped_square(a, b):
+    error = ((a - b) ** 2).double().mean((1, 2, 3))
+    return 10 * (255**2 / error).log10()
+
+
+def _psnr_range_one(a, b): return 10 * (1 / _error(a, b)).log10()
+def _psnr_range_two(a, b): return 10 * (4 / _error(a, b)).log10()
 def _psnr_twenty(a, b): return 2 * psnr_of_bytes(a, b)
-def _psnr_peak_once(a, b): return 10 * (255 / (a.double() - b.double()).square().mean((1, 2, 3))).log10()
-def _psnr_one_error(a, b): return (10 * (255**2 / (a.double() - b.double()).square().mean()).log10()).expand(len(a))
-def _psnr_natural(a, b): return 10 * (255**2 / (a.double() - b.double()).square().mean((1, 2, 3))).log()
-def _psnr_absolute(a, b): return 20 * (255 / (a.double() - b.double()).abs().mean((1, 2, 3))).log10()
+def _psnr_peak_once(a, b): return 10 * (255 / _error(a, b)).log10()
+def _psnr_one_error(a, b): return (10 * (255**2 / _error(a, b).mean()).log10()).expand(len(a))
+def _psnr_natural(a, b): return 10 * (255**2 / _error(a, b)).log()
+def _psnr_absolute(a, b): return 20 * (255 / _difference(a, b).abs().mean((1, 2, 3))).log10()
 def _psnr_negative(a, b): return -psnr_of_bytes(a, b)
-def _psnr_summed(a, b): return 10 * (255**2 / (a.double() - b.double()).square().sum((1, 2, 3))).log10()
+def _psnr_summed(a, b): return 10 * (255**2 / _difference(a, b).square().sum((1, 2, 3))).log10()
+
 
 PSNR = (
-    Mistake(_psnr_wrapped, "Bytes wrap around when you subtract: 3 - 5 is 254. Convert to floating point before."),
-    Mistake(_psnr_wrapped_square, "You subtracted and squared bytes, and both wrap around. Convert to floating point before."),
+    Mistake(_psnr_wrapped,
+            "Bytes wrap around when you subtract: 3 - 5 is 254. Convert to floating point first."),
+    Mistake(_psnr_wrapped_square,
+            "You subtracted and squared bytes, and both wrap around. Convert to "
+            "floating point first."),
     Mistake(_psnr_range_one, "The peak is 255, not 1."),
-    Mistake(_psnr_range_two, "That takes 2 for the range, as psnr does for [-1, 1]. Bytes have 255."),
-    Mistake(_psnr_twenty, "20 goes with the root of the error. The squared error takes 10."),
-    Mistake(_psnr_peak_once, "The peak is squared too, like the error it is compared with."),
-    Mistake(_psnr_one_error, "You averaged the error over all pictures. One number for each."),
+    Mistake(_psnr_range_two,
+            "That takes the range to be 2, as psnr does for [-1, 1]. The range of bytes is 255."),
+    Mistake(_psnr_twenty,
+            "The factor 20 belongs to the square root of the error. The squared error takes 10."),
+    Mistake(_psnr_peak_once, "The peak is squared as well, like the error it is compared with."),
+    Mistake(_psnr_one_error, "You averaged the error over all images. Return one number for each."),
     Mistake(_psnr_natural, "Decibels use the logarithm to base 10."),
-    Mistake(_psnr_absolute, "You took absolute differences. The error of PSNR is the *squared* one."),
-    Mistake(_psnr_negative, "The sign: a smaller error is a higher PSNR."),
-    Mistake(_psnr_summed, "You summed the squares. The error is their mean over the picture."),
+    Mistake(_psnr_absolute,
+            "You took absolute differences. The error of PSNR is the *squared* one."),
+    Mistake(_psnr_negative, "Wrong sign: a smaller error is a higher PSNR."),
+    Mistake(_psnr_summed, "You summed the squares. The error is their mean over the image."),
 )
+
+
+def _bytes(seed: int, noise: int) -> tuple[Tensor, Tensor]:
+    "Random bytes, and the same with noise of whole numbers, whose size grows from channel to channel."
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randint(0, 256, (3, 3, 4, 5), generator=generator)
+    size = torch.tensor([1, 2, 3])[:, None, None, None]
+    b = a + size * torch.randint(-noise, noise + 1, a.shape, generator=generator)
+    return a.byte(), b.clamp(0, 255).byte()
+
+
+def _psnr_cases() -> list[tuple]: return [_bytes(0, 20), _bytes(1, 60)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #a5146098
 def same_time(t, c):
+    "times t in [0, 1] for data with standard deviation c > 0 -> those for standard deviation 1"
     return t * c / (t * c + 1 - t)
 
 # %% ../../nbs/solutions/17_vae.ipynb #cc3a1382
@@ -152,102 +206,226 @@ def _time_half_logit(t, c): return t * c**0.5 / (t * c**0.5 + 1 - t)
 def _time_variance(t, c): return (t * c) ** 2 / ((t * c) ** 2 + (1 - t) ** 2)
 def _time_unchanged(t, c): return t * 1.0
 
+
 TIME = (
-    Mistake(_time_through_ratio, "Right inside, and NaN at t = 1: multiply numerator and denominator by 1 - t."),
-    Mistake(_time_ratio, "That is the ratio t c / (1 - t) itself. Which time t' has t' / (1 - t') equal to it?"),
-    Mistake(_time_back, "The other way round: large data stand out of the noise *earlier*, so t' is above t for c > 1."),
-    Mistake(_time_scaled, "t c leaves [0, 1]. Compare the ratios of signal to noise, alpha c / sigma."),
-    Mistake(_time_log_snr, "That is the log-SNR at t. Which time t' has it for data of deviation 1?"),
-    Mistake(_time_divided, "t / c leaves [0, 1], and large data stand out earlier, not later. Compare the ratios of signal to noise."),
-    Mistake(_time_squared, "c was squared, t was not. Compare standard deviations with standard deviations."),
-    Mistake(_time_half_logit, "You took the root of c. log-SNR moves by 2 log c, and is itself *twice* the logit of t."),
-    Mistake(_time_variance, "That is the signal's share of the variance. t' itself divides amplitudes: t' against 1 - t'."),
+    Mistake(_time_through_ratio,
+            "This is right inside, and NaN at t = 1: multiply numerator and denominator by 1 - t."),
+    Mistake(_time_ratio,
+            "That is the ratio t c / (1 - t) itself. Which time t' has t' / (1 - t') equal to it?"),
+    Mistake(_time_back,
+            "It is the other way round: large data stand out of the noise *earlier*, "
+            "so t' is above t for c > 1."),
+    Mistake(_time_scaled,
+            "t c leaves [0, 1]. Compare the ratios of signal to noise, alpha c / sigma."),
+    Mistake(_time_log_snr,
+            "That is the log-SNR at t. Which time t' has the same log-SNR for data "
+            "with standard deviation 1?"),
+    Mistake(_time_divided,
+            "t / c leaves [0, 1], and large data stand out earlier, not later. "
+            "Compare the ratios of signal to noise."),
+    Mistake(_time_squared,
+            "c was squared, t was not. Compare standard deviations with standard deviations."),
+    Mistake(_time_half_logit,
+            "You took the square root of c. The log-SNR moves by 2 log c, and is "
+            "itself *twice* the logit of t."),
+    Mistake(_time_variance,
+            "That is the signal's fraction of the variance. t' itself is a fraction "
+            "of amplitudes: t' against 1 - t'."),
     Mistake(_time_unchanged, "Time moves unless c is 1."),
 )
 
+
+def _time_cases() -> list[tuple]:
+    return [(torch.linspace(0, 1, 6, dtype=torch.float64), c) for c in (5.5, 0.25, 1.0)]
+
 # %% ../../nbs/solutions/17_vae.ipynb #28c00a2c
 def tighter_bound(log_likelihood, log_prior, log_q):
+    "log p(x | z), log p(z), log q(z | x), each (K, B) -> the bound, (B,)"
     log_weight = log_likelihood + log_prior - log_q
     return log_weight.logsumexp(0) - math.log(len(log_weight))
 
 # %% ../../nbs/solutions/17_vae.ipynb #13da4d6e
-def _bound_elbo(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).mean(0)
-def _bound_sum(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).logsumexp(0)
-def _bound_plus_k(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).logsumexp(0) + math.log(len(log_q))
-def _bound_exp(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).exp().mean(0).log()
-def _bound_sign(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, log_prior, -log_q)
-def _bound_kl_sign(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, -log_prior, -log_q)
-def _bound_best(log_likelihood, log_prior, log_q): return (log_likelihood + log_prior - log_q).max(0).values
-def _bound_over_pictures(log_likelihood, log_prior, log_q):
-    w = log_likelihood + log_prior - log_q
-    return w.logsumexp(1) - math.log(w.shape[1])
-def _bound_no_prior(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, 0 * log_prior, 0 * log_q)
-def _bound_joint(log_likelihood, log_prior, log_q): return tighter_bound(log_likelihood, log_prior, 0 * log_q)
+def _log_weight(log_likelihood, log_prior, log_q): return log_likelihood + log_prior - log_q
+
+
+def _bound_elbo(log_likelihood, log_prior, log_q):
+    return _log_weight(log_likelihood, log_prior, log_q).mean(0)
+
+
+def _bound_sum(log_likelihood, log_prior, log_q):
+    return _log_weight(log_likelihood, log_prior, log_q).logsumexp(0)
+
+
+def _bound_plus_k(log_likelihood, log_prior, log_q):
+    return _bound_sum(log_likelihood, log_prior, log_q) + math.log(len(log_q))
+
+
+def _bound_exp(log_likelihood, log_prior, log_q):
+    return _log_weight(log_likelihood, log_prior, log_q).exp().mean(0).log()
+
+
+def _bound_sign(log_likelihood, log_prior, log_q):
+    return tighter_bound(log_likelihood, log_prior, -log_q)
+
+
+def _bound_kl_sign(log_likelihood, log_prior, log_q):
+    return tighter_bound(log_likelihood, -log_prior, -log_q)
+
+
+def _bound_best(log_likelihood, log_prior, log_q):
+    return _log_weight(log_likelihood, log_prior, log_q).max(0).values
+
+
+def _bound_over_images(log_likelihood, log_prior, log_q):
+    log_weight = _log_weight(log_likelihood, log_prior, log_q)
+    return log_weight.logsumexp(1) - math.log(log_weight.shape[1])
+
+
+def _bound_no_prior(log_likelihood, log_prior, log_q):
+    return tighter_bound(log_likelihood, 0 * log_prior, 0 * log_q)
+
+
+def _bound_joint(log_likelihood, log_prior, log_q):
+    return tighter_bound(log_likelihood, log_prior, 0 * log_q)
+
+
 def _bound_k_inside(log_likelihood, log_prior, log_q):
-    return (log_likelihood + log_prior - log_q).logsumexp(0) / len(log_q)
+    return _bound_sum(log_likelihood, log_prior, log_q) / len(log_q)
+
 
 BOUND = (
-    Mistake(_bound_elbo, "That is the mean of logarithms, the ELBO again. Here the logarithm comes after the mean."),
-    Mistake(_bound_sum, "The mean over draws, not the sum: log K is missing."),
+    Mistake(_bound_elbo,
+            "That is the mean of logarithms, the ELBO again. Here the logarithm "
+            "comes after the mean."),
+    Mistake(_bound_sum, "Take the mean over draws, not the sum: log K is missing."),
     Mistake(_bound_plus_k, "A mean divides by K: subtract log K, don't add it."),
-    Mistake(_bound_exp, "Right for small numbers. exp(-10000) is 0 and exp(2000) infinite: use logsumexp."),
+    Mistake(_bound_exp,
+            "This is right for small numbers. exp(-10000) is 0 and exp(2000) is "
+            "infinite: use logsumexp."),
     Mistake(_bound_sign, "Divide by q: its logarithm is subtracted."),
-    Mistake(_bound_kl_sign, "You subtracted the KL's terms the wrong way round: the weight is p(x|z) p(z) / q(z|x)."),
-    Mistake(_bound_best, "You kept the best draw alone. All of them are averaged."),
-    Mistake(_bound_over_pictures, "You averaged over pictures. The draws are the first dimension."),
-    Mistake(_bound_no_prior, "p(z)/q(z|x) is missing: draws came from q, and each counts as much as the prior says."),
+    Mistake(_bound_kl_sign,
+            "You subtracted the KL's terms the wrong way round: the weight is p(x|z) "
+            "p(z) / q(z|x)."),
+    Mistake(_bound_best, "You kept only the best draw. All of them are averaged."),
+    Mistake(_bound_over_images, "You averaged over images. The draws are the first dimension."),
+    Mistake(_bound_no_prior,
+            "p(z)/q(z|x) is missing: the draws come from q, so each has to be "
+            "reweighted to count as the prior says."),
     Mistake(_bound_joint, "q is missing: where q draws often, each draw must count less."),
-    Mistake(_bound_k_inside, "1/K is inside the logarithm: subtract log K instead of dividing by K."),
+    Mistake(_bound_k_inside,
+            "1/K is inside the logarithm: subtract log K instead of dividing by K."),
 )
+
+
+def _bound_cases() -> list[tuple]:
+    cases = []
+    for scale, shifts in ((1, (0, 0, 0)), (3, (-10_000, -40, 7)), (1, (2_000, 0, 0))):
+        log_likelihood = scale * normal(5, 3, seed=1) + shifts[0]
+        log_prior = normal(5, 3, seed=2) + shifts[1]
+        log_q = normal(5, 3, seed=3) + shifts[2]
+        cases.append((log_likelihood, log_prior, log_q))
+    return cases
 
 # %% ../../nbs/solutions/17_vae.ipynb #db31c318
 def linear_posterior(W, s, x):
-    covariance = torch.linalg.inv(torch.eye(W.shape[1], dtype=W.dtype) + W.T @ W / s**2)
+    "W (D, m), s > 0, x (B, D) -> mean (B, m) and covariance (m, m)"
+    identity = torch.eye(W.shape[1], dtype=W.dtype)
+    covariance = torch.linalg.inv(identity + W.T @ W / s**2)
     return x @ W @ covariance / s**2, covariance
 
 # %% ../../nbs/solutions/17_vae.ipynb #8b754e87
+def _identity(W): return torch.eye(W.shape[1], dtype=W.dtype)
+
+
 def _linear_no_prior(W, s, x):
     covariance = torch.linalg.inv(W.T @ W / s**2)
     return x @ W @ covariance / s**2, covariance
+
+
 def _linear_precision(W, s, x):
     mean, covariance = linear_posterior(W, s, x)
     return mean, torch.linalg.inv(covariance)
+
+
 def _linear_s_not_squared(W, s, x):
-    covariance = torch.linalg.inv(torch.eye(W.shape[1], dtype=W.dtype) + W.T @ W / s)
+    covariance = torch.linalg.inv(_identity(W) + W.T @ W / s)
     return x @ W @ covariance / s, covariance
+
+
 def _linear_diagonal(W, s, x):
     mean, covariance = linear_posterior(W, s, x)
     return mean, covariance.diagonal().diag()
+
+
 def _linear_mean_unscaled(W, s, x):
     mean, covariance = linear_posterior(W, s, x)
     return mean * s**2, covariance
-def _linear_encoder(W, s, x): return x @ W, linear_posterior(W, s, x)[1]
+
+
+def _linear_encoder(W, s, x):
+    _, covariance = linear_posterior(W, s, x)
+    return x @ W, covariance
+
+
 def _linear_unscaled(W, s, x):
     mean, covariance = linear_posterior(W, s, x)
     return mean, covariance / s**2
-def _linear_marginal(W, s, x): return linear_posterior(W, s, x)[0], W.T @ W + s**2 * torch.eye(W.shape[1], dtype=W.dtype)
+
+
+def _linear_marginal(W, s, x):
+    mean, _ = linear_posterior(W, s, x)
+    return mean, W.T @ W + s**2 * _identity(W)
+
+
 def _linear_independent(W, s, x):
-    var = 1 / (1 + W.square().sum(0) / s**2)
-    return x @ W * var / s**2, var.diag()
+    variance = 1 / (1 + W.square().sum(0) / s**2)
+    return x @ W * variance / s**2, variance.diag()
+
 
 LINEAR = (
-    Mistake(_linear_no_prior, "The prior N(0, I) is missing: it adds I to the precision and pulls the mean to 0."),
+    Mistake(_linear_no_prior,
+            "The prior N(0, I) is missing: it adds I to the precision and pulls the mean to 0."),
     Mistake(_linear_precision, "That is the precision. The covariance is its inverse."),
     Mistake(_linear_s_not_squared, "s is a standard deviation: the likelihood has s²."),
-    Mistake(_linear_diagonal, "You kept the diagonal alone. Columns that aren't orthogonal make the numbers of the code correlated."),
+    Mistake(_linear_diagonal,
+            "You kept only the diagonal. Columns that aren't orthogonal make the "
+            "numbers of the code correlated."),
     Mistake(_linear_mean_unscaled, "The mean lacks the division by s²."),
-    Mistake(_linear_encoder, "x W is a guess of the right direction. The posterior's mean multiplies it by the covariance and 1/s²."),
-    Mistake(_linear_unscaled, "The mean fits. The covariance is s² times the inverse that you took."),
-    Mistake(_linear_marginal, "That looks like the covariance of x. Asked is that of z, once x is known."),
-    Mistake(_linear_independent, "That is the formula for orthogonal columns. Here W^T W is a full matrix, and must be inverted whole."),
+    Mistake(_linear_encoder,
+            "x W has roughly the right direction. The posterior's mean multiplies it "
+            "by the covariance and 1/s²."),
+    Mistake(_linear_unscaled,
+            "The mean fits. The covariance is s² times the inverse that you took."),
+    Mistake(_linear_marginal,
+            "That looks like the covariance of x. Return the covariance of z, given x."),
+    Mistake(_linear_independent,
+            "That is the formula for orthogonal columns. Here W^T W is a full "
+            "matrix, and must be inverted as a whole."),
 )
+
+
+def _linear_cases() -> list[tuple]:
+    return [(normal(6, 3, seed=4), 0.5, normal(5, 6, seed=5)),
+            (normal(4, 4, seed=6), 1.3, normal(4, 4, seed=7))]
 
 # %% ../../nbs/solutions/17_vae.ipynb #b6987c9f
 EXERCISES = {
-    "kl_between": Exercise(kl_between, _kl_cases, KL_BETWEEN, "The same formula lets a code's prior be learned."),
-    "believed_noise": Exercise(believed_noise, _noise_cases, BELIEVED_NOISE, "Now you can compare weights of papers."),
-    "psnr_of_bytes": Exercise(psnr_of_bytes, _psnr_cases, PSNR, "It agrees with psnr on [-1, 1], where the range is 2."),
-    "same_time": Exercise(same_time, _time_cases, TIME, "That is the shift of times that large models use as well."),
-    "tighter_bound": Exercise(tighter_bound, _bound_cases, BOUND, "With many draws it approaches log p(x)."),
-    "linear_posterior": Exercise(linear_posterior, _linear_cases, LINEAR, "The one case in which the encoder is known."),
+    "kl_between": Exercise(
+        kl_between, _kl_cases, KL_BETWEEN,
+        "The same formula lets a code's prior be learned."),
+    "believed_noise": Exercise(
+        believed_noise, _noise_cases, BELIEVED_NOISE,
+        "Now you can compare the weights of different papers."),
+    "psnr_of_bytes": Exercise(
+        psnr_of_bytes, _psnr_cases, PSNR,
+        "It agrees with psnr on [-1, 1], where the range is 2."),
+    "same_time": Exercise(
+        same_time, _time_cases, TIME,
+        "That is the shift of times that large models use as well."),
+    "tighter_bound": Exercise(
+        tighter_bound, _bound_cases, BOUND,
+        "With many draws it approaches log p(x)."),
+    "linear_posterior": Exercise(
+        linear_posterior, _linear_cases, LINEAR,
+        "This is the one case in which the encoder is known exactly."),
 }

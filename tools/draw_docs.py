@@ -1,5 +1,4 @@
-"""Draw the pictures of README.md and CONTRIBUTING.md into docs/: `python tools/pictures.py`."""
-
+"""Draw the figures of README.md and CONTRIBUTING.md into docs/: `python tools/draw_docs.py`."""
 from __future__ import annotations
 
 import ast
@@ -25,7 +24,8 @@ PACKAGE = ROOT / "diffusion_course"
 
 def motions(path: Path) -> None:
     "The opening of lesson 2 as an animation."
-    start, noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    start = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(1)
     turn = lambda x, t: 2 * math.pi * torch.stack([-x[:, 1], x[:, 0]], 1)
     climb = lambda x, t: 2.0 * running_mixture().score(x)
     walk = lambda step, n: torch.stack(list(integrate(step, start, torch.linspace(0, 1, n + 1))))
@@ -41,7 +41,8 @@ def motions(path: Path) -> None:
 def samples(path: Path) -> None:
     "What the shipped CIFAR-10 model draws: a column a label."
     y = torch.arange(50) % 10
-    save_grid(generate(load("cifar10"), len(y), 20, "dpmpp_2m", 2.5, seed=0, batch=10, y=y), path, ncols=10, scale=2)
+    x = generate(load("cifar10"), len(y), 20, "dpmpp_2m", 2.5, seed=0, batch=10, y=y)
+    save_grid(x, path, ncols=10, scale=2)
 
 
 def imports(module: Path) -> set[str]:
@@ -51,19 +52,27 @@ def imports(module: Path) -> set[str]:
 
 
 def rooms(path: Path) -> None:
-    "Which module imports which, as a table: toolbox first, then lessons in their order. Nothing above the diagonal: nobody looks ahead."
+    """Which module imports which, as a table: toolbox first, then lessons in their order.
+
+    Nothing is above the diagonal: nobody looks ahead.
+    """
     modules = {p.stem: p for p in PACKAGE.glob("*.py") if p.stem[0] != "_"}
     toolbox = {p.stem for p in (ROOT / "nbs" / "toolbox").glob("*.ipynb")}
     uses = {name: imports(p) & set(modules) for name, p in modules.items()}
     depth = lambda name: max((1 + depth(other) for other in uses[name]), default=0)
-    number = {re.search(r"default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: p.name[:2] for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
-    order = sorted(toolbox, key=lambda n: (depth(n), n)) + sorted(set(modules) - toolbox, key=lambda n: number[n])
-    at, split = {name: k for k, name in enumerate(order)}, len(toolbox)
+    lessons = (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")
+    number = {re.search(r"default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: p.name[:2] for p in lessons}
+    order = sorted(toolbox, key=lambda n: (depth(n), n))
+    order += sorted(set(modules) - toolbox, key=lambda n: number[n])
+    at = {name: k for k, name in enumerate(order)}
+    split = len(toolbox)
     fig, ax = figure(size=(7.6, 7.0))
     for start, stop, role in ((0, split, "exact"), (split, len(order), "data")):
-        ax.add_patch(Rectangle((start - 0.5, start - 0.5), stop - start, stop - start, fc=COLORS[role], ec="none", alpha=0.10))
+        corner, side = (start - 0.5, start - 0.5), stop - start
+        ax.add_patch(Rectangle(corner, side, side, fc=COLORS[role], ec="none", alpha=0.10))
     for name, others in uses.items():
-        for other in others: ax.plot(at[other], at[name], "o", ms=6, color=COLORS["exact" if other in toolbox else "data"])
+        for other in others:
+            ax.plot(at[other], at[name], "o", ms=6, color=COLORS["exact" if other in toolbox else "data"])
     ax.plot([-0.5, len(order) - 0.5], [-0.5, len(order) - 0.5], color=INK, lw=0.6)
     names = [f"{number[n]} {n}" if n in number else n for n in order]
     ax.set_xticks(range(len(order)), names, rotation=90, fontsize=8)

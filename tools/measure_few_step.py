@@ -1,0 +1,104 @@
+"""Score the few-step student beside its teacher: `python tools/measure_few_step.py few-step`.
+
+Writes diffusion_course/weights/few_step.json, row by row: a run that was stopped goes on where it
+was, and another model begins anew. Fréchet distance and label agreement of decoded images for each
+student in 1, 2, 4 and 8 steps, its teacher in the same and in 20, real images, and real images that
+went through the autoencoder. Twenty minutes of one core; `--quick` tries everything with a few
+images (and says so in the file).
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from book import Book
+
+from diffusion_course import evaluation as ev
+from diffusion_course.checkpoints import WEIGHTS, info, load
+from diffusion_course.few_step import consistency
+from diffusion_course.generation import as_images, generate
+from diffusion_course.images import cifar10, to_bytes
+from diffusion_course.predictions import Model
+from diffusion_course.samplers import euler
+from diffusion_course.vae import reconstruct
+
+SAMPLERS = {"euler": euler, "consistency": consistency}
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("student", nargs="*",
+                        help="students, the shipped one first: names or files; none: the teacher alone")
+    parser.add_argument("--teacher", default="cifar10-latent", help="a shipped name or a file")
+    parser.add_argument("--w", type=float,
+                        help="guidance of the teacher; default: that of the first student's training")
+    parser.add_argument("--classifier", default="cifar10-classifier",
+                        help="a shipped name or a file")
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "few_step.json")
+    parser.add_argument("--quick", action="store_true",
+                        help="a trial with a few images: its numbers mean nothing")
+    args = parser.parse_args()
+    n = 40 if args.quick else 2000
+    batch = 20 if args.quick else 200
+    configs = [info(s).get("config", {}) for s in args.student]
+    w = args.w
+    if w is None: w = configs[0].get("w", 2.5) if configs else 2.5
+    teacher = load(args.teacher)
+    classifier = load(args.classifier)
+    real = cifar10("train")
+    y = torch.arange(n) % 10
+    students = " ".join(Path(s).stem for s in args.student)
+    about = dict(
+        command=f"python tools/measure_few_step.py {students}".strip(), quick=args.quick, n=n, w=w,
+        torch=torch.__version__, images=info(args.teacher).get("images"),
+        student_images=[info(s).get("images") for s in args.student],
+        teacher=ev.name_of(teacher), classifier=ev.name_of(classifier),
+    )
+    tables = Book(args.out, about, anew=("teacher", "classifier", "n", "w"))
+    first, second = ev.split(n, len(real), 0)
+    known = ev.features(real.x[first], classifier)
+
+    def scores(x: torch.Tensor, y: torch.Tensor) -> dict:
+        """Of images, against n real ones.
+
+        Variety: the variance of their features, as a fraction of the real ones'.
+        """
+        features = ev.features(x, classifier)
+        return dict(
+            frechet=ev.frechet_distance(known, features),
+            agreement=ev.label_agreement(classifier, x, y),
+            variety=float(features.var(0).sum() / known.var(0).sum()),
+        )
+
+    def drawn(model: Model, steps: int, sampler: str, w: float) -> dict:
+        """Of what a model draws."""
+        stepper = SAMPLERS[sampler]() if sampler in SAMPLERS else sampler
+        x = generate(model, n, steps, stepper, w, seed=0, batch=batch, y=y)
+        return scores(as_images(model, x), y)
+
+    others, labels = real.batch(second)
+    tables.row("real", dict(what="real pictures"), lambda: scores(real.x[second], labels))
+    decoded = lambda: to_bytes(reconstruct(teacher.net.vae(), others))
+    tables.row("real", dict(what="through the autoencoder"), lambda: scores(decoded(), labels))
+    calls = 1 if w in (0, 1) else 2
+    for sampler, counts in (("euler", (1, 2, 4, 8, 20)), ("dpmpp_2m", (4, 8, 20))):
+        for steps in counts:
+            key = dict(model="teacher", sampler=sampler, steps=steps, weights=ev.name_of(teacher))
+            tables.row("scores", key | dict(nfe=calls * steps), drawn, teacher, steps, sampler, w)
+    for name, config in zip(args.student, configs, strict=True):
+        student = load(name)
+        kind = "consistency" if "huber" in config else "reflow"
+        for sampler in SAMPLERS:
+            for steps in (1, 2, 4, 8):
+                key = dict(model=kind, sampler=sampler, steps=steps, weights=ev.name_of(student))
+                tables.row("scores", key | dict(nfe=steps), drawn, student, steps, sampler, 1.0)
+    frechet = {(r["model"], r["sampler"], r["steps"]): r["frechet"] for r in tables.tables["scores"]}
+    for (model, sampler, steps), d in frechet.items():
+        if model == "teacher" or steps != 2: continue
+        fraction = d / frechet["teacher", "euler", 2]
+        print(f"{model}, {sampler}, 2 steps: {d:.2f}, {fraction:.2f} of the teacher's")
+
+
+if __name__ == "__main__": main()
