@@ -97,7 +97,16 @@ class Classifier(nn.Module):
         """
         return self.maps(x)[-1].mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor: return self.last(self.features(x))
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits: softmax makes them the probabilities of the labels.
+
+        Args:
+            x: (B, C, H, W) images in [-1, 1].
+
+        Returns:
+            (B, n_labels).
+        """
+        return self.last(self.features(x))
 
 
 class _Block(nn.Module):

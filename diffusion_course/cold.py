@@ -203,8 +203,7 @@ DEGRADATIONS: dict[str, Degradation] = {"blur": Blur(), "masking": Masking(), "p
 class Restorer(UNet):
     """R(x, t, d) = x + U-Net(x, t, d), which begins as the identity.
 
-    net(x (B, C, H, W), t (B,), y) -> (B, C, H, W), the estimate of x1. The label y says which of
-    DEGRADATIONS the damage is; None: an unknown one.
+    net(x (B, C, H, W), t (B,), y) -> (B, C, H, W).
 
     Args:
         config: sizes; default: those of `UNetConfig`.
@@ -212,6 +211,16 @@ class Restorer(UNet):
     """
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
+        """The estimate of x1 for degraded images.
+
+        Args:
+            x: (B, C, H, W) degraded images.
+            t: (B,) their times.
+            y: which of DEGRADATIONS the damage is, one number or (B,); None: an unknown one.
+
+        Returns:
+            (B, C, H, W).
+        """
         return x + super().forward(x, t, y)
 
 

@@ -148,7 +148,16 @@ class Decoder(nn.Module):
         self.shape = self.config.shape
         self.decoder = VAE(self.config, seed).decoder
 
-    def forward(self, z: Tensor) -> Tensor: return self.decoder(z).float()
+    def forward(self, z: Tensor) -> Tensor:
+        """The images of latents.
+
+        Args:
+            z: (B, c, h, w) latents, as `VAE.encode` gives them.
+
+        Returns:
+            (B, C, H, W), about in [-1, 1], in single precision.
+        """
+        return self.decoder(z).float()
 
 
 @settings

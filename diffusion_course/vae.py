@@ -123,6 +123,14 @@ class Block(nn.Module):
         for p in self.conv2.parameters(): nn.init.zeros_(p)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x plus its correction.
+
+        Args:
+            x: (B, width, H, W).
+
+        Returns:
+            (B, width, H, W).
+        """
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
@@ -275,7 +283,8 @@ class VAERecipe(Recipe):
         if not self.start: return VAE(self.net, self.seed)
         vae = load(self.start)
         if not isinstance(vae, VAE) or vae.config != self.net:
-            raise ValueError(f"start is {self.start!r}, a {type(vae).__name__}: expected a VAE with {self.net}")
+            what = f"a VAE with {vae.config}" if isinstance(vae, VAE) else f"a {type(vae).__name__}"
+            raise ValueError(f"start is {self.start!r}, {what}: expected a VAE with {self.net}")
         return vae.train()
 
     def loss(self, model: VAE, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
