@@ -24,6 +24,8 @@ def test_lines_and_statements_are_found_where_they_are() -> None:
     assert places(tuple_assignments, text) == ["diffusion_course/m.py:1", "diffusion_course/m.py:3"]
     assert places(attribute_lines, text) == ["diffusion_course/m.py:4"]
     assert longer_than(30, [Source("m", text)]) == ["m:4"]
+    exported = "x = 10000000\n\n# %% auto #0\n__all__ = ['a', 'b',\n           'c']\n"
+    assert longer_than(11, [Source("m", exported)]) == ["m:1", "m:3"]
 
 
 def test_guards_count_above_the_algorithm_only() -> None:
@@ -46,7 +48,7 @@ def test_comments_in_signatures_are_those_of_parameters_and_results() -> None:
 def f(
     x: int,  # (n,)
     # a line of its own
-    y: int = 0,
+    y: int = 0,  # noqa: F1
 ) -> int:  # what comes back
     # not this
     return x  # nor this
