@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes().replace(b"\r\n", b"\n") for p in files}
 
 
-# ---- notebooks and modules -------------------------------------------------------------------------
+# ---- notebooks and modules -----------------------------------------------------------------------
 
 def test_export_and_clean_change_nothing(tree: Path) -> None:
     before = contents(tree)
@@ -127,7 +127,7 @@ def test_lesson_imports_only_what_comes_before_it(path: Path) -> None:
     assert found <= known, f"{path.name} imports {found - known}"
 
 
-# ---- what is needed --------------------------------------------------------------------------------
+# ---- what is needed ------------------------------------------------------------------------------
 
 def requirements(*lists: str) -> list[Requirement]:
     """What settings.ini requires, by the names of its lists."""
@@ -185,7 +185,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert changes[1:2] in ([], [version]), "the changelog ends with another release"
 
 
-# ---- wheel and source distribution -----------------------------------------------------------------
+# ---- wheel and source distribution ---------------------------------------------------------------
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
@@ -236,7 +236,7 @@ def built(tree: Path, folder: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
-# ---- the shape of a notebook -----------------------------------------------------------------------
+# ---- the shape of a notebook ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_notebook_is_short(path: Path) -> None:
@@ -288,7 +288,7 @@ def test_lesson_reads_well_without_a_kernel(path: Path) -> None:
     assert not dead, "an output links to a widget that ended with its kernel: run `make lessons`"
 
 
-# ---- how the code reads ----------------------------------------------------------------------------
+# ---- how the code reads --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row != TYPES], ids=lambda row: row.name)
 def test_the_code_is_within_its_limits(row: Row) -> None:
@@ -318,7 +318,7 @@ def test_ruff_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-# ---- the readme ------------------------------------------------------------------------------------
+# ---- the readme ----------------------------------------------------------------------------------
 
 def test_the_examples_of_the_readme_run() -> None:
     points, pictures = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)

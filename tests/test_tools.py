@@ -17,7 +17,7 @@ def places(find, text: str) -> list[str]:
     return find([Source("diffusion_course/m.py", text)])
 
 
-# ---- code_table --------------------------------------------------------------------------------------
+# ---- code_table ----------------------------------------------------------------------------------
 
 def test_lines_and_statements_are_found_where_they_are() -> None:
     text = "a, b = x, y\na, b = f(x)\n(a, b), c = pair, 1\nd = getattr(a, 'b', hasattr(a, 'c'))\n"
@@ -160,7 +160,7 @@ def test_the_column_before_is_kept() -> None:
     assert written_before(page)["a b"] == "7.1 %"
 
 
-# ---- lowest_versions and ship ------------------------------------------------------------------------
+# ---- lowest_versions and ship --------------------------------------------------------------------
 
 def test_a_requirement_without_a_lower_bound_is_named(tmp_path: Path) -> None:
     settings = tmp_path / "settings.ini"
