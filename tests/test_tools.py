@@ -104,6 +104,13 @@ class Scene:
     def save(self, path, size): "Writes."
     def _load(self, path): ...
 
+@settings
+class Config:
+    """Settings."""
+    kind: ClassVar[str] = "x"
+    steps: int = option(1, "how many")
+    seed: int = 0
+
 class Net(Base):
     """A network.
 
@@ -115,7 +122,8 @@ class Net(Base):
     def __call__(self, x): "Applies."
 '''
     assert places(unexplained, text) == [
-        "m.f: seed", "m.Scene: loop", "m.Scene.save: path", "m.Net: depth", "m.Net.__call__: x",
+        "m.f: seed", "m.Scene: loop", "m.Scene.save: path", "m.Config: seed", "m.Net: depth",
+        "m.Net.__call__: x",
     ]
 
 

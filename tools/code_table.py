@@ -233,10 +233,19 @@ def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 
 def _fields(node: ast.ClassDef) -> list[str]:
-    """The public fields of a dataclass."""
-    if not any("dataclass" in ast.unparse(d) for d in node.decorator_list): return []
-    names = [ast.unparse(n.target) for n in node.body if isinstance(n, ast.AnnAssign)]
+    """The public fields of a dataclass; of `settings`, those that no `option(default, help)` explains."""
+    decorators = {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
+    if not decorators & {"dataclass", "settings"}: return []
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    fields = [n for n in fields if not ast.unparse(n.annotation).startswith("ClassVar")]
+    if "settings" in decorators: fields = [n for n in fields if not _is_option(n.value)]
+    names = [ast.unparse(n.target) for n in fields]
     return [name for name in names if not name.startswith("_")]
+
+
+def _is_option(value: ast.expr | None) -> bool:
+    """Whether a field is `option(default, help)`: `settings` lists those in the class's docstring."""
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "option" and len(value.args) > 1
 
 
 def _public(nodes: Iterable[ast.AST], *kinds: type) -> Iterator:
