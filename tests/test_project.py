@@ -1,6 +1,7 @@
 """The notebooks and the library are the same thing, and the library can be installed."""
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -125,6 +126,20 @@ def test_lesson_imports_only_what_comes_before_it(path: Path) -> None:
     known |= {m for m, n in NUMBERS.items() if n <= int(path.name[:2])}
     found = {m for source in code(path) for m in imported(source)}
     assert found <= known, f"{path.name} imports {found - known}"
+
+
+def test_the_common_names_are_the_same_to_python_and_to_type_checkers() -> None:
+    import diffusion_course as dc
+
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(text_of("diffusion_course/__init__.py"))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body: found.setdefault(line.module, set()).update(a.name for a in line.names)
+    assert found == {module: set(names) for module, names in dc._NAMES.items()}
+    assert dc.__all__ == sorted(name for names in found.values() for name in names)
+    assert all(getattr(dc, name) is not None for name in dc.__all__)
+    modules = {m.split(".")[1] for m in MODULES if ".checks." not in m}
+    assert set(dc._MODULES) == modules
 
 
 # ---- what is needed ------------------------------------------------------------------------------
@@ -303,6 +318,9 @@ def test_types_are_right_in_the_library_and_in_the_examples_of_the_readme(tmp_pa
     for k, example in enumerate(re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)):
         files.append(tmp_path / f"readme_{k}.py")
         files[-1].write_text(example, encoding="utf-8")
+    files.append(tmp_path / "names.py")
+    names = "\n".join(f"dc.{name}" for name in __import__("diffusion_course").__all__)
+    files[-1].write_text(f"import diffusion_course as dc\n{names}\n", encoding="utf-8")
     errors = type_errors(Repo(ROOT), *files)
     assert not errors, "\n".join(errors)
 
