@@ -63,7 +63,16 @@ _MODULES = (
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_WHERE)
+__all__ = [  # in words, because type checkers read no other
+    "Cosine", "DDPM", "Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
+    "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
+    "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
+    "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
+    "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
+    "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews",
+    "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save", "show_images",
+    "show_samples", "to_prediction", "toy", "toy_names", "trajectory", "uniform_grid",
+]
 
 
 def __getattr__(name: str) -> Any:
