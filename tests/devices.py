@@ -69,16 +69,7 @@ MPS_LACKS = frozenset(f"{_NO_MPS_KERNEL} {_NO_MPS_KERNEL_IN_2_6}".split())
 
 # Kernels that take numbers () on the CPU beside tensors on the device, though they are not marked as elementwise.
 _TAKE_NUMBERS = {
-    "where",
-    "fill",
-    "fill_",
-    "masked_fill",
-    "masked_fill_",
-    "lerp",
-    "lerp_",
-    "clamp",
-    "clamp_",
-    "full_like",
+    "where", "fill", "fill_", "masked_fill", "masked_fill_", "lerp", "lerp_", "clamp", "clamp_", "full_like",
 }
 _TAKE_CPU_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 _COPY = {"copy_", "copy", "_copy_from"}
@@ -246,18 +237,14 @@ class _Kernels(TorchDispatchMode):
             if here is not None and world.resolve(here) == world.device: kwargs = kwargs | dict(device=CPU)
         if device is not None and device != CPU:
             if device.type == "mps": self._on_mps(name, kwargs)
-            if (
-                name in _WAIT
-                or name in _TAKE_CPU_INDICES
-                and any(x.dtype in _MASKS for x in _tensors(args[1]))
-            ):
-                world.wait(name)
+            by_mask = name in _TAKE_CPU_INDICES and any(x.dtype in _MASKS for x in _tensors(args[1]))
+            if by_mask or name in _WAIT: world.wait(name)
         out = func(*args, **kwargs)
         for (_, x), place in zip(inputs, places, strict=True):
             if place is None and device is not None: _put(x, device)
         for y in _tensors(out):
             if device != CPU and not _is_known(y): _put(y, device)
-            if y.dtype in DOUBLE and device is not None and device.type == "mps" and (_place(y) or CPU).type == "mps":
+            if y.dtype in DOUBLE and (_place(y) or CPU).type == "mps" and not any(x.dtype in DOUBLE for _, x in inputs):
                 world.fail(name, f"{y.dtype} on {world.device}, which MPS does not have")
         return out
 
@@ -320,7 +307,8 @@ def _call(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _check_generator(world: Pretended, func: Callable, args: tuple, kwargs: dict, asked: torch.device | None) -> None:
-    g = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch._C.Generator)), None)
+    is_generator = lambda v: torch._C.Generator in type(v).__mro__  # isinstance is slow here
+    g = next(filter(is_generator, (*args, *kwargs.values())), None)
     if g is None: return
     places = [p for x in _tensors((args, kwargs)) if (p := _place(x)) not in (None, CPU)]
     device = asked or (places[0] if places else CPU)
@@ -405,12 +393,8 @@ def _new(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     if isinstance(data, (list, tuple)):
         for x in _tensors(data):
             if (_place(x) or CPU) == world.device: world.wait(_name(func))
-    out = func(
-        *((of,) if of is not None else ()),
-        *values[:1],
-        **{k: v for k, v in kwargs.items() if k != "dtype"},
-        dtype=dtype
-    )
+    owner = () if of is None else (of,)
+    out = func(*owner, *values[:1], **kwargs | dict(dtype=dtype))
     place = CPU if device is None else world.resolve(device)
     if place.type == "mps" and out.dtype in DOUBLE:
         world.fail(_name(func), f"{out.dtype} on {place}, which MPS does not have")
