@@ -158,7 +158,9 @@ def _object(m: ModuleType, name: str) -> Iterator[str]:
     if not (inspect.isclass(obj) or inspect.isfunction(obj)):
         yield from ["```python", *_assignment(m, name), "```", ""]
         return
-    yield from ["```python", ("class " if inspect.isclass(obj) else "") + signature(name, obj), "```", ""]
+    if getattr(obj, "_is_protocol", False): head = f"class {name}(Protocol)"
+    else: head = ("class " if inspect.isclass(obj) else "") + signature(name, obj)
+    yield from ["```python", head, "```", ""]
     yield from _documented(obj)
     if not inspect.isclass(obj): return
     for key, member in vars(obj).items():
