@@ -9,54 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['FACTOR', 'CHEAPER', 'ATTENTION', 'KNOWN', 'STRETCH', 'GUESS', 'EXERCISES', 'one_factor', 'times_cheaper',
            'attention_cost', 'known_places', 'stretch', 'best_guess']
 
-# %% ../../nbs/solutions/18_latent.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(*shape: int, seed: int) -> Tensor: return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _factor_cases() -> list[tuple]:
-    size = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)[:, None, None]
-    return [(size * _normal(5, 3, 2, 2, seed=0) + size.flip(0),), (4 * _normal(3, 2, 3, 2, seed=1) - 1,), (0.1 * _normal(2, 1, 2, 2, seed=2),)]
-
-
-def _cost_cases() -> list[tuple]:
-    return [(371.0, 46.0, 52.0, 20, 1, True), (371.0, 46.0, 52.0, 20, 1, False), (371.0, 46.0, 520.0, 4, 2, True), (100.0, 10.0, 300.0, 1, 4, False)]
-
-
-def _attention_cases() -> list[tuple]: return [(512, 8, 320), (64, 4, 96), (32, 1, 64), (256, 16, 1152)]
-
-
-def _known_cases() -> list[tuple]:
-    some = _uniform(3, 1, 8, 8, seed=3) < 0.85
-    strokes = torch.ones(2, 1, 8, 12, dtype=torch.bool)
-    strokes[0, 0, 1, 2:9] = strokes[1, 0, 6, 5] = strokes[1, 0, :, 11] = False
-    corner = torch.ones(1, 1, 4, 8, dtype=torch.bool)
-    corner[0, 0, 3, 3] = False
-    return [(some, 2), (strokes, 4), (strokes, 2), (corner, 4)]
-
-
-def _waves(z: Tensor) -> Tensor: return torch.cat([torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
-
-
-def _stretch_cases() -> list[tuple]:
-    return [(_waves, _normal(3, 2, 4, 4, seed=4), _normal(3, 2, 4, 4, seed=5)), (_waves, _normal(2, 1, 3, 3, seed=6), 0.01 * _normal(2, 1, 3, 3, seed=7))]
-
-
-def _guess_cases() -> list[tuple]:
-    cases = []
-    for k, (shape, t) in enumerate((((4, 2, 4, 4), [0.0, 0.3, 0.7, 1.0]), ((3, 3, 3, 3), [0.2, 0.5, 0.9]))):
-        s = 0.2 + _uniform(*shape, seed=10 + k)
-        cases.append((_normal(*shape, seed=8 + k), 2 * _normal(*shape, seed=12 + k), s, torch.tensor(t, dtype=torch.float64)))
-    return cases
-
 # %% ../../nbs/solutions/18_latent.ipynb #7a576e6c
 def one_factor(z):
+    "latents (n, c, h, w) -> 1 over the standard deviation of all their numbers, a float"
     return 1 / float(z.std(correction=0))
 
 # %% ../../nbs/solutions/18_latent.ipynb #9164efd0
@@ -70,172 +31,370 @@ def _minus_one(z): return 1 / float(z.std())
 def _variance(z): return 1 / float(z.var(correction=0))
 def _each_latent(z): return 1 / float(z.flatten(1).std(1, correction=0).mean())
 
+
 FACTOR = (
-    Mistake(_deviation, "That is the deviation. What do you multiply with, so that it becomes 1?"),
-    Mistake(_rms, "This is the root of the mean square. A deviation is measured from the mean."),
-    Mistake(_mean_of_channels, "You averaged the channels' deviations. One factor: the deviation of all numbers together."),
-    Mistake(_mean_of_channels_too, "You averaged the channels' deviations, and divided by the count minus 1. One factor: the deviation of all numbers together."),
-    Mistake(_within_channels, "You took each channel's own mean off. All numbers together have one mean."),
-    Mistake(_each_channel, "A factor for each channel is what to_unit does. Asked is one number for all."),
+    Mistake(_deviation,
+            "That is the standard deviation. By what do you have to multiply so that "
+            "it becomes 1?"),
+    Mistake(_rms, "This is the root mean square. A standard deviation is measured from the mean."),
+    Mistake(_mean_of_channels,
+            "You averaged the channels' standard deviations. Take the standard "
+            "deviation of all numbers together."),
+    Mistake(_mean_of_channels_too,
+            "You averaged the channels' standard deviations, and divided by the "
+            "count minus 1. Take the standard deviation of all numbers together."),
+    Mistake(_within_channels,
+            "You subtracted each channel's own mean. All numbers together have one mean."),
+    Mistake(_each_channel,
+            "A factor for each channel is what to_unit does. Return one number for all."),
     Mistake(_minus_one, "You divided by the count minus 1: correction=0 divides by the count."),
-    Mistake(_variance, "This divides by the variance. Multiplying by c changes the deviation by c."),
-    Mistake(_each_latent, "You averaged over latents. Take all numbers of all latents as one list."),
+    Mistake(_variance,
+            "This divides by the variance. Multiplying by c changes the standard "
+            "deviation by a factor of c."),
+    Mistake(_each_latent,
+            "You averaged over latents. Take all numbers of all latents as one list."),
 )
+
+
+def _factor_cases() -> list[tuple]:
+    scale = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)[:, None, None]
+    shift = scale.flip(0)
+    return [(scale * normal(5, 3, 2, 2, seed=0) + shift,),
+            (4 * normal(3, 2, 3, 2, seed=1) - 1,),
+            (0.1 * normal(2, 1, 2, 2, seed=2),)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #507a0f78
 def times_cheaper(pixel, latent, decoder, steps, calls, guided):
+    "multiply-adds of one evaluation (twice) and of decoding; calls a step -> pixels' over latents'"
     nfe = steps * calls * (2 if guided else 1)
     return nfe * pixel / (nfe * latent + decoder)
 
 # %% ../../nbs/solutions/18_latent.ipynb #2f11104f
-def _n(steps, calls, guided): return steps * calls * (2 if guided else 1)
-def _no_decoder(p, z, d, steps, calls, guided): return p / z
-def _decoder_each_step(p, z, d, steps, calls, guided): return _n(steps, calls, guided) * p / (_n(steps, calls, guided) * z + steps * d)
-def _decoder_each_call(p, z, d, steps, calls, guided): return p / (z + d)
-def _decoder_on_both(p, z, d, steps, calls, guided): return (_n(steps, calls, guided) * p + d) / (_n(steps, calls, guided) * z + d)
-def _guidance_free(p, z, d, steps, calls, guided): return steps * calls * p / (steps * calls * z + d)
-def _calls_free(p, z, d, steps, calls, guided): return _n(steps, 1, guided) * p / (_n(steps, 1, guided) * z + d)
-def _inverse(p, z, d, steps, calls, guided): return (_n(steps, calls, guided) * z + d) / (_n(steps, calls, guided) * p)
+def _nfe(steps, calls, guided): return steps * calls * (2 if guided else 1)
+
+
+def _no_decoder(pixel, latent, decoder, steps, calls, guided): return pixel / latent
+
+
+def _decoder_each_step(pixel, latent, decoder, steps, calls, guided):
+    nfe = _nfe(steps, calls, guided)
+    return nfe * pixel / (nfe * latent + steps * decoder)
+
+
+def _decoder_each_call(pixel, latent, decoder, steps, calls, guided):
+    return pixel / (latent + decoder)
+
+
+def _decoder_on_both(pixel, latent, decoder, steps, calls, guided):
+    nfe = _nfe(steps, calls, guided)
+    return (nfe * pixel + decoder) / (nfe * latent + decoder)
+
+
+def _guidance_free(pixel, latent, decoder, steps, calls, guided):
+    return times_cheaper(pixel, latent, decoder, steps, calls, guided=False)
+
+
+def _calls_free(pixel, latent, decoder, steps, calls, guided):
+    return times_cheaper(pixel, latent, decoder, steps, 1, guided)
+
+
+def _inverse(pixel, latent, decoder, steps, calls, guided):
+    nfe = _nfe(steps, calls, guided)
+    return (nfe * latent + decoder) / (nfe * pixel)
+
 
 CHEAPER = (
-    Mistake(_no_decoder, "The decoder is asked once, and that counts when steps are few."),
+    Mistake(_no_decoder, "The decoder runs once, and that counts when steps are few."),
     Mistake(_decoder_each_step, "You decoded after every step. Only the last latent is decoded."),
-    Mistake(_decoder_each_call, "You decoded at every evaluation. Only the last latent is decoded."),
-    Mistake(_decoder_on_both, "In pixels nothing is decoded: the decoder belongs below the line only."),
-    Mistake(_guidance_free, "With guidance each evaluation counts twice. That changes how much the one decoding weighs."),
-    Mistake(_calls_free, "A stepper such as Heun asks more than once a step: multiply by calls."),
-    Mistake(_inverse, "That is latents over pixels. Asked is how many times cheaper: pixels over latents."),
+    Mistake(_decoder_each_call,
+            "You decoded at every evaluation. Only the last latent is decoded."),
+    Mistake(_decoder_on_both,
+            "In pixels nothing is decoded: the decoder belongs only in the denominator."),
+    Mistake(_guidance_free,
+            "With guidance each evaluation counts twice. That changes how much the "
+            "one decoding weighs."),
+    Mistake(_calls_free,
+            "A stepper such as Heun calls the model more than once a step: multiply by calls."),
+    Mistake(_inverse,
+            "That is latents over pixels. The question is how many times cheaper "
+            "latents are: pixels over latents."),
 )
+
+
+def _cost_cases() -> list[tuple]:
+    return [(371.0, 46.0, 52.0, 20, 1, True),
+            (371.0, 46.0, 52.0, 20, 1, False),
+            (371.0, 46.0, 520.0, 4, 2, True),
+            (100.0, 10.0, 300.0, 1, 4, False)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #c68fe9d7
 def attention_cost(side, factor, d):
-    n = (side // factor) ** 2
-    return 4 * n * d**2 + 2 * n**2 * d
+    "side of an image, pixels along the side of a place, width d -> multiply-adds for one image"
+    N = (side // factor) ** 2
+    return 4 * N * d**2 + 2 * N**2 * d
 
 # %% ../../nbs/solutions/18_latent.ipynb #4f5f9ff2
-def _one_side(side, factor, d): return 4 * (n := side // factor) * d**2 + 2 * n**2 * d
-def _all_pixels(side, factor, d): return 4 * (n := side**2) * d**2 + 2 * n**2 * d
-def _area_factor(side, factor, d): return 4 * (n := side**2 // factor) * d**2 + 2 * n**2 * d
-def _three(side, factor, d): return 3 * (n := (side // factor) ** 2) * d**2 + 2 * n**2 * d
-def _one_product(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + n**2 * d
-def _no_projections(side, factor, d): return 2 * (side // factor) ** 4 * d
-def _no_products(side, factor, d): return 4 * (side // factor) ** 2 * d**2
-def _thin_projections(side, factor, d): return 4 * (n := (side // factor) ** 2) * d + 2 * n**2 * d
-def _wide_pairs(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + 2 * n**2 * d**2
-def _no_width(side, factor, d): return 4 * (n := (side // factor) ** 2) * d**2 + 2 * n**2
-def _once(side, factor, d): return 4 * d**2 + 2 * (side // factor) ** 4 * d
+def _places(side, factor): return (side // factor) ** 2
+def _cost(N, d, projections=4, products=2): return projections * N * d**2 + products * N**2 * d
+
+
+def _one_side(side, factor, d): return _cost(side // factor, d)
+def _all_pixels(side, factor, d): return _cost(side**2, d)
+def _area_factor(side, factor, d): return _cost(side**2 // factor, d)
+def _three(side, factor, d): return _cost(_places(side, factor), d, projections=3)
+def _one_product(side, factor, d): return _cost(_places(side, factor), d, products=1)
+def _no_projections(side, factor, d): return _cost(_places(side, factor), d, projections=0)
+def _no_products(side, factor, d): return _cost(_places(side, factor), d, products=0)
+
+
+def _thin_projections(side, factor, d):
+    N = _places(side, factor)
+    return 4 * N * d + 2 * N**2 * d
+
+
+def _wide_pairs(side, factor, d):
+    N = _places(side, factor)
+    return 4 * N * d**2 + 2 * N**2 * d**2
+
+
+def _no_width(side, factor, d):
+    N = _places(side, factor)
+    return 4 * N * d**2 + 2 * N**2
+
+
+def _once(side, factor, d):
+    N = _places(side, factor)
+    return 4 * d**2 + 2 * N**2 * d
+
 
 ATTENTION = (
-    Mistake(_one_side, "You counted the places of one row: N is places along both sides."),
+    Mistake(_one_side, "You counted the places of one row: N counts the places along both sides."),
     Mistake(_all_pixels, "Attention looks at places of the latent, not at pixels."),
     Mistake(_area_factor, "The factor holds along each side: N is (side / factor) squared."),
-    Mistake(_three, "Question, key, value, and one more that mixes the heads on the way out: four."),
-    Mistake(_one_product, "Questions times keys is one product of all with all. Averaging the values is another."),
+    Mistake(_three,
+            "Query, key, value, and one more that mixes the heads on the way out: "
+            "that makes four."),
+    Mistake(_one_product,
+            "Queries times keys is one product of all with all. Averaging the values is another."),
     Mistake(_no_projections, "The projections are missing: d x d at every place."),
-    Mistake(_no_products, "The products of all places with all are missing. For large pictures they are the larger part."),
-    Mistake(_thin_projections, "A projection costs d x d at each place: every new number is a sum over all d old ones."),
+    Mistake(_no_products,
+            "The products of all places with all are missing. For large images they "
+            "are the larger part."),
+    Mistake(_thin_projections,
+            "A projection costs d x d at each place: every new number is a sum over "
+            "all d old ones."),
     Mistake(_wide_pairs, "Each pair of places costs d in a product, not d x d."),
     Mistake(_no_width, "Each pair of places costs d multiply-adds in each product, not one."),
     Mistake(_once, "A projection is applied at every place."),
 )
 
+
+def _attention_cases() -> list[tuple]:
+    return [(512, 8, 320), (64, 4, 96), (32, 1, 64), (256, 16, 1152)]
+
 # %% ../../nbs/solutions/18_latent.ipynb #4d1f3958
 def known_places(known, factor):
-    return ~F.max_pool2d((~known).float(), factor).bool()
+    "booleans (B, 1, H, W), pixels along the side of a place -> (B, 1, H / factor, W / factor)"
+    some_unknown = F.max_pool2d((~known).float(), factor).bool()
+    return ~some_unknown
 
 # %% ../../nbs/solutions/18_latent.ipynb #6e1c8f82
 def _any_known(known, factor): return F.max_pool2d(known.float(), factor).bool()
 def _first_pixel(known, factor): return known[..., ::factor, ::factor]
 def _majority(known, factor): return F.avg_pool2d(known.float(), factor) > 0.5
-def _unknown(known, factor): return F.max_pool2d((~known).float(), factor).bool()
-def _shares(known, factor): return F.avg_pool2d(known.float(), factor)
+def _unknown(known, factor): return ~known_places(known, factor)
+def _fractions(known, factor): return F.avg_pool2d(known.float(), factor)
 def _middle(known, factor): return known[..., factor // 2:: factor, factor // 2:: factor]
 def _sliding(known, factor): return ~F.max_pool2d((~known).float(), factor, stride=1).bool()
 def _rows(known, factor): return ~F.max_pool2d((~known).float(), (1, factor), stride=factor).bool()
 
+
 KNOWN = (
-    Mistake(_any_known, "You kept places with some known pixel. Every one of them must be known."),
-    Mistake(_first_pixel, "You looked at one pixel of each square, its first: a stroke can pass beside it."),
-    Mistake(_majority, "Most isn't every: one unknown pixel spoils the place."),
+    Mistake(_any_known,
+            "You kept places with some known pixel. Every pixel of a place must be known."),
+    Mistake(_first_pixel,
+            "You looked at one pixel of each square, its first: a stroke can pass beside it."),
+    Mistake(_majority, "Most is not all: one unknown pixel spoils the place."),
     Mistake(_unknown, "These are the places that are not known. Negate."),
-    Mistake(_shares, "These are shares. Asked are booleans: True where the share is 1."),
+    Mistake(_fractions, "These are fractions. Return booleans: True where the fraction is 1."),
     Mistake(_middle, "You looked at one pixel of each square, in its middle."),
     Mistake(_sliding, "Your squares overlap: they must be side by side, a stride of factor."),
     Mistake(_rows, "You looked at one row of each square."),
 )
 
+
+def _strokes() -> Tensor:
+    strokes = torch.ones(2, 1, 8, 12, dtype=torch.bool)
+    strokes[0, 0, 1, 2:9] = False
+    strokes[1, 0, 6, 5] = False
+    strokes[1, 0, :, 11] = False
+    return strokes
+
+
+def _known_cases() -> list[tuple]:
+    some = uniform(3, 1, 8, 8, seed=3) < 0.85
+    corner = torch.ones(1, 1, 4, 8, dtype=torch.bool)
+    corner[0, 0, 3, 3] = False
+    return [(some, 2), (_strokes(), 4), (_strokes(), 2), (corner, 4)]
+
 # %% ../../nbs/solutions/18_latent.ipynb #3360ceb0
 def stretch(decoder, z, v):
+    "decoder (B, c, h, w) -> (B, C, H, W), latents z and directions v (B, c, h, w) -> (B,)"
     _, change = torch.func.jvp(decoder, (z,), (v,))
     return change.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
 
 # %% ../../nbs/solutions/18_latent.ipynb #62c2185c
 def _jvp(decoder, z, v): return torch.func.jvp(decoder, (z,), (v,))[1]
-def _not_divided(decoder, z, v): return _jvp(decoder, z, v).flatten(1).norm(dim=1)
-def _full_step(decoder, z, v): return (decoder(z + v) - decoder(z)).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
-def _finite(decoder, z, v): return (decoder(z + 0.05 * v) - decoder(z)).flatten(1).norm(dim=1) / (0.05 * v.flatten(1).norm(dim=1))
+def _length(x): return x.flatten(1).norm(dim=1)
+def _mean_square(x): return x.flatten(1).square().mean(1)
+
+
+def _not_divided(decoder, z, v): return _length(_jvp(decoder, z, v))
+def _full_step(decoder, z, v): return _length(decoder(z + v) - decoder(z)) / _length(v)
+
+
+def _finite(decoder, z, v):
+    h = 0.05
+    return _length(decoder(z + h * v) - decoder(z)) / (h * _length(v))
+
+
 def _all_as_one(decoder, z, v): return (_jvp(decoder, z, v).norm() / v.norm()).expand(len(z))
-def _squares(decoder, z, v): return _jvp(decoder, z, v).flatten(1).square().sum(1) / v.flatten(1).square().sum(1)
-def _means(decoder, z, v): return _jvp(decoder, z, v).flatten(1).square().mean(1).sqrt() / v.flatten(1).square().mean(1).sqrt()
-def _swapped(decoder, z, v): return torch.func.jvp(decoder, (v,), (z,))[1].flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)
-def _ratio(decoder, z, v): return decoder(v).flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
-def _signed(decoder, z, v): return _jvp(decoder, z, v).flatten(1).sum(1) / v.flatten(1).norm(dim=1)
+def _squares(decoder, z, v): return _length(_jvp(decoder, z, v)) ** 2 / _length(v) ** 2
+def _means(decoder, z, v): return (_mean_square(_jvp(decoder, z, v)) / _mean_square(v)).sqrt()
+def _swapped(decoder, z, v): return stretch(decoder, v, z)
+def _ratio(decoder, z, v): return _length(decoder(v)) / _length(v)
+def _signed(decoder, z, v): return _jvp(decoder, z, v).flatten(1).sum(1) / _length(v)
+
 
 STRETCH = (
-    Mistake(_not_divided, "Divide by the length of the step: twice the direction is the same question."),
-    Mistake(_full_step, "You took the whole step v. The decoder bends on the way: infinitesimal means a derivative (torch.func.jvp)."),
-    Mistake(_finite, "A difference over a short step is near, not exact. torch.func.jvp gives the derivative along v."),
-    Mistake(_all_as_one, "One number for each latent: take lengths row by row."),
+    Mistake(_not_divided,
+            "Divide by the length of the step: a direction twice as long must give "
+            "the same result."),
+    Mistake(_full_step,
+            "You took the whole step v. The decoder bends on the way: infinitesimal "
+            "means a derivative (torch.func.jvp)."),
+    Mistake(_finite,
+            "A difference over a short step is close, not exact. torch.func.jvp "
+            "gives the derivative along v."),
+    Mistake(_all_as_one, "Return one number for each latent: take lengths row by row."),
     Mistake(_squares, "These are squares of lengths."),
-    Mistake(_means, "You took root mean squares. A picture has more numbers than a latent, so that their ratio isn't that of lengths."),
+    Mistake(_means,
+            "You took root mean squares. An image has more numbers than a latent, so "
+            "their ratio isn't that of lengths."),
     Mistake(_swapped, "The derivative is taken at z along v; you took it at v along z."),
-    Mistake(_ratio, "You decoded the direction. Asked is how decode(z) changes when z moves along it."),
+    Mistake(_ratio,
+            "You decoded the direction. The stretch is how much decode(z) changes "
+            "when z moves along it."),
     Mistake(_signed, "You added the changes up: rises and falls cancel. Take their length."),
 )
 
+
+def _waves(z: Tensor) -> Tensor:
+    return torch.cat([torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
+
+
+def _stretch_cases() -> list[tuple]:
+    return [(_waves, normal(3, 2, 4, 4, seed=4), normal(3, 2, 4, 4, seed=5)),
+            (_waves, normal(2, 1, 3, 3, seed=6), 0.01 * normal(2, 1, 3, 3, seed=7))]
+
 # %% ../../nbs/solutions/18_latent.ipynb #341ca877
 def best_guess(z, m, s, t):
+    "z_t, means and standard deviations (B, c, h, w), t (B,) in [0, 1] -> (B, c, h, w)"
     t = t[:, None, None, None]
-    return m + t * s**2 / (t**2 * s**2 + (1 - t) ** 2) * (z - t * m)
+    covariance = t * s**2
+    variance = t**2 * s**2 + (1 - t) ** 2
+    return m + covariance / variance * (z - t * m)
 
 # %% ../../nbs/solutions/18_latent.ipynb #1934ebc0
-def _at(t): return t[:, None, None, None]
+def _column(t): return t[:, None, None, None]
+
+
 def _divides_by_0(z, m, s, t):
-    clear = _at(t) / (1 - _at(t)) ** 2
-    return (m / s**2 + clear * z) / (1 / s**2 + clear * _at(t))
+    t = _column(t)
+    precision = t / (1 - t) ** 2
+    return (m / s**2 + precision * z) / (1 / s**2 + precision * t)
+
+
 def _just_mean(z, m, s, t): return m + 0 * z
-def _by_time(z, m, s, t): return z / _at(t).clamp_min(1e-3)
-def _no_t(z, m, s, t): return m + s**2 / (_at(t) ** 2 * s**2 + (1 - _at(t)) ** 2) * (z - _at(t) * m)
-def _s_not_squared(z, m, s, t): return m + _at(t) * s / (_at(t) ** 2 * s + (1 - _at(t)) ** 2) * (z - _at(t) * m)
-def _sigma_not_squared(z, m, s, t): return m + _at(t) * s**2 / (_at(t) ** 2 * s**2 + 1 - _at(t)) * (z - _at(t) * m)
-def _surprise(z, m, s, t): return m + _at(t) * s**2 / (_at(t) ** 2 * s**2 + (1 - _at(t)) ** 2) * (z - m)
-def _zero_mean(z, m, s, t): return _at(t) * s**2 / (_at(t) ** 2 * s**2 + (1 - _at(t)) ** 2) * z
-def _unit(z, m, s, t): return m + _at(t) / (_at(t) ** 2 + (1 - _at(t)) ** 2) * (z - _at(t) * m)
+def _by_time(z, m, s, t): return z / _column(t).clamp_min(1e-3)
+
+
+def _no_t(z, m, s, t):
+    t = _column(t)
+    return m + s**2 / (t**2 * s**2 + (1 - t) ** 2) * (z - t * m)
+
+
+def _s_not_squared(z, m, s, t): return best_guess(z, m, s.sqrt(), t)
+
+
+def _sigma_not_squared(z, m, s, t):
+    t = _column(t)
+    return m + t * s**2 / (t**2 * s**2 + 1 - t) * (z - t * m)
+
+
+def _surprise(z, m, s, t):
+    t = _column(t)
+    return m + t * s**2 / (t**2 * s**2 + (1 - t) ** 2) * (z - m)
+
+
+def _zero_mean(z, m, s, t): return best_guess(z, torch.zeros_like(m), s, t)
+def _unit(z, m, s, t): return best_guess(z, m, torch.ones_like(s), t)
 def _backwards(z, m, s, t): return best_guess(z, m, s, 1 - t)
 def _last_axis(z, m, s, t): return m + t * s**2 / (t**2 * s**2 + (1 - t) ** 2) * (z - t * m)
-def _mixed(z, m, s, t): return (1 - _at(t)) * m + _at(t) * z
+
+
+def _mixed(z, m, s, t):
+    t = _column(t)
+    return (1 - t) * m + t * z
+
 
 GUESS = (
-    Mistake(_divides_by_0, "Right inside, but at t = 1 it divides by 0. Multiply above and below by s²(1-t)²."),
+    Mistake(_divides_by_0,
+            "This is right inside, but at t = 1 it divides by 0. Multiply numerator "
+            "and denominator by s²(1-t)²."),
     Mistake(_just_mean, "That is right at t = 0. Near t = 1 the sample itself can be seen in z."),
-    Mistake(_by_time, "z / t forgets that z holds noise, and ignores what m tells."),
+    Mistake(_by_time, "z / t forgets that z holds noise, and ignores what m says."),
     Mistake(_no_t, "The covariance of z1 and z is t·s², not s²."),
-    Mistake(_s_not_squared, "s is a deviation: variances are s²."),
+    Mistake(_s_not_squared, "s is a standard deviation: variances are s²."),
     Mistake(_sigma_not_squared, "The noise in z has variance (1-t)², not 1-t."),
-    Mistake(_surprise, "The mean of z given m is t·m, not m: that is what z must be compared with."),
-    Mistake(_zero_mean, "You took z1 to have mean 0. Its mean is known: m."),
-    Mistake(_unit, "z1 varies about m with deviation s, not 1."),
+    Mistake(_surprise,
+            "The mean of z given m is t·m, not m: that is what z must be compared with."),
+    Mistake(_zero_mean, "You took z1 to have mean 0. Its mean is known to be m."),
+    Mistake(_unit, "z1 varies around m with standard deviation s, not 1."),
     Mistake(_backwards, "Time runs the other way: t = 0 is noise, t = 1 data."),
     Mistake(_last_axis, "Each latent has its own time: shape t as (B, 1, 1, 1)."),
-    Mistake(_mixed, "A mixture of m and z has the right ends. Which weights does the Gaussian rule give in between, and what does s change?"),
+    Mistake(_mixed,
+            "A mixture of m and z is right at both ends. Which weights does the "
+            "Gaussian rule give in between, and what does s change?"),
 )
+
+
+def _guess_cases() -> list[tuple]:
+    cases = []
+    settings = (((4, 2, 4, 4), [0.0, 0.3, 0.7, 1.0]), ((3, 3, 3, 3), [0.2, 0.5, 0.9]))
+    for k, (shape, t) in enumerate(settings):
+        z = normal(*shape, seed=8 + k)
+        m = 2 * normal(*shape, seed=12 + k)
+        s = 0.2 + uniform(*shape, seed=10 + k)
+        cases.append((z, m, s, torch.tensor(t, dtype=torch.float64)))
+    return cases
 
 # %% ../../nbs/solutions/18_latent.ipynb #621b0f63
 EXERCISES: dict[str, Exercise] = {
-    "one_factor": Exercise(one_factor, _factor_cases, FACTOR, "With it you can read any model card's scaling_factor."),
-    "times_cheaper": Exercise(times_cheaper, _cost_cases, CHEAPER, "The fewer the steps, the more the decoder weighs: lesson 21 makes them few."),
-    "attention_cost": Exercise(attention_cost, _attention_cases, ATTENTION, "That is why transformers for large pictures work in latents."),
+    "one_factor": Exercise(
+        one_factor, _factor_cases, FACTOR,
+        "With it you can read any model card's scaling_factor."),
+    "times_cheaper": Exercise(
+        times_cheaper, _cost_cases, CHEAPER,
+        "The fewer the steps, the more the decoder weighs: lesson 21 makes them few."),
+    "attention_cost": Exercise(
+        attention_cost, _attention_cases, ATTENTION,
+        "That is why transformers for large images work in latents."),
     "known_places": Exercise(known_places, _known_cases, KNOWN, "Lesson 19 edits with such masks."),
-    "stretch": Exercise(stretch, _stretch_cases, STRETCH, "Directions with a small stretch are those that the decoder ignores."),
-    "best_guess": Exercise(best_guess, _guess_cases, GUESS, "So even a model that knows all pictures by heart has a loss above 0 on samples."),
+    "stretch": Exercise(
+        stretch, _stretch_cases, STRETCH,
+        "Directions with a small stretch are those that the decoder ignores."),
+    "best_guess": Exercise(
+        best_guess, _guess_cases, GUESS,
+        "So even a model that knows all images by heart has a loss above 0 on samples."),
 }
