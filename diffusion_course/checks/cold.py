@@ -8,56 +8,17 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['REVEAL', 'SHARPEN', 'GUESS', 'TIME', 'WALK', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'best_guess', 'time_of',
            'end_of_walk', 'wave_velocity']
 
-# %% ../../nbs/solutions/20_cold.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(*shape: int, seed: int) -> Tensor: return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _reveal_cases() -> list[tuple]:
-    cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
-        a = _uniform(shape[0], 1, *shape[2:], seed=k)
-        more = a + (1 - a) * _uniform(*a.shape, seed=2 + k)
-        hard = (a < 0.3).double(), (a < 0.7).double()
-        cases += [(_normal(*shape, seed=4 + k), _normal(*shape, seed=6 + k), *masks) for masks in ((a, more), hard)]
-    return cases
-
-
-def _sharpen_cases() -> list[tuple]:
-    cases = []
-    for k, (b, c, side, block) in enumerate(((3, 1, 8, 4), (2, 3, 8, 2), (4, 3, 4, 4))):
-        coarse = _normal(b, c, side // block, side // block, seed=8 + k)
-        cases.append((coarse.repeat_interleave(block, 2).repeat_interleave(block, 3), _normal(b, c, side, side, seed=11 + k), block))
-    return cases
-
-
-def _guess_cases() -> list[tuple]:
-    return [(_normal(7, 5, seed=14), 0.05 + _uniform(7, seed=15)), (_normal(4, 6, seed=16).exp(), torch.tensor([0.2, 3.1, 0.4, 2.5], dtype=torch.float64)),
-            (_normal(9, 4, seed=23), _uniform(9, seed=24) ** 3)]
-
-
-def _time_cases() -> list[tuple]:
-    return [(torch.arange(1, 6, dtype=torch.float64), 0.5, 1 / 16), (torch.tensor([1.0, 9.0, 31.0], dtype=torch.float64), 0.01, 0.2), (torch.tensor([2.0]), 0.9, 0.05)]
-
-
-def _walk_cases() -> list[tuple]:
-    uneven = torch.tensor([0.0, 0.1, 0.4, 0.55, 1.0], dtype=torch.float64)
-    return [(_normal(4, 3, 2, seed=16), uneven), (_normal(3, 4, 3, seed=17), uneven[[0, 2, 3, 4]]), (_normal(1, 2, 2, seed=18), uneven[[0, 4]])]
-
-
-def _velocity_cases() -> list[tuple]:
-    return [(_normal(3, 6, seed=19), 0.15 + 0.7 * _uniform(3, seed=20), 1 / 16), (_normal(4, 4, seed=21), 0.15 + 0.7 * _uniform(4, seed=22), 0.2)]
-
 # %% ../../nbs/solutions/20_cold.ipynb #3cdcbe53
 def reveal(x, guess, mask, next_mask):
+    "x and guess (B, C, H, W), masks (B, 1, H, W) in [0, 1] at t and at s -> x at s, (B, C, H, W)"
     return x + (next_mask - mask) * guess
 
 # %% ../../nbs/solutions/20_cold.ipynb #f08f8fab
@@ -72,199 +33,369 @@ def _rest(x, guess, mask, next_mask): return x + (1 - mask) * guess
 def _difference(x, guess, mask, next_mask): return x + (next_mask - mask) * (guess - x)
 def _hard(x, guess, mask, next_mask): return torch.where(mask > 0, x, next_mask * guess)
 
+
 REVEAL = (
     Mistake(_anew, "This is the naive step: it paints every pixel anew and forgets x."),
-    Mistake(_sign, "A sign: D(guess, t) is taken away and D(guess, s) added."),
-    Mistake(_all_of_it, "You added D(guess, s) and took nothing away: what was there counts twice."),
-    Mistake(_blend, "You masked x once more. x has been through its mask already: it enters as it is."),
-    Mistake(_paste, "This fills the whole hole with the guess at once. Only what the next mask lets through comes in."),
-    Mistake(_paste_masked, "Right for masks of 0 and 1 alone. Put D(x1, t) = mask · x1 into x - D(guess, t) + D(guess, s)."),
+    Mistake(_sign, "Wrong sign: subtract D(guess, t) and add D(guess, s)."),
+    Mistake(_all_of_it,
+            "You added D(guess, s) and subtracted nothing: what was there counts twice."),
+    Mistake(_blend, "You masked x once more. x has already been masked: it enters as it is."),
+    Mistake(_paste,
+            "This fills the whole hole with the guess at once. Only what the next "
+            "mask lets through comes in."),
+    Mistake(_paste_masked,
+            "This is right only for masks of 0 and 1. Insert D(x1, t) = mask · x1 "
+            "into x - D(guess, t) + D(guess, s)."),
     Mistake(_of_x, "What comes in comes from the guess, not from x, which is grey there."),
-    Mistake(_rest, "What comes in is the difference of the masks at s and at t, not all that is missing at t."),
-    Mistake(_hard, "Right for masks of 0 and 1 alone: where a soft mask has let a part through already, more comes in. No case distinction is needed."),
-    Mistake(_difference, "You moved x towards the guess. The improved step adds a part of the guess to x and takes nothing of x away."),
+    Mistake(_rest,
+            "What comes in is weighted with the difference of the masks at s and at "
+            "t, not with all that is missing at t."),
+    Mistake(_hard,
+            "This is right only for masks of 0 and 1: where a soft mask has already "
+            "let a part through, another part comes in. No case distinction is needed."),
+    Mistake(_difference,
+            "You moved x towards the guess. The improved step adds a part of the "
+            "guess to x and removes nothing from x."),
 )
 
+
+def _reveal_cases() -> list[tuple]:
+    cases = []
+    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+        mask_shape = (shape[0], 1, *shape[2:])
+        for soft in (True, False):
+            u = uniform(*mask_shape, seed=k)
+            if soft: mask, next_mask = u, u + (1 - u) * uniform(*mask_shape, seed=2 + k)
+            else: mask, next_mask = (u < 0.3).double(), (u < 0.7).double()
+            cases.append((normal(*shape, seed=4 + k), normal(*shape, seed=6 + k), mask, next_mask))
+    return cases
+
 # %% ../../nbs/solutions/20_cold.ipynb #08eba557
-def _squares(x, b): return torch.nn.functional.avg_pool2d(x, b).repeat_interleave(b, 2).repeat_interleave(b, 3)
+def _pixelated(x, block):
+    return F.avg_pool2d(x, block).repeat_interleave(block, 2).repeat_interleave(block, 3)
+
+
 def sharpen(x, guess, block):
-    return x + _squares(guess, block // 2) - _squares(guess, block)
+    "x in squares of block pixels, guess (B, C, H, W), block 2, 4, ... -> x in squares of block / 2"
+    return x + _pixelated(guess, block // 2) - _pixelated(guess, block)
 
 # %% ../../nbs/solutions/20_cold.ipynb #eb8ebb04
-def _fresh(x, guess, block): return _squares(guess, block // 2)
-def _everything(x, guess, block): return x + guess - _squares(guess, block)
-def _flipped(x, guess, block): return x - _squares(guess, block // 2) + _squares(guess, block)
-def _not_removed(x, guess, block): return x + _squares(guess, block // 2)
-def _halved(x, guess, block): return (x + _squares(guess, block // 2)) / 2
-def _too_large(x, guess, block): return x + _squares(guess, block) - _squares(guess, 2 * block if 2 * block <= x.shape[2] else block)
-def _from_x(x, guess, block): return x + _squares(x, block // 2) - _squares(x, block)
+def _anew_in_squares(x, guess, block): return _pixelated(guess, block // 2)
+def _everything(x, guess, block): return x + guess - _pixelated(guess, block)
+def _flipped(x, guess, block): return x - _pixelated(guess, block // 2) + _pixelated(guess, block)
+def _not_removed(x, guess, block): return x + _pixelated(guess, block // 2)
+def _halved(x, guess, block): return (x + _pixelated(guess, block // 2)) / 2
+
+
+def _too_large(x, guess, block):
+    larger = 2 * block if 2 * block <= x.shape[2] else block
+    return x + _pixelated(guess, block) - _pixelated(guess, larger)
+
+
+def _from_x(x, guess, block): return sharpen(x, x, block)
+
+
 def _corners(x, guess, block):
-    picked = lambda b: guess[:, :, ::b, ::b].repeat_interleave(b, 2).repeat_interleave(b, 3)
-    return x + picked(block // 2) - picked(block)
-def _sums(x, guess, block): return x + _squares(guess, block // 2) * (block // 2) ** 2 - _squares(guess, block) * block**2
+    def first(b): return guess[:, :, ::b, ::b].repeat_interleave(b, 2).repeat_interleave(b, 3)
+    return x + first(block // 2) - first(block)
+
+
+def _sums(x, guess, block):
+    def sums(b): return _pixelated(guess, b) * b**2
+    return x + sums(block // 2) - sums(block)
+
 
 SHARPEN = (
-    Mistake(_fresh, "This is the naive step: the colours of the coarse squares, which x knows, are lost."),
-    Mistake(_everything, "All detail of the guess comes in. The result should still be made of squares, half as large."),
-    Mistake(_flipped, "A sign: the coarser squares of the guess are taken away, the finer ones added."),
-    Mistake(_not_removed, "Take the guess's coarse squares away: x has its own, and they count twice now."),
-    Mistake(_halved, "An average of x and the guess: the coarse colours should be those of x."),
-    Mistake(_too_large, "These are squares of block and of twice that. Go from block to block / 2."),
+    Mistake(_anew_in_squares,
+            "This is the naive step: the colours of the coarse squares, which x knows, are lost."),
+    Mistake(_everything,
+            "All detail of the guess comes in. The result should still be made of "
+            "squares, half as large."),
+    Mistake(_flipped,
+            "Wrong sign: subtract the coarser squares of the guess and add the finer ones."),
+    Mistake(_not_removed,
+            "Subtract the guess's coarse squares: x has its own, and now they count twice."),
+    Mistake(_halved,
+            "This is an average of x and the guess: the coarse colours should be those of x."),
+    Mistake(_too_large,
+            "These are squares of block and of twice that. Go from block to block / 2."),
     Mistake(_from_x, "Within its squares x has no detail. It has to come from the guess."),
     Mistake(_corners, "You took one pixel of each square. Pixelating takes the mean."),
     Mistake(_sums, "You took sums over squares. Pixelating takes means."),
 )
 
+
+def _sharpen_cases() -> list[tuple]:
+    cases = []
+    for k, (b, c, side, block) in enumerate(((3, 1, 8, 4), (2, 3, 8, 2), (4, 3, 4, 4))):
+        coarse = normal(b, c, side // block, side // block, seed=8 + k)
+        x = coarse.repeat_interleave(block, 2).repeat_interleave(block, 3)
+        cases.append((x, normal(b, c, side, side, seed=11 + k), block))
+    return cases
+
 # %% ../../nbs/solutions/20_cold.ipynb #705c4655
-def best_guess(pictures, weights):
-    values, order = pictures.sort(0)
+def best_guess(images, weights):
+    "images (N, D), weights (N,) positive, with any sum -> (D,)"
+    values, order = images.sort(0)
     below = weights[order].cumsum(0)
     first = (below < weights.sum() / 2).sum(0)
     return values.gather(0, first[None])[0]
 
 # %% ../../nbs/solutions/20_cold.ipynb #d2a97cad
-def _mean(pictures, weights): return (weights[:, None] * pictures).sum(0) / weights.sum()
-def _unweighted(pictures, weights): return pictures.median(0).values
-def _likeliest(pictures, weights): return pictures[weights.argmax()]
-def _not_carried(pictures, weights):
+def _weighted_mean(images, weights): return (weights[:, None] * images).sum(0) / weights.sum()
+def _unweighted(images, weights): return images.median(0).values
+def _likeliest(images, weights): return images[weights.argmax()]
+
+
+def _not_carried(images, weights):
     first = int((weights.cumsum(0) < weights.sum() / 2).sum())
-    return pictures.sort(0).values[first]
-def _sum_is_one(pictures, weights):
-    values, order = pictures.sort(0)
+    return images.sort(0).values[first]
+
+
+def _sum_is_one(images, weights):
+    values, order = images.sort(0)
     first = (weights[order].cumsum(0) < 0.5).sum(0).clamp_max(len(weights) - 1)
     return values.gather(0, first[None])[0]
-def _one_below(pictures, weights):
-    values, order = pictures.sort(0)
+
+
+def _one_below(images, weights):
+    values, order = images.sort(0)
     first = (weights[order].cumsum(0) < weights.sum() / 2).sum(0) - 1
     return values.gather(0, first.clamp_min(0)[None])[0]
-def _times_weight(pictures, weights): return (weights[:, None] * pictures).median(0).values
-def _least_of_all(pictures, weights):
-    cost = ((pictures[:, None] - pictures).abs() * weights[:, None]).sum((0, 2))
-    return pictures[cost.argmin()]
+
+
+def _times_weight(images, weights): return (weights[:, None] * images).median(0).values
+
+
+def _one_image(images, weights):
+    distance = (images[:, None] - images).abs()
+    cost = (distance * weights[:, None]).sum((0, 2))
+    return images[cost.argmin()]
+
 
 GUESS = (
-    Mistake(_mean, "The mean is best for the *squared* error. For absolute values it is the median."),
-    Mistake(_unweighted, "A median, but every picture counted once: half of the *weight* has to lie on either side."),
-    Mistake(_likeliest, "This is the picture with the largest weight. Find the best value for each pixel by itself."),
-    Mistake(_not_carried, "You sorted the values and left the weights where they were. Each weight goes with its value."),
-    Mistake(_sum_is_one, "Compare with half of the weights' sum: it need not be 1."),
-    Mistake(_one_below, "One value too low: take the first at which half of the weight is reached."),
-    Mistake(_times_weight, "You multiplied the values by the weights. Weights say how much a value counts, they don't change it."),
-    Mistake(_least_of_all, "One picture for all pixels. Each pixel has its own best value, and they may come from different pictures."),
+    Mistake(_weighted_mean,
+            "The mean is best for the *squared* error. For absolute values it is the median."),
+    Mistake(_unweighted,
+            "This is a median, but every image counts once: half of the *weight* has "
+            "to lie on either side."),
+    Mistake(_likeliest,
+            "This is the image with the largest weight. Find the best value for each "
+            "pixel by itself."),
+    Mistake(_not_carried,
+            "You sorted the values and left the weights where they were. Each weight "
+            "goes with its value."),
+    Mistake(_sum_is_one, "Compare with half of the sum of the weights: it need not be 1."),
+    Mistake(_one_below,
+            "This is one value too low: take the first at which half of the weight is reached."),
+    Mistake(_times_weight,
+            "You multiplied the values by the weights. Weights say how much a value "
+            "counts; they don't change it."),
+    Mistake(_one_image,
+            "You took one image for all pixels. Each pixel has its own best value, "
+            "and these may come from different images."),
 )
 
+
+def _guess_cases() -> list[tuple]:
+    return [(normal(7, 5, seed=14), 0.05 + uniform(7, seed=15)),
+            (normal(4, 6, seed=16).exp(), torch.tensor([0.2, 3.1, 0.4, 2.5], dtype=torch.float64)),
+            (normal(9, 4, seed=23), uniform(9, seed=24) ** 3)]
+
 # %% ../../nbs/solutions/20_cold.ipynb #6d22e4b3
-def time_of(k, share, width):
-    sigma = math.sqrt(-2 * math.log(share)) / (math.pi * k)
+def time_of(k, fraction, width):
+    "k (n,) half turns along the side, k >= 1, fraction in (0, 1), width > 0 -> times in (0, 1), (n,)"
+    sigma = math.sqrt(-2 * math.log(fraction)) / (math.pi * k)
     return width / (width + sigma)
 
 # %% ../../nbs/solutions/20_cold.ipynb #a88a7a22
-def _sigma(k, share): return math.sqrt(-2 * math.log(share)) / (math.pi * k)
-def _backwards(k, share, width): return (s := _sigma(k, share)) / (width + s)
-def _no_half(k, share, width): return width / (width + math.sqrt(-math.log(share)) / (math.pi * k))
-def _whole_turns(k, share, width): return width / (width + _sigma(k, share) / 2)
-def _no_pi(k, share, width): return width / (width + math.sqrt(-2 * math.log(share)) / k)
-def _variance(k, share, width): return width / (width + _sigma(k, share) ** 2)
-def _without_width(k, share, width): return 1 / (1 + _sigma(k, share))
-def _straight(k, share, width): return (1 - _sigma(k, share) / width).clamp(0, 1)
-def _times_k(k, share, width): return width / (width + math.sqrt(-2 * math.log(share)) * k / math.pi)
-def _in_pixels(k, share, width): return width / (width + 32 * _sigma(k, share))
-def _base_two(k, share, width): return width / (width + math.sqrt(-2 * math.log2(share)) / (math.pi * k))
+def _sigma(k, fraction): return math.sqrt(-2 * math.log(fraction)) / (math.pi * k)
+def _time(sigma, width): return width / (width + sigma)
+
+
+def _backwards(k, fraction, width): return 1 - time_of(k, fraction, width)
+def _no_half(k, fraction, width): return _time(_sigma(k, fraction) / math.sqrt(2), width)
+def _whole_turns(k, fraction, width): return _time(_sigma(k, fraction) / 2, width)
+def _no_pi(k, fraction, width): return _time(math.pi * _sigma(k, fraction), width)
+def _variance(k, fraction, width): return _time(_sigma(k, fraction) ** 2, width)
+def _no_width(k, fraction, width): return _time(_sigma(k, fraction), 1)
+def _straight(k, fraction, width): return (1 - _sigma(k, fraction) / width).clamp(0, 1)
+def _times_k(k, fraction, width): return _time(k**2 * _sigma(k, fraction), width)
+def _in_pixels(k, fraction, width): return _time(32 * _sigma(k, fraction), width)
+
+
+def _base_two(k, fraction, width):
+    return _time(math.sqrt(-2 * math.log2(fraction)) / (math.pi * k), width)
+
 
 TIME = (
-    Mistake(_backwards, "You found 1 - t. Large sigma is early: solve sigma = width (1-t)/t for t once more."),
+    Mistake(_backwards,
+            "You found 1 - t. Large sigma is early: solve sigma = width (1-t)/t for t again."),
     Mistake(_no_half, "The exponent is minus one *half* of (π k σ)²."),
     Mistake(_whole_turns, "k counts half turns: the angle along a side is π k, not 2 π k."),
     Mistake(_no_pi, "The angle along a side is π k. The π is missing."),
-    Mistake(_variance, "You put in sigma squared. width (1-t)/t is the standard deviation."),
-    Mistake(_without_width, "sigma is width times (1-t)/t. The width is missing."),
+    Mistake(_variance, "You inserted sigma squared. width (1-t)/t is the standard deviation."),
+    Mistake(_no_width, "sigma is width times (1-t)/t. The width is missing."),
     Mistake(_straight, "You solved sigma = width (1-t). It is width (1-t)/t."),
     Mistake(_times_k, "Fine waves are lost to a weaker blur: sigma goes with 1/k."),
-    Mistake(_in_pixels, "sigma and width are both shares of the side: no 32 belongs here."),
+    Mistake(_in_pixels, "sigma and width are both fractions of the side: no 32 belongs here."),
     Mistake(_base_two, "The exponential's inverse is the natural logarithm."),
 )
 
+
+def _time_cases() -> list[tuple]:
+    return [(torch.arange(1, 6, dtype=torch.float64), 0.5, 1 / 16),
+            (torch.tensor([1.0, 9.0, 31.0], dtype=torch.float64), 0.01, 0.2),
+            (torch.tensor([2.0]), 0.9, 0.05)]
+
 # %% ../../nbs/solutions/20_cold.ipynb #b2e57633
 def end_of_walk(guesses, ts):
-    return ((ts[1:] - ts[:-1])[:, None, None] * guesses).sum(0)
+    "guesses (T, B, D), ts (T + 1,) rising from 0 to 1 -> the end, (B, D)"
+    lengths = ts[1:] - ts[:-1]
+    return (lengths[:, None, None] * guesses).sum(0)
 
 # %% ../../nbs/solutions/20_cold.ipynb #c520f401
-def _mean(guesses, ts): return guesses.mean(0)
+def _plain_mean(guesses, ts): return guesses.mean(0)
 def _last(guesses, ts): return guesses[-1]
 def _weighted_by_t(guesses, ts): return (ts[:-1, None, None] * guesses).sum(0)
 def _weighted_by_s(guesses, ts): return (ts[1:, None, None] * guesses).sum(0)
+
+
 def _trapezoid(guesses, ts):
-    ends = torch.cat([guesses, guesses[-1:]])
-    return ((ts[1:] - ts[:-1])[:, None, None] * (ends[1:] + ends[:-1]) / 2).sum(0)
-def _reversed(guesses, ts): return ((ts[1:] - ts[:-1]).flip(0)[:, None, None] * guesses).sum(0)
-def _wrong_axis(guesses, ts): return end_of_walk(guesses, ts) / len(guesses)
+    padded = torch.cat([guesses, guesses[-1:]])
+    return end_of_walk((padded[1:] + padded[:-1]) / 2, ts)
+
+
+def _reversed(guesses, ts):
+    lengths = (ts[1:] - ts[:-1]).flip(0)
+    return (lengths[:, None, None] * guesses).sum(0)
+
+
+def _divided_by_steps(guesses, ts): return end_of_walk(guesses, ts) / len(guesses)
 def _negated(guesses, ts): return -end_of_walk(guesses, ts)
 
+
 WALK = (
-    Mistake(_mean, "Steps may differ in length. Weight each guess with the length of its step."),
+    Mistake(_plain_mean,
+            "Steps may differ in length. Weight each guess with the length of its step."),
     Mistake(_last, "That is where the naive walk ends. The improved one remembers all guesses."),
-    Mistake(_weighted_by_t, "You weighted each guess with its time. Its weight is how long its step was."),
-    Mistake(_weighted_by_s, "You weighted each guess with the time at the end of its step. Its weight is how long its step was."),
-    Mistake(_trapezoid, "A step uses one guess, that of its beginning; no averages of two."),
+    Mistake(_weighted_by_t,
+            "You weighted each guess with its time. Its weight is how long its step was."),
+    Mistake(_weighted_by_s,
+            "You weighted each guess with the time at the end of its step. Its "
+            "weight is how long its step was."),
+    Mistake(_trapezoid, "A step uses one guess, the one at its beginning, not an average of two."),
     Mistake(_reversed, "The lengths are in reversed order."),
-    Mistake(_wrong_axis, "Don't divide by the number of steps: their lengths add up to 1 already."),
-    Mistake(_negated, "A sign: one step is x + (s - t)(guess - eps)."),
+    Mistake(_divided_by_steps,
+            "Don't divide by the number of steps: their lengths add up to 1 already."),
+    Mistake(_negated, "Wrong sign: one step is x + (s - t)(guess - eps)."),
 )
+
+
+def _walk_cases() -> list[tuple]:
+    grids = ([0.0, 0.1, 0.4, 0.55, 1.0], [0.0, 0.4, 0.55, 1.0], [0.0, 1.0])
+    shapes = ((4, 3, 2), (3, 4, 3), (1, 2, 2))
+    return [(normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
+            for k, (shape, ts) in enumerate(zip(shapes, grids, strict=True))]
 
 # %% ../../nbs/solutions/20_cold.ipynb #3840910f
 def wave_velocity(waves, t, width):
-    rate = (math.pi * torch.arange(waves.shape[1], dtype=waves.dtype)) ** 2
-    sigma, slope = (width * (1 - t) / t)[:, None], (-width / t**2)[:, None]
-    return -rate * sigma * slope * torch.exp(-rate * sigma**2 / 2) * waves
+    "waves (B, K) of the guess, t (B,) in (0, 1), width > 0 as in exercise 4 -> (B, K)"
+    pi_k = math.pi * torch.arange(waves.shape[1], dtype=waves.dtype)
+    sigma = (width * (1 - t) / t)[:, None]
+    d_sigma = (-width / t**2)[:, None]
+    return -(pi_k**2) * sigma * d_sigma * torch.exp(-(pi_k**2) * sigma**2 / 2) * waves
 
 # %% ../../nbs/solutions/20_cold.ipynb #fa1b0faf
-def _parts(waves, t, width):
-    return (math.pi * torch.arange(waves.shape[1], dtype=waves.dtype)) ** 2, (width * (1 - t) / t)[:, None], (-width / t**2)[:, None]
+def _pi_k(waves, first=0):
+    return math.pi * torch.arange(first, first + waves.shape[1], dtype=waves.dtype)
+
+
+def _std(t, width): return (width * (1 - t) / t)[:, None]
+def _d_std(t, width): return (-width / t**2)[:, None]
+def _damping(pi_k, sigma): return torch.exp(-(pi_k**2) * sigma**2 / 2)
+
+
 def _shrinks(waves, t, width): return -wave_velocity(waves, t, width)
+
+
 def _no_chain(waves, t, width):
-    rate, sigma, _ = _parts(waves, t, width)
-    return -rate * sigma * torch.exp(-rate * sigma**2 / 2) * waves
-def _only_blurred(waves, t, width):
-    rate, sigma, _ = _parts(waves, t, width)
-    return torch.exp(-rate * sigma**2 / 2) * waves
+    pi_k, sigma = _pi_k(waves), _std(t, width)
+    return -(pi_k**2) * sigma * _damping(pi_k, sigma) * waves
+
+
+def _only_blurred(waves, t, width): return _damping(_pi_k(waves), _std(t, width)) * waves
+
+
 def _not_blurred(waves, t, width):
-    rate, sigma, slope = _parts(waves, t, width)
-    return -rate * sigma * slope * waves
+    return -(_pi_k(waves) ** 2) * _std(t, width) * _d_std(t, width) * waves
+
+
 def _not_squared(waves, t, width):
-    rate, sigma, slope = _parts(waves, t, width)
-    return -rate.sqrt() * sigma * slope * torch.exp(-rate * sigma**2 / 2) * waves
+    pi_k, sigma = _pi_k(waves), _std(t, width)
+    return -pi_k * sigma * _d_std(t, width) * _damping(pi_k, sigma) * waves
+
+
 def _twice(waves, t, width): return 2 * wave_velocity(waves, t, width)
-def _without_width(waves, t, width): return wave_velocity(waves, t, width) / width
+def _one_width(waves, t, width): return wave_velocity(waves, t, width) / width
+
+
 def _other_slope(waves, t, width):
-    rate, sigma, _ = _parts(waves, t, width)
-    return rate * sigma * width * torch.exp(-rate * sigma**2 / 2) * waves
+    pi_k, sigma = _pi_k(waves), _std(t, width)
+    return pi_k**2 * sigma * width * _damping(pi_k, sigma) * waves
+
+
 def _whole_square(waves, t, width):
-    rate, sigma, slope = _parts(waves, t, width)
-    return -2 * rate * sigma * slope * torch.exp(-rate * sigma**2) * waves
+    pi_k, sigma = _pi_k(waves), _std(t, width)
+    return -2 * pi_k**2 * sigma * _d_std(t, width) * torch.exp(-(pi_k**2) * sigma**2) * waves
+
+
 def _from_one(waves, t, width):
-    rate, sigma, slope = _parts(waves, t, width)
-    rate = (math.pi * torch.arange(1, waves.shape[1] + 1, dtype=waves.dtype)) ** 2
-    return -rate * sigma * slope * torch.exp(-rate * sigma**2 / 2) * waves
+    pi_k, sigma = _pi_k(waves, first=1), _std(t, width)
+    return -(pi_k**2) * sigma * _d_std(t, width) * _damping(pi_k, sigma) * waves
+
 
 VELOCITY = (
-    Mistake(_shrinks, "A sign: sigma falls with t, so waves grow."),
-    Mistake(_no_chain, "The derivative with respect to sigma is there. Multiply by that of sigma with respect to t, -width / t²."),
+    Mistake(_shrinks, "Wrong sign: sigma falls with t, so waves grow."),
+    Mistake(_no_chain,
+            "You have the derivative with respect to sigma. Multiply it by that of "
+            "sigma with respect to t, -width / t²."),
     Mistake(_only_blurred, "This is D itself. Take its derivative with respect to t."),
-    Mistake(_not_blurred, "The exponential stays when it is differentiated: its factor is missing."),
-    Mistake(_not_squared, "k comes down from the exponent as (π k)²: yours is not squared."),
-    Mistake(_twice, "Twice too fast: the half of the exponent cancels the 2 of the derivative of sigma², and you have kept a 2."),
-    Mistake(_without_width, "There is a width in sigma and one in its derivative. One of them is missing."),
-    Mistake(_other_slope, "sigma = width (1-t)/t = width/t - width: its derivative is -width / t², not -width."),
+    Mistake(_not_blurred,
+            "The exponential remains when it is differentiated: its factor is missing."),
+    Mistake(_not_squared, "π k comes down from the exponent squared: yours is not squared."),
+    Mistake(_twice,
+            "This is twice too fast: the half in the exponent cancels the 2 from the "
+            "derivative of sigma², and you have kept a 2."),
+    Mistake(_one_width,
+            "There is a width in sigma and one in its derivative. One of them is missing."),
+    Mistake(_other_slope,
+            "sigma = width (1-t)/t = width/t - width: its derivative is -width / t², not -width."),
     Mistake(_whole_square, "The exponent is minus one *half* of (π k σ)²."),
-    Mistake(_from_one, "k begins at 0: the mean colour, which doesn't change."),
+    Mistake(_from_one, "k begins at 0, the mean colour, which doesn't change."),
 )
+
+
+def _velocity_cases() -> list[tuple]:
+    return [(normal(3, 6, seed=19), 0.15 + 0.7 * uniform(3, seed=20), 1 / 16),
+            (normal(4, 4, seed=21), 0.15 + 0.7 * uniform(4, seed=22), 0.2)]
 
 # %% ../../nbs/solutions/20_cold.ipynb #b6987c9f
 EXERCISES = {
-    "reveal": Exercise(reveal, _reveal_cases, REVEAL, "What was there is never touched, as in lesson 19."),
+    "reveal": Exercise(
+        reveal, _reveal_cases, REVEAL,
+        "What was there is never touched, as in lesson 19."),
     "sharpen": Exercise(sharpen, _sharpen_cases, SHARPEN, "The coarse colours survive every step."),
-    "best_guess": Exercise(best_guess, _guess_cases, GUESS, "Sharper than a mean where most agree, and torn where they don't."),
-    "time_of": Exercise(time_of, _time_cases, TIME, "Coarse waves first, fine ones last: blur, too, paints from coarse to fine."),
-    "end_of_walk": Exercise(end_of_walk, _walk_cases, WALK, "The mean of all guesses: that is why fixed noise never arrives."),
-    "wave_velocity": Exercise(wave_velocity, _velocity_cases, VELOCITY, "Any solver of lesson 2 can now walk out of a blur."),
+    "best_guess": Exercise(
+        best_guess, _guess_cases, GUESS,
+        "Sharper than a mean where most agree, and torn where they don't."),
+    "time_of": Exercise(
+        time_of, _time_cases, TIME,
+        "Coarse waves come first, fine ones last: a blur paints from coarse to fine as well."),
+    "end_of_walk": Exercise(
+        end_of_walk, _walk_cases, WALK,
+        "The mean of all guesses: that is why fixed noise never arrives."),
+    "wave_velocity": Exercise(
+        wave_velocity, _velocity_cases, VELOCITY,
+        "Any solver of lesson 2 can now walk out of a blur."),
 }

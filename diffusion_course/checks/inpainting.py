@@ -6,320 +6,507 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['PUT', 'VISITED', 'PSNR', 'SAFE', 'PUSH', 'UPS', 'EXERCISES', 'put_back', 'visited', 'untouched_psnr', 'safe_pixels',
            'norm_push', 'two_ups']
 
-# %% ../../nbs/solutions/19_inpainting.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _mask(*shape: int, seed: int) -> Tensor: return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+# %% ../../nbs/solutions/19_inpainting.ipynb #ab5e9048
+def put_back(x, x1, eps, fill, t):
+    "x, x1, eps (B, C, H, W), fill (H, W) booleans, t (B,) -> x, its known part put back"
+    angle = (math.pi * t / 2)[:, None, None, None]
+    alpha, sigma = angle.sin(), angle.cos()
+    return torch.where(fill, x, alpha * x1 + sigma * eps)
+
+# %% ../../nbs/solutions/19_inpainting.ipynb #6f91ff26
+def _alpha(t): return (math.pi * t / 2).sin()[:, None, None, None]
+def _sigma(t): return (math.pi * t / 2).cos()[:, None, None, None]
+
+
+def _wrong_way(x, x1, eps, fill, t): return put_back(x, x1, eps, ~fill, t)
+def _clean(x, x1, eps, fill, t): return torch.where(fill, x, x1)
+
+
+def _linear(x, x1, eps, fill, t):
+    t = t[:, None, None, None]
+    return torch.where(fill, x, t * x1 + (1 - t) * eps)
+
+
+def _swapped(x, x1, eps, fill, t): return put_back(x, eps, x1, fill, t)
+def _added(x, x1, eps, fill, t): return torch.where(fill, x, x1 + _sigma(t) * eps)
+def _all_over(x, x1, eps, fill, t): return _alpha(t) * x1 + _sigma(t) * eps
+def _one_time(x, x1, eps, fill, t): return put_back(x, x1, eps, fill, t[:1].expand(len(t)))
+def _noise_on_top(x, x1, eps, fill, t): return put_back(x + _sigma(t) * eps, x1, eps, fill, t)
+
+
+def _last_dimension(x, x1, eps, fill, t):
+    if len(t) != x.shape[-1]: return put_back(x, x1, eps, fill, t)
+    angle = math.pi * t / 2
+    return torch.where(fill, x, angle.sin() * x1 + angle.cos() * eps)
+
+
+PUT = (
+    Mistake(_wrong_way,
+            "Polarity: this tool's mask is True where to fill. There x stays; what "
+            "is known is put back where it is False."),
+    Mistake(_clean,
+            "You put the clean image back. At time t the known part has to carry the "
+            "noise of time t: alpha x1 + sigma eps."),
+    Mistake(_linear, "This is the linear path. Here alpha = sin(πt/2) and sigma = cos(πt/2)."),
+    Mistake(_swapped,
+            "alpha and sigma are swapped: at t = 1, where the sine is 1, nothing but "
+            "data is left."),
+    Mistake(_added,
+            "The data have a weight too: alpha x1 + sigma eps. At t = 0 none of them is seen."),
+    Mistake(_all_over, "You replaced the whole image. Where fill is True, x stays as it is."),
+    Mistake(_one_time, "Every image has its own time; you used the first one for all."),
+    Mistake(_noise_on_top, "Where fill is True, x has its noise already. Leave it alone."),
+    Mistake(_last_dimension,
+            "The time met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
+)
+
+
+def _mask(*shape: int, seed: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
 def _put_cases() -> list[tuple]:
     cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):  # in the second a batch of 4 also fits the last dimension
-        t = torch.rand(shape[0], generator=torch.Generator().manual_seed(20 + k), dtype=torch.float64)
-        cases.append((_normal(*shape, seed=k), _normal(*shape, seed=5 + k), _normal(*shape, seed=9 + k), _mask(*shape[2:], seed=k), t))
+    # In the second a batch of 4 fits the last dimension as well.
+    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+        x = normal(*shape, seed=k)
+        x1 = normal(*shape, seed=5 + k)
+        eps = normal(*shape, seed=9 + k)
+        cases.append((x, x1, eps, _mask(*shape[2:], seed=k), uniform(shape[0], seed=20 + k)))
     return cases
+
+# %% ../../nbs/solutions/19_inpainting.ipynb #7aa0a883
+def visited(n, jump, repeats):
+    "whole numbers -> the times in order, (1 + steps + returns,)"
+    times = [0.0]
+    for start in range(0, n, jump):
+        for k in range(repeats):
+            if k > 0: times.append(start / n)  # a return
+            times += [(start + j) / n for j in range(1, jump + 1)]
+    return torch.tensor(times, dtype=torch.float64)
+
+# %% ../../nbs/solutions/19_inpainting.ipynb #ba6ef56e
+def _stretches(n, jump): return [list(range(start, start + jump + 1)) for start in range(0, n, jump)]
+def _times(counts, n): return torch.tensor(counts, dtype=torch.float64) / n
+
+
+def _no_returns(n, jump, repeats):
+    counts = [0]
+    for _, *steps in _stretches(n, jump): counts += steps * repeats
+    return _times(counts, n)
+
+
+def _returns_at_the_end(n, jump, repeats):
+    counts = [0]
+    for start, *steps in _stretches(n, jump): counts += [*steps, start] * repeats
+    return _times(counts, n)
+
+
+def _no_start(n, jump, repeats): return visited(n, jump, repeats)[1:]
+def _repeats_more(n, jump, repeats): return visited(n, jump, repeats + 1)
+
+
+def _to_the_start(n, jump, repeats):
+    counts = [0]
+    for _, *steps in _stretches(n, jump): counts += steps + [0, *steps] * (repeats - 1)
+    return _times(counts, n)
+
+
+def _whole_run(n, jump, repeats): return _times([*range(n + 1)] * repeats, n)
+
+
+def _start_twice(n, jump, repeats):
+    counts = []
+    for stretch in _stretches(n, jump): counts += stretch * repeats
+    return _times(counts, n)
+
+
+def _as_steps(n, jump, repeats): return visited(n, jump, repeats) * n
+def _only_once(n, jump, repeats): return torch.linspace(0, 1, n + 1, dtype=torch.float64)
+def _n_stretches(n, jump, repeats): return visited(n * jump, jump, repeats)
+
+
+def _stepwise_back(n, jump, repeats):
+    counts = [0]
+    for start, *steps in _stretches(n, jump):
+        back = [*steps[-2::-1], start]
+        counts += steps + (back + steps) * (repeats - 1)
+    return _times(counts, n)
+
+
+VISITED = (
+    Mistake(_no_returns,
+            "The returns are missing: before a stretch is walked again, its beginning is visited."),
+    Mistake(_returns_at_the_end,
+            "After the last walk of a stretch there is no return: it goes on from its end."),
+    Mistake(_no_start, "The start, t = 0, is visited too."),
+    Mistake(_repeats_more,
+            "You walked each stretch once too often: repeats = 1 is a run without any return."),
+    Mistake(_to_the_start, "You went back to 0. A return leads to the beginning of the stretch."),
+    Mistake(_whole_run,
+            "You repeated the whole run. Each stretch is repeated on its own, before "
+            "the next one begins."),
+    Mistake(_start_twice,
+            "Each new stretch lists its beginning, where the run is already: the end "
+            "of the stretch before. List it once."),
+    Mistake(_as_steps, "These are numbers of steps. Divide by n: times run from 0 to 1."),
+    Mistake(_only_once, "This is a run without repeats."),
+    Mistake(_n_stretches,
+            "n counts the small steps of a run without repeats, not the stretches: "
+            "there are n / jump stretches."),
+    Mistake(_stepwise_back,
+            "You went back step by step. Adding noise leads back in one go: there is "
+            "one return for each repeat."),
+)
 
 
 def _visited_cases() -> list[tuple]: return [(6, 2, 3), (8, 1, 2), (6, 3, 1), (4, 4, 4), (12, 3, 2)]
+
+# %% ../../nbs/solutions/19_inpainting.ipynb #090d5616
+def untouched_psnr(a, b, known):
+    "a and b (B, C, H, W), known (B, H, W) booleans -> (B,)"
+    squares = ((a - b).square() * known[:, None]).sum((1, 2, 3))
+    count = known.sum((1, 2)) * a.shape[1]
+    return 10 * torch.log10(4 / (squares / count))
+
+# %% ../../nbs/solutions/19_inpainting.ipynb #b52a9dc3
+def _decibels(mean_square, peak_squared=4.0): return 10 * torch.log10(peak_squared / mean_square)
+def _squares(a, b, known): return (a - b).square() * known[:, None]
+def _sum(a, b, known): return _squares(a, b, known).sum((1, 2, 3))
+def _mean_square(a, b, known): return _sum(a, b, known) / (known.sum((1, 2)) * a.shape[1])
+
+
+def _everywhere(a, b, known): return _decibels((a - b).square().mean((1, 2, 3)))
+def _zeros_counted(a, b, known): return _decibels(_squares(a, b, known).mean((1, 2, 3)))
+def _the_filled(a, b, known): return untouched_psnr(a, b, ~known)
+def _no_channels(a, b, known): return _decibels(_sum(a, b, known) / known.sum((1, 2)))
+def _range_one(a, b, known): return _decibels(_mean_square(a, b, known), 1.0)
+def _range_255(a, b, known): return _decibels(_mean_square(a, b, known), 255.0**2)
+def _natural(a, b, known): return 10 * (4 / _mean_square(a, b, known)).log()
+def _peak_not_squared(a, b, known): return _decibels(_mean_square(a, b, known), 2.0)
+def _root(a, b, known): return _decibels(_mean_square(a, b, known).sqrt(), 2.0)
+
+
+def _all_images(a, b, known):
+    mean_square = _squares(a, b, known).sum() / (known.sum() * a.shape[1])
+    return _decibels(mean_square).expand(len(a))
+
+
+PSNR = (
+    Mistake(_everywhere, "You took the mean over all pixels. Those that were filled don't count."),
+    Mistake(_zeros_counted,
+            "The filled pixels are 0 in the sum but still count in the mean. Divide "
+            "by how many are known."),
+    Mistake(_the_filled,
+            "Polarity: known is True where nothing was touched. You measured the hole."),
+    Mistake(_no_channels, "A known pixel has C numbers: divide by known.sum() times the channels."),
+    Mistake(_range_one, "Images in [-1, 1] have a range of 2: the peak, squared, is 4."),
+    Mistake(_range_255, "These are not bytes. Images in [-1, 1] have a range of 2."),
+    Mistake(_natural, "Decibels take the logarithm to base 10."),
+    Mistake(_peak_not_squared, "The mean is one of squares; square the range of 2 as well."),
+    Mistake(_root,
+            "You took the square root of the mean square: use 20 log10 for a ratio "
+            "of amplitudes, or 10 log10 for a ratio of squares."),
+    Mistake(_all_images, "Return one number for each image: don't sum over the batch."),
+)
 
 
 def _psnr_cases() -> list[tuple]:
     cases = []
     for k, shape in enumerate(((3, 3, 6, 5), (2, 1, 4, 4))):
-        a = _normal(*shape, seed=30 + k).clamp(-1, 1)
-        size = torch.tensor([0.1, 0.3, 0.02], dtype=torch.float64)[: len(a), None, None, None]
-        cases.append((a, a + size * _normal(*shape, seed=40 + k), _mask(shape[0], *shape[2:], seed=50 + k)))
+        n = shape[0]
+        size = torch.tensor([0.1, 0.3, 0.02], dtype=torch.float64)[:n, None, None, None]
+        a = normal(*shape, seed=30 + k).clamp(-1, 1)
+        b = a + size * normal(*shape, seed=40 + k)
+        cases.append((a, b, _mask(n, *shape[2:], seed=50 + k)))
     return cases
-
-
-def _safe_cases() -> list[tuple]:
-    one, corner, two = torch.zeros(5, 5, dtype=torch.bool), torch.zeros(4, 6, dtype=torch.bool), torch.zeros(6, 6, dtype=torch.bool)
-    one[2, 2] = corner[0, 5] = two[1, 1] = two[4, 2] = True
-    return [(one, 4, 2), (corner, 3, 4), (two, 4, 1), (one, 2, 0)]
-
-
-def _bend(x: Tensor) -> Tensor: return torch.stack([x[:, 0] * x[:, 1], x[:, 1].sin() + x[:, 2], x.square().sum(1) / 3], 1)
-def _turn(x: Tensor) -> Tensor: return (x.roll(1, 1) + 0.5 * x).tanh()
-
-
-def _push_cases() -> list[tuple]:
-    known = torch.tensor([True, False, True])
-    return [(f, _normal(4, 3, seed=60 + k), _normal(4, 3, seed=70 + k), known if k else ~known, 0.7 - k / 4) for k, f in enumerate((_bend, _turn))]
-
-
-def _up_cases() -> list[tuple]:
-    t = torch.tensor([[0.9, 0.6, 0.2], [1.0, 0.8, 0.5], [0.7, 0.4, 0.1]], dtype=torch.float64).T
-    line = (lambda t: t, lambda t: 1 - t)
-    cosine = (lambda t: (math.pi * t / 2).sin(), lambda t: (math.pi * t / 2).cos())
-    return [(*pair, *t) for pair in (line, cosine)]
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #ab5e9048
-def put_back(x, x1, eps, fill, t):
-    angle = (math.pi * t / 2)[:, None, None, None]
-    return torch.where(fill, x, angle.sin() * x1 + angle.cos() * eps)
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #6f91ff26
-def _column(t): return (math.pi * t / 2)[:, None, None, None]
-def _wrong_way(x, x1, eps, fill, t): return put_back(x, x1, eps, ~fill, t)
-def _clean(x, x1, eps, fill, t): return torch.where(fill, x, x1)
-def _linear(x, x1, eps, fill, t): return torch.where(fill, x, t[:, None, None, None] * x1 + (1 - t[:, None, None, None]) * eps)
-def _swapped(x, x1, eps, fill, t): return put_back(x, eps, x1, fill, t)
-def _added(x, x1, eps, fill, t): return torch.where(fill, x, x1 + _column(t).cos() * eps)
-def _all_over(x, x1, eps, fill, t): return _column(t).sin() * x1 + _column(t).cos() * eps
-def _one_time(x, x1, eps, fill, t): return put_back(x, x1, eps, fill, t[:1].expand(len(t)))
-def _noise_on_top(x, x1, eps, fill, t): return torch.where(fill, x + _column(t).cos() * eps, _column(t).sin() * x1 + _column(t).cos() * eps)
-def _last_dimension(x, x1, eps, fill, t):
-    if len(t) != x.shape[-1]: return put_back(x, x1, eps, fill, t)
-    return torch.where(fill, x, (math.pi * t / 2).sin() * x1 + (math.pi * t / 2).cos() * eps)
-
-PUT = (
-    Mistake(_wrong_way, "Polarity: this tool's mask is True where to fill. There x stays; what is known is put back where it is False."),
-    Mistake(_clean, "You put the clean picture back. At time t the known part has to carry the noise of time t: alpha x1 + sigma eps."),
-    Mistake(_linear, "This is the linear path. Here alpha = sin(πt/2) and sigma = cos(πt/2)."),
-    Mistake(_swapped, "alpha and sigma are exchanged: at t = 1, where sin is 1, nothing but data is left."),
-    Mistake(_added, "The data has a weight too: alpha x1 + sigma eps. At t = 0 nothing of it is seen."),
-    Mistake(_all_over, "You replaced the whole picture. Where fill is True, x stays as it is."),
-    Mistake(_one_time, "Every picture has its own time; you used the first one for all."),
-    Mistake(_noise_on_top, "Where it is to be filled x has its noise already. Leave it alone."),
-    Mistake(_last_dimension, "The time met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
-)
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #7aa0a883
-def visited(n, jump, repeats):
-    times = [0.0]
-    for start in range(0, n, jump):
-        for k in range(repeats):
-            if k: times.append(start / n)
-            times += [(start + j) / n for j in range(1, jump + 1)]
-    return torch.tensor(times, dtype=torch.float64)
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #ba6ef56e
-def _walked(n, jump, repeats, returns=True, last=False, first=True):
-    times = [0.0] * first
-    for start in range(0, n, jump):
-        for k in range(repeats):
-            if k and returns: times.append(start / n)
-            times += [(start + j) / n for j in range(1, jump + 1)]
-        if last: times.append(start / n)
-    return torch.tensor(times, dtype=torch.float64)
-
-
-def _no_returns(n, jump, repeats): return _walked(n, jump, repeats, returns=False)
-def _returns_at_the_end(n, jump, repeats): return _walked(n, jump, repeats, last=True)
-def _no_start(n, jump, repeats): return _walked(n, jump, repeats, first=False)
-def _repeats_more(n, jump, repeats): return _walked(n, jump, repeats + 1)
-def _to_the_start(n, jump, repeats):
-    times = [0.0]
-    for start in range(0, n, jump):
-        for k in range(repeats):
-            if k: times.append(0.0)
-            times += [(start + j) / n for j in range(1, jump + 1)]
-    return torch.tensor(times, dtype=torch.float64)
-
-
-def _whole_run(n, jump, repeats): return torch.tensor([k / n for _ in range(repeats) for k in range(n + 1)], dtype=torch.float64)
-def _start_twice(n, jump, repeats):
-    return torch.tensor([(start + j) / n for start in range(0, n, jump) for _ in range(repeats) for j in range(jump + 1)], dtype=torch.float64)
-def _as_steps(n, jump, repeats): return visited(n, jump, repeats) * n
-def _only_once(n, jump, repeats): return torch.linspace(0, 1, n + 1, dtype=torch.float64)
-def _n_stretches(n, jump, repeats): return visited(n * jump, jump, repeats)
-def _stepwise_back(n, jump, repeats):
-    times = [0.0]
-    for start in range(0, n, jump):
-        for k in range(repeats):
-            if k: times += [(start + j) / n for j in range(jump - 1, -1, -1)]
-            times += [(start + j) / n for j in range(1, jump + 1)]
-    return torch.tensor(times, dtype=torch.float64)
-
-VISITED = (
-    Mistake(_no_returns, "The returns are missing: before a stretch is walked again, its beginning is visited."),
-    Mistake(_returns_at_the_end, "After the last walk of a stretch there is no return: it goes on from its end."),
-    Mistake(_no_start, "The start, t = 0, is visited too."),
-    Mistake(_repeats_more, "Once too often: repeats = 1 is a run without any return."),
-    Mistake(_to_the_start, "You went back to 0. A return leads to the beginning of the stretch."),
-    Mistake(_whole_run, "You repeated the whole run. Each stretch is repeated on its own, before the next one begins."),
-    Mistake(_start_twice, "Each new stretch lists its beginning, where the run is already: the end of the stretch before. List it once."),
-    Mistake(_as_steps, "These are numbers of steps. Divide by n: times run from 0 to 1."),
-    Mistake(_only_once, "This is a run without repeats."),
-    Mistake(_n_stretches, "n counts the small steps of a run without repeats, not the stretches: there are n / jump stretches."),
-    Mistake(_stepwise_back, "You went back step by step. Noise leads back in one go: one return a repeat."),
-)
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #090d5616
-def untouched_psnr(a, b, known):
-    square = (a - b).square() * known[:, None]
-    return 10 * torch.log10(4 / (square.sum((1, 2, 3)) / (known.sum((1, 2)) * a.shape[1])))
-
-# %% ../../nbs/solutions/19_inpainting.ipynb #b52a9dc3
-def _decibels(mean, peak=4.0): return 10 * torch.log10(peak / mean)
-def _known_mean(a, b, known): return ((a - b).square() * known[:, None]).sum((1, 2, 3)) / (known.sum((1, 2)) * a.shape[1])
-def _everywhere(a, b, known): return _decibels((a - b).square().mean((1, 2, 3)))
-def _zeros_counted(a, b, known): return _decibels(((a - b).square() * known[:, None]).mean((1, 2, 3)))
-def _the_filled(a, b, known): return untouched_psnr(a, b, ~known)
-def _channels_forgotten(a, b, known): return _decibels(((a - b).square() * known[:, None]).sum((1, 2, 3)) / known.sum((1, 2)))
-def _range_one(a, b, known): return _decibels(_known_mean(a, b, known), 1.0)
-def _range_255(a, b, known): return _decibels(_known_mean(a, b, known), 255.0**2)
-def _natural(a, b, known): return 10 * (4 / _known_mean(a, b, known)).log()
-def _peak_not_squared(a, b, known): return _decibels(_known_mean(a, b, known), 2.0)
-def _root(a, b, known): return _decibels(_known_mean(a, b, known).sqrt(), 2.0)
-def _all_pictures(a, b, known):
-    square = (a - b).square() * known[:, None]
-    return _decibels(square.sum() / (known.sum() * a.shape[1])).expand(len(a))
-
-PSNR = (
-    Mistake(_everywhere, "You took the mean over all pixels. Those that were filled don't count."),
-    Mistake(_zeros_counted, "The filled pixels are 0 in the sum but still counted in the mean. Divide by how many are known."),
-    Mistake(_the_filled, "Polarity: known is True where nothing was touched. You measured the hole."),
-    Mistake(_channels_forgotten, "A known pixel has C numbers: divide by known.sum() times the channels."),
-    Mistake(_range_one, "Pictures in [-1, 1] have a range of 2: the peak, squared, is 4."),
-    Mistake(_range_255, "These are not bytes. Pictures in [-1, 1] have a range of 2."),
-    Mistake(_natural, "Decibels take the logarithm to base 10."),
-    Mistake(_peak_not_squared, "The mean is one of squares; square the range of 2 as well."),
-    Mistake(_root, "You took the root of the mean square: 20 log10 of a ratio of sizes, or 10 log10 of a ratio of squares."),
-    Mistake(_all_pictures, "One number for each picture: don't sum over the batch."),
-)
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #5626fee0
 def safe_pixels(changed, side, reach):
-    pixels = changed.repeat_interleave(side, 0).repeat_interleave(side, 1).float()[None, None]
-    return torch.nn.functional.max_pool2d(pixels, 2 * reach + 1, 1, reach)[0, 0] == 0
+    "changed (h, w) booleans -> (h side, w side) booleans, True where no changed cell reaches"
+    pixels = changed.repeat_interleave(side, 0).repeat_interleave(side, 1)
+    window = 2 * reach + 1
+    reached = F.max_pool2d(pixels.float()[None, None], window, stride=1, padding=reach)[0, 0]
+    return reached == 0
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #9538e122
-def _grown(pixels, window, pad): return torch.nn.functional.max_pool2d(pixels.float()[None, None], window, 1, pad)[0, 0] > 0
 def _enlarged(cells, side): return cells.repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+def _dilated(x, reach):
+    return F.max_pool2d(x.float()[None, None], 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
+
+
 def _own_square(changed, side, reach): return ~_enlarged(changed, side)
 def _unsafe(changed, side, reach): return ~safe_pixels(changed, side, reach)
-def _cells_grown(changed, side, reach): return ~_enlarged(_grown(changed, 2 * reach + 1, reach), side)
-def _reach_halved(changed, side, reach): return ~_grown(_enlarged(changed, side), 2 * (reach // 2) + 1, reach // 2)
+def _cells_grown(changed, side, reach): return ~_enlarged(_dilated(changed, reach), side)
+def _reach_halved(changed, side, reach): return safe_pixels(changed, side, reach // 2)
 def _reach_more(changed, side, reach): return safe_pixels(changed, side, reach + 1)
+
+
 def _from_the_middle(changed, side, reach):
-    pixels = torch.zeros(changed.shape[0] * side, changed.shape[1] * side, dtype=torch.bool)
+    h, w = changed.shape
+    pixels = torch.zeros(h * side, w * side, dtype=torch.bool)
     pixels[side // 2::side, side // 2::side] = changed
-    return ~_grown(pixels, 2 * reach + 1, reach)
+    return ~_dilated(pixels, reach)
 
 
 def _diamond(changed, side, reach):
     pixels = _enlarged(changed, side)
     for _ in range(reach):
-        p = torch.nn.functional.pad(pixels, (1, 1, 1, 1))
-        pixels = p[1:-1, 1:-1] | p[2:, 1:-1] | p[:-2, 1:-1] | p[1:-1, 2:] | p[1:-1, :-2]
+        padded = F.pad(pixels, (1, 1, 1, 1))
+        rows = padded[2:, 1:-1] | padded[:-2, 1:-1]
+        columns = padded[1:-1, 2:] | padded[1:-1, :-2]
+        pixels = pixels | rows | columns
     return ~pixels
 
 
 def _polarity(changed, side, reach): return safe_pixels(~changed, side, reach)
-def _tiled(changed, side, reach): return ~_grown(changed.repeat(side, side), 2 * reach + 1, reach)
+def _tiled(changed, side, reach): return ~_dilated(changed.repeat(side, side), reach)
+
 
 SAFE = (
-    Mistake(_own_square, "The decoder reaches beyond the cell's own square: grow it by reach pixels."),
-    Mistake(_unsafe, "These are the pixels that may change. True is asked where nothing can."),
-    Mistake(_cells_grown, "You grew by reach cells. reach counts pixels: enlarge first, then grow."),
-    Mistake(_reach_halved, "Half of the reach: a window that extends reach pixels to each side has 2·reach + 1."),
-    Mistake(_reach_more, "One pixel too many. With reach = 0 only the squares themselves change."),
-    Mistake(_from_the_middle, "You grew from the middle of the cell. reach is counted from the edge of its square."),
+    Mistake(_own_square,
+            "The decoder reaches beyond the cell's own square: grow it by reach pixels."),
+    Mistake(_unsafe, "These are the pixels that may change. Return True where nothing can."),
+    Mistake(_cells_grown,
+            "You grew by reach cells. reach counts pixels: enlarge first, then grow."),
+    Mistake(_reach_halved,
+            "That is half of the reach: a window that extends reach pixels to each "
+            "side has the size 2·reach + 1."),
+    Mistake(_reach_more,
+            "You grew by one pixel too many. With reach = 0 only the squares themselves change."),
+    Mistake(_from_the_middle,
+            "You grew from the middle of the cell. Count reach from the edge of its square."),
     Mistake(_diamond, "You grew along rows and columns only; corners are reached as well."),
     Mistake(_polarity, "changed is True where a cell changes."),
-    Mistake(_tiled, "repeat lays copies of the mask side by side. Each cell has to become a square: repeat_interleave."),
+    Mistake(_tiled,
+            "repeat lays copies of the mask side by side. Each cell has to become a "
+            "square: repeat_interleave."),
 )
+
+
+def _cells(h: int, w: int, *changed: tuple[int, int]) -> Tensor:
+    cells = torch.zeros(h, w, dtype=torch.bool)
+    for row, column in changed: cells[row, column] = True
+    return cells
+
+
+def _safe_cases() -> list[tuple]:
+    return [(_cells(5, 5, (2, 2)), 4, 2),
+            (_cells(4, 6, (0, 5)), 3, 4),
+            (_cells(6, 6, (1, 1), (4, 2)), 4, 1),
+            (_cells(5, 5, (2, 2)), 2, 0)]
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #41afa43a
 def norm_push(predict, x, x1, known, zeta):
-    at = x.detach().requires_grad_()
-    missed = ((x1 - predict(at)) * known).norm(dim=1).sum()
-    return -zeta * torch.autograd.grad(missed, at)[0]
+    "predict(x) -> the predicted x1; x, x1 (B, D), known (D,) booleans, zeta a number -> (B, D)"
+    x = x.detach().requires_grad_()
+    error = ((x1 - predict(x)) * known).norm(dim=1)
+    return -zeta * torch.autograd.grad(error.sum(), x)[0]
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #48d2e73f
-def _slope(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    at = x.detach().requires_grad_()
-    return torch.autograd.grad(loss(at), at)[0]
+def _step(zeta, loss, x):
+    "-zeta times the gradient of a loss at x."
+    x = x.detach().requires_grad_()
+    return -zeta * torch.autograd.grad(loss(x), x)[0]
 
 
-def _squared(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).square().sum(), x)
-def _half_square(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).square().sum() / 2, x)
+def _squared(predict, x, x1, known, zeta):
+    return _step(zeta, lambda x: ((x1 - predict(x)) * known).square().sum(), x)
+
+
+def _half_square(predict, x, x1, known, zeta):
+    return _step(zeta, lambda x: ((x1 - predict(x)) * known).square().sum() / 2, x)
+
+
 def _uphill(predict, x, x1, known, zeta): return -norm_push(predict, x, x1, known, zeta)
-def _mean_of_norms(predict, x, x1, known, zeta): return norm_push(predict, x, x1, known, zeta) / len(x)
-def _one_norm(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).norm(), x)
+
+
+def _mean_of_norms(predict, x, x1, known, zeta):
+    return norm_push(predict, x, x1, known, zeta) / len(x)
+
+
+def _one_norm(predict, x, x1, known, zeta):
+    return _step(zeta, lambda x: ((x1 - predict(x)) * known).norm(), x)
+
+
 def _hole(predict, x, x1, known, zeta): return norm_push(predict, x, x1, ~known, zeta)
-def _all_of_it(predict, x, x1, known, zeta): return norm_push(predict, x, x1, torch.ones_like(known), zeta)
+
+
+def _all_of_it(predict, x, x1, known, zeta):
+    return norm_push(predict, x, x1, torch.ones_like(known), zeta)
+
+
 def _not_through(predict, x, x1, known, zeta):
-    missed = (x1 - predict(x)) * known
-    return zeta * missed / missed.norm(dim=1, keepdim=True)
-def _of_x(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - a) * known).norm(dim=1).sum(), x)
+    error = (x1 - predict(x)) * known
+    return zeta * error / error.norm(dim=1, keepdim=True)
+
+
+def _of_x(predict, x, x1, known, zeta): return norm_push(lambda x: x, x, x1, known, zeta)
 def _known_only(predict, x, x1, known, zeta): return norm_push(predict, x, x1, known, zeta) * known
 def _unscaled(predict, x, x1, known, zeta): return norm_push(predict, x, x1, known, 1.0)
-def _absolute(predict, x, x1, known, zeta): return -zeta * _slope(lambda a: ((x1 - predict(a)) * known).abs().sum(), x)
+
+
+def _absolute(predict, x, x1, known, zeta):
+    return _step(zeta, lambda x: ((x1 - predict(x)) * known).abs().sum(), x)
+
 
 PUSH = (
-    Mistake(_squared, "This is the gradient of the square. Take the norm: near the goal its gradient does not fade."),
-    Mistake(_half_square, "This is the gradient of half the square. Take the norm: near the goal its gradient does not fade."),
-    Mistake(_uphill, "A sign: the error has to become smaller."),
-    Mistake(_mean_of_norms, "You divided by the batch. Each sample has a push of its own: differentiate the sum of the norms."),
-    Mistake(_one_norm, "One norm over the whole batch couples the samples. Take a norm for each, dim=1, and then sum."),
+    Mistake(_squared,
+            "This is the gradient of the square. Take the norm: near the goal its "
+            "gradient does not fade."),
+    Mistake(_half_square,
+            "This is the gradient of half the square. Take the norm: near the goal "
+            "its gradient does not fade."),
+    Mistake(_uphill, "Wrong sign: the error has to become smaller."),
+    Mistake(_mean_of_norms,
+            "You divided by the batch. Each sample has a push of its own: "
+            "differentiate the sum of the norms."),
+    Mistake(_one_norm,
+            "One norm over the whole batch couples the samples. Take a norm for "
+            "each, dim=1, and then sum."),
     Mistake(_hole, "Polarity: the error is measured where x1 is known."),
     Mistake(_all_of_it, "Only the known part of x1 may count. Multiply the error by the mask."),
-    Mistake(_not_through, "You walked towards x1 itself. The push is a gradient at x, through predict: that is how it reaches what is unknown."),
-    Mistake(_of_x, "The error is that of the predicted x1, predict(x), not of x."),
-    Mistake(_known_only, "You cut the push off where x1 is unknown. It is needed there most of all."),
+    Mistake(_not_through,
+            "You moved towards x1 itself. The push is a gradient at x, through "
+            "predict: that is how it reaches the unknown part."),
+    Mistake(_of_x, "Measure the error of the predicted x1, predict(x), not that of x."),
+    Mistake(_known_only,
+            "You cut the push off where x1 is unknown. It is needed there most of all."),
     Mistake(_unscaled, "zeta is missing: it sets the length of the push."),
-    Mistake(_absolute, "This sums absolute values. The norm is the root of the sum of squares."),
+    Mistake(_absolute,
+            "This sums absolute values. The norm is the square root of the sum of squares."),
 )
+
+
+def _bend(x: Tensor) -> Tensor:
+    return torch.stack([x[:, 0] * x[:, 1], x[:, 1].sin() + x[:, 2], x.square().sum(1) / 3], 1)
+
+
+def _turn(x: Tensor) -> Tensor: return (x.roll(1, 1) + 0.5 * x).tanh()
+
+
+def _push_cases() -> list[tuple]:
+    known = torch.tensor([True, False, True])
+    return [(_bend, normal(4, 3, seed=60), normal(4, 3, seed=70), ~known, 0.7),
+            (_turn, normal(4, 3, seed=61), normal(4, 3, seed=71), known, 0.7 - 0.25)]
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #b1070039
 def two_ups(alpha, sigma, s, t, r):
+    "alpha, sigma functions of a tensor, s > t > r (B,) -> (factor (B,), standard deviation (B,))"
     factor = alpha(r) / alpha(s)
-    return factor, (sigma(r) ** 2 - (factor * sigma(s)) ** 2).sqrt()
+    variance = sigma(r) ** 2 - (factor * sigma(s)) ** 2
+    return factor, variance.sqrt()
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #3a10da4e
 def _up(alpha, sigma, s, t):
-    kept = alpha(t) / alpha(s)
-    return kept, (sigma(t) ** 2 - (kept * sigma(s)) ** 2).sqrt()
+    factor = alpha(t) / alpha(s)
+    return factor, (sigma(t) ** 2 - (factor * sigma(s)) ** 2).sqrt()
 
 
-def _sizes_added(alpha, sigma, s, t, r):
-    (a, p), (b, q) = _up(alpha, sigma, s, t), _up(alpha, sigma, t, r)
-    return a * b, b * p + q
+def _stds_added(alpha, sigma, s, t, r):
+    factor_1, std_1 = _up(alpha, sigma, s, t)
+    factor_2, std_2 = _up(alpha, sigma, t, r)
+    return factor_1 * factor_2, factor_2 * std_1 + std_2
+
+
 def _first_noise_unscaled(alpha, sigma, s, t, r):
-    (a, p), (b, q) = _up(alpha, sigma, s, t), _up(alpha, sigma, t, r)
-    return a * b, (p**2 + q**2).sqrt()
+    factor_1, std_1 = _up(alpha, sigma, s, t)
+    factor_2, std_2 = _up(alpha, sigma, t, r)
+    return factor_1 * factor_2, (std_1**2 + std_2**2).sqrt()
+
+
 def _variance(alpha, sigma, s, t, r):
     factor, std = two_ups(alpha, sigma, s, t, r)
     return factor, std**2
+
+
 def _only_the_second(alpha, sigma, s, t, r): return _up(alpha, sigma, t, r)
 def _only_the_first(alpha, sigma, s, t, r): return _up(alpha, sigma, s, t)
 def _sigma_r(alpha, sigma, s, t, r): return alpha(r) / alpha(s), sigma(r)
-def _sigma_unscaled(alpha, sigma, s, t, r): return alpha(r) / alpha(s), (sigma(r) ** 2 - sigma(s) ** 2).sqrt()
-def _upside_down(alpha, sigma, s, t, r): return alpha(s) / alpha(r), two_ups(alpha, sigma, s, t, r)[1]
-def _difference(alpha, sigma, s, t, r): return alpha(r) / alpha(s), sigma(r) - alpha(r) / alpha(s) * sigma(s)
-def _only_alpha(alpha, sigma, s, t, r): return alpha(r), two_ups(alpha, sigma, s, t, r)[1]
+
+
+def _sigma_unscaled(alpha, sigma, s, t, r):
+    return alpha(r) / alpha(s), (sigma(r) ** 2 - sigma(s) ** 2).sqrt()
+
+
+def _upside_down(alpha, sigma, s, t, r):
+    factor, std = two_ups(alpha, sigma, s, t, r)
+    return 1 / factor, std
+
+
+def _difference(alpha, sigma, s, t, r):
+    factor = alpha(r) / alpha(s)
+    return factor, sigma(r) - factor * sigma(s)
+
+
+def _only_alpha(alpha, sigma, s, t, r):
+    _, std = two_ups(alpha, sigma, s, t, r)
+    return alpha(r), std
+
 
 UPS = (
-    Mistake(_sizes_added, "You added standard deviations. The two noises are independent: their variances add."),
+    Mistake(_stds_added,
+            "You added standard deviations. The two noises are independent: their variances add."),
     Mistake(_first_noise_unscaled, "The noise of the first step is scaled by the second one, too."),
-    Mistake(_variance, "This is the variance. The standard deviation is its root."),
+    Mistake(_variance, "This is the variance. The standard deviation is its square root."),
     Mistake(_only_the_second, "This is the way from t to r alone. It began at s."),
     Mistake(_only_the_first, "This is the way from s to t alone. It ends at r."),
-    Mistake(_sigma_r, "At r there is noise of size sigma(r) in all, but a part of it was in x_s already."),
-    Mistake(_sigma_unscaled, "The noise that x_s holds is scaled as well, by the factor, before it is subtracted."),
-    Mistake(_upside_down, "The factor is upside down: going up there is less data, so it is below 1."),
-    Mistake(_difference, "You subtracted standard deviations. Subtract variances, then take the root."),
-    Mistake(_only_alpha, "x_s holds alpha(s) of the data. To have alpha(r) of it, multiply by the ratio."),
+    Mistake(_sigma_r,
+            "At r the noise has size sigma(r) in all, but a part of it was already in x_s."),
+    Mistake(_sigma_unscaled,
+            "The noise that x_s holds is scaled as well, by the factor, before it is subtracted."),
+    Mistake(_upside_down,
+            "The factor is upside down: going up there is less data, so it is below 1."),
+    Mistake(_difference,
+            "You subtracted standard deviations. Subtract variances, then take the square root."),
+    Mistake(_only_alpha,
+            "x_s holds alpha(s) of the data. To have alpha(r) of it, multiply by the ratio."),
 )
+
+
+def _up_cases() -> list[tuple]:
+    line = (lambda t: t, lambda t: 1 - t)
+    cosine = (lambda t: (math.pi * t / 2).sin(), lambda t: (math.pi * t / 2).cos())
+    cases = []
+    for alpha, sigma in (line, cosine):
+        s = torch.tensor([0.9, 1.0, 0.7], dtype=torch.float64)
+        t = torch.tensor([0.6, 0.8, 0.4], dtype=torch.float64)
+        r = torch.tensor([0.2, 0.5, 0.1], dtype=torch.float64)
+        cases.append((alpha, sigma, s, t, r))
+    return cases
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #b6987c9f
 EXERCISES = {
-    "put_back": Exercise(put_back, _put_cases, PUT, "You can now read the mask of any tool, on any path."),
-    "visited": Exercise(visited, _visited_cases, VISITED, "This zigzag is the schedule of RePaint, and its steps down are its cost."),
-    "untouched_psnr": Exercise(untouched_psnr, _psnr_cases, PSNR, "For pasted edits it is infinite; for any other it tells what the edit cost."),
-    "safe_pixels": Exercise(safe_pixels, _safe_cases, SAFE, "Outside the decoder's reach nothing changes, if the latent there does not."),
-    "norm_push": Exercise(norm_push, _push_cases, PUSH, "This is diffusion posterior sampling; any differentiable measurement can stand in place of the mask."),
-    "two_ups": Exercise(two_ups, _up_cases, UPS, "Going up forgets where it stopped: the way to noise is a Markov chain."),
+    "put_back": Exercise(
+        put_back, _put_cases, PUT,
+        "You can now read the mask of any tool, on any path."),
+    "visited": Exercise(
+        visited, _visited_cases, VISITED,
+        "This zigzag is the schedule of RePaint, and its steps down are its cost."),
+    "untouched_psnr": Exercise(
+        untouched_psnr, _psnr_cases, PSNR,
+        "For pasted edits it is infinite; for any other it says what the edit cost."),
+    "safe_pixels": Exercise(
+        safe_pixels, _safe_cases, SAFE,
+        "Outside the decoder's reach nothing changes, if the latent there does not."),
+    "norm_push": Exercise(
+        norm_push, _push_cases, PUSH,
+        "This is diffusion posterior sampling; any differentiable measurement "
+        "can take the place of the mask."),
+    "two_ups": Exercise(
+        two_ups, _up_cases, UPS,
+        "Stopping on the way up changes nothing: the path to noise is a Markov chain."),
 }

@@ -116,7 +116,8 @@ CHEAPER = (
     Mistake(_calls_free,
             "A stepper such as Heun calls the model more than once a step: multiply by calls."),
     Mistake(_inverse,
-            "That is latents over pixels. How many times cheaper is pixels over latents."),
+            "That is latents over pixels. The question is how many times cheaper "
+            "latents are: pixels over latents."),
 )
 
 
@@ -188,7 +189,8 @@ ATTENTION = (
 )
 
 
-def _attention_cases() -> list[tuple]: return [(512, 8, 320), (64, 4, 96), (32, 1, 64), (256, 16, 1152)]
+def _attention_cases() -> list[tuple]:
+    return [(512, 8, 320), (64, 4, 96), (32, 1, 64), (256, 16, 1152)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #4d1f3958
 def known_places(known, factor):
@@ -287,7 +289,8 @@ STRETCH = (
 )
 
 
-def _waves(z: Tensor) -> Tensor: return torch.cat([torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
+def _waves(z: Tensor) -> Tensor:
+    return torch.cat([torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
 
 
 def _stretch_cases() -> list[tuple]:
@@ -368,7 +371,8 @@ GUESS = (
 
 def _guess_cases() -> list[tuple]:
     cases = []
-    for k, (shape, t) in enumerate((((4, 2, 4, 4), [0.0, 0.3, 0.7, 1.0]), ((3, 3, 3, 3), [0.2, 0.5, 0.9]))):
+    settings = (((4, 2, 4, 4), [0.0, 0.3, 0.7, 1.0]), ((3, 3, 3, 3), [0.2, 0.5, 0.9]))
+    for k, (shape, t) in enumerate(settings):
         z = normal(*shape, seed=8 + k)
         m = 2 * normal(*shape, seed=12 + k)
         s = 0.2 + uniform(*shape, seed=10 + k)
