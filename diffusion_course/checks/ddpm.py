@@ -15,8 +15,10 @@ __all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'NEEDED', 'EXERCISES', 'respa
            'right_variance', 'increments_needed']
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor: return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _uniform(n: int, seed: int) -> Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 def _number(a: float) -> Tensor: return torch.tensor(a, dtype=torch.float64)
 
 
@@ -26,13 +28,22 @@ def _respace_cases() -> list[tuple]:
 
 
 def _clip_cases() -> list[tuple]:
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
+    shapes = (
+        (3, 1, 4, 5),
+        (4, 3, 4, 4),
+    )  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
     return [(_normal(*s, seed=2), _normal(*s, seed=3), 0.1 + 0.8 * _uniform(s[0], 4)) for s in shapes]
 
 
-def _v_cases() -> list[tuple]: return [(_normal(5, d, seed=5), _normal(5, d, seed=6), _number(b), _number(a)) for d, b, a in ((2, 0.1, 0.7), (3, 0.3, 0.2))]
-def _variance_cases() -> list[tuple]: return [(0.05 + 0.5 * _uniform(6, 7), 0.05 + 0.9 * _uniform(6, 8), 0.2 + 1.5 * _uniform(6, 9))]
-def _needed_cases() -> list[tuple]: return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
+def _v_cases() -> list[tuple]:
+    return [
+        (_normal(5, d, seed=5), _normal(5, d, seed=6), _number(b), _number(a))
+        for d, b, a in ((2, 0.1, 0.7), (3, 0.3, 0.2))
+    ]
+def _variance_cases() -> list[tuple]:
+    return [(0.05 + 0.5 * _uniform(6, 7), 0.05 + 0.9 * _uniform(6, 8), 0.2 + 1.5 * _uniform(6, 9))]
+def _needed_cases() -> list[tuple]:
+    return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #745756eb
 def respaced_betas(betas, keep):
@@ -44,10 +55,12 @@ def respaced_betas(betas, keep):
 def _picked(betas, keep): return betas[keep]
 def _bar(betas, keep): return (1 - betas).cumprod(0)[keep]
 def _lost_so_far(betas, keep): return 1 - (1 - betas).cumprod(0)[keep]
-def _difference(betas, keep): return -torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)[keep]]).diff()
+def _difference(betas, keep):
+    return -torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)[keep]]).diff()
 def _kept(betas, keep): return 1 - respaced_betas(betas, keep)
 def _rooted(betas, keep): return 1 - (1 - respaced_betas(betas, keep)).sqrt()
-def _first_forgotten(betas, keep): return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
+def _first_forgotten(betas, keep):
+    return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
 def _summed(betas, keep): return torch.cat([betas.new_zeros(1), betas.cumsum(0)[keep]]).diff()
 def _off_by_one(betas, keep):
     bar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
@@ -56,16 +69,45 @@ def _off_by_one(betas, keep):
 def _first_dropped(betas, keep): return respaced_betas(betas, keep)[1:]
 
 RESPACED = (
-    Mistake(_first_dropped, "One beta is missing: the first stop loses something too, against the clean data, whose alpha-bar is 1."),
-    Mistake(_picked, "You picked betas. A jump over several increments loses what all of them lose: go through alpha-bar."),
-    Mistake(_bar, "This is alpha-bar at the stops. A beta is what one stop loses against the one before."),
-    Mistake(_lost_so_far, "This is what is lost since the beginning. Divide by alpha-bar of the stop before, then subtract from 1."),
-    Mistake(_difference, "You subtracted alpha-bars. Increments multiply, so divide: 1 - bar / bar of the stop before."),
+    Mistake(
+        _first_dropped,
+        "One beta is missing: the first stop loses something too, against the clean data, whose "
+        "alpha-bar is 1.",
+    ),
+    Mistake(
+        _picked,
+        "You picked betas. A jump over several increments loses what all of them lose: go through alpha-bar.",
+    ),
+    Mistake(
+        _bar,
+        "This is alpha-bar at the stops. A beta is what one stop loses against the one before.",
+    ),
+    Mistake(
+        _lost_so_far,
+        "This is what is lost since the beginning. Divide by alpha-bar of the stop before, then "
+        "subtract from 1.",
+    ),
+    Mistake(
+        _difference,
+        "You subtracted alpha-bars. Increments multiply, so divide: 1 - bar / bar of the stop before.",
+    ),
     Mistake(_kept, "This is what a jump keeps. Beta is what it loses: subtract it from 1."),
-    Mistake(_rooted, "No root here: 1 - beta is the ratio of two alpha-bars. The root belongs to the factor of x."),
-    Mistake(_first_forgotten, "Right but for the first stop. It too may jump over increments: put a 1 in front of the alpha-bars."),
-    Mistake(_summed, "You added up betas. That is close while they are small; exactly, the factors 1 - beta multiply."),
-    Mistake(_off_by_one, "Off by one: at index i alpha-bar includes increment i. Take the stops first, then put the 1 in front."),
+    Mistake(
+        _rooted,
+        "No root here: 1 - beta is the ratio of two alpha-bars. The root belongs to the factor of x.",
+    ),
+    Mistake(
+        _first_forgotten,
+        "Right but for the first stop. It too may jump over increments: put a 1 in front of the alpha-bars.",
+    ),
+    Mistake(
+        _summed,
+        "You added up betas. That is close while they are small; exactly, the factors 1 - beta multiply.",
+    ),
+    Mistake(
+        _off_by_one,
+        "Off by one: at index i alpha-bar includes increment i. Take the stops first, then put the 1 in front.",
+    ),
 )
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #a4eea4b4
@@ -103,14 +145,36 @@ def _bar_as_alpha(x, eps, alpha_bar):
     return (x - alpha * ((x - sigma * eps) / alpha).clamp(-1, 1)) / sigma
 
 CLIP = (
-    Mistake(_bar_as_alpha, "You took alpha-bar for alpha. alpha-bar is a share of the variance: what multiplies the picture is its root."),
-    Mistake(_returned_picture, "This is the clipped picture. Solve x = √bar·x1 + √(1-bar)·eps once more, for eps."),
-    Mistake(_not_clipped, "You gave back the predicted noise. It belongs to the picture before it was clipped."),
-    Mistake(_clipped_the_noise, "You clipped the noise. It is the picture that has to lie in [-1, 1]; noise may be any number."),
-    Mistake(_no_roots, "The roots are missing: x is scaled by √bar and √(1-bar), whose squares add up to 1."),
+    Mistake(
+        _bar_as_alpha,
+        "You took alpha-bar for alpha. alpha-bar is a share of the variance: what multiplies the "
+        "picture is its root.",
+    ),
+    Mistake(
+        _returned_picture,
+        "This is the clipped picture. Solve x = √bar·x1 + √(1-bar)·eps once more, for eps.",
+    ),
+    Mistake(
+        _not_clipped,
+        "You gave back the predicted noise. It belongs to the picture before it was clipped.",
+    ),
+    Mistake(
+        _clipped_the_noise,
+        "You clipped the noise. It is the picture that has to lie in [-1, 1]; noise may be any number.",
+    ),
+    Mistake(
+        _no_roots,
+        "The roots are missing: x is scaled by √bar and √(1-bar), whose squares add up to 1.",
+    ),
     Mistake(_to_unit, "You clipped to [0, 1]. Pictures here lie in [-1, 1]."),
-    Mistake(_clipped_x, "You clipped x too. x is noisy, and may lie anywhere; only the predicted picture is clipped."),
-    Mistake(_scaled_before_clip, "You clipped √bar·x1. Divide by √bar first: it is x1 that lies in [-1, 1]."),
+    Mistake(
+        _clipped_x,
+        "You clipped x too. x is noisy, and may lie anywhere; only the predicted picture is clipped.",
+    ),
+    Mistake(
+        _scaled_before_clip,
+        "You clipped √bar·x1. Divide by √bar first: it is x1 that lies in [-1, 1].",
+    ),
     Mistake(_not_divided, "This is √(1-bar)·eps. Divide by √(1-bar)."),
     Mistake(_one_level, "Every picture has its own alpha-bar: shape it (B, 1, 1, 1)."),
 )
@@ -121,34 +185,70 @@ def mean_from_v(x, v, beta, alpha_bar):
     return (x - beta / sigma * (sigma * x + alpha * v)) / (1 - beta).sqrt()
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #ffa9a73b
-def _mean(x, eps, beta, alpha_bar): return (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
+def _mean(x, eps, beta, alpha_bar):
+    return (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
 def _v_is_eps(x, v, beta, alpha_bar): return _mean(x, v, beta, alpha_bar)
-def _v_sign(x, v, beta, alpha_bar): return _mean(x, (1 - alpha_bar).sqrt() * x - alpha_bar.sqrt() * v, beta, alpha_bar)
-def _swapped(x, v, beta, alpha_bar): return _mean(x, alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
-def _x1_as_eps(x, v, beta, alpha_bar): return _mean(x, alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
+def _v_sign(x, v, beta, alpha_bar):
+    return _mean(x, (1 - alpha_bar).sqrt() * x - alpha_bar.sqrt() * v, beta, alpha_bar)
+def _swapped(x, v, beta, alpha_bar):
+    return _mean(x, alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
+def _x1_as_eps(x, v, beta, alpha_bar):
+    return _mean(x, alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
 def _just_x1(x, v, beta, alpha_bar): return alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v
-def _squares(x, v, beta, alpha_bar): return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
-def _root_beta(x, v, beta, alpha_bar): return (x - beta.sqrt() / (1 - alpha_bar).sqrt() * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (1 - beta).sqrt()
-def _not_grown(x, v, beta, alpha_bar): return x - beta * x - beta / (1 - alpha_bar).sqrt() * alpha_bar.sqrt() * v
-def _by_bar(x, v, beta, alpha_bar): return (x - beta / (1 - alpha_bar) * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (1 - beta).sqrt()
-def _by_alpha_bar(x, v, beta, alpha_bar): return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt() / alpha_bar.sqrt()
+def _squares(x, v, beta, alpha_bar):
+    return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
+def _root_beta(x, v, beta, alpha_bar):
+    return (
+        x
+        - beta.sqrt() / (1 - alpha_bar).sqrt() * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)
+    ) / (1 - beta).sqrt()
+def _not_grown(x, v, beta, alpha_bar):
+    return x - beta * x - beta / (1 - alpha_bar).sqrt() * alpha_bar.sqrt() * v
+def _by_bar(x, v, beta, alpha_bar):
+    return (x - beta / (1 - alpha_bar) * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (
+        1 - beta
+    ).sqrt()
+def _by_alpha_bar(x, v, beta, alpha_bar):
+    return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt() / alpha_bar.sqrt()
 
 def _ddim_mean(x, v, beta, alpha_bar):
     alpha, sigma, before = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), alpha_bar / (1 - beta)
     return before.sqrt() * (alpha * x - sigma * v) + (1 - before).sqrt() * (sigma * x + alpha * v)
 
 MEAN = (
-    Mistake(_ddim_mean, "This is DDIM's step, which keeps all of the old noise. DDPM's mean keeps less of it, because fresh noise is added."),
-    Mistake(_v_is_eps, "You used v as if it were the noise. First get the noise out: eps = sigma·x + alpha·v."),
-    Mistake(_v_sign, "A sign: alpha·v + sigma·x is eps, because the x1 in them cancels. Put in both definitions and see."),
-    Mistake(_swapped, "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."),
+    Mistake(
+        _ddim_mean,
+        "This is DDIM's step, which keeps all of the old noise. DDPM's mean keeps less of it, "
+        "because fresh noise is added.",
+    ),
+    Mistake(
+        _v_is_eps,
+        "You used v as if it were the noise. First get the noise out: eps = sigma·x + alpha·v.",
+    ),
+    Mistake(
+        _v_sign,
+        "A sign: alpha·v + sigma·x is eps, because the x1 in them cancels. Put in both definitions and see.",
+    ),
+    Mistake(
+        _swapped, "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."
+    ),
     Mistake(_x1_as_eps, "alpha·x - sigma·v is the predicted data, not the noise."),
-    Mistake(_just_x1, "This is the predicted data. One step back goes only a little of the way there."),
+    Mistake(
+        _just_x1, "This is the predicted data. One step back goes only a little of the way there."
+    ),
     Mistake(_squares, "The roots are missing: alpha is √alpha_bar, sigma is √(1 - alpha_bar)."),
-    Mistake(_root_beta, "In the mean the noise is scaled with beta. Its root belongs to fresh noise."),
-    Mistake(_not_grown, "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it."),
+    Mistake(
+        _root_beta, "In the mean the noise is scaled with beta. Its root belongs to fresh noise."
+    ),
+    Mistake(
+        _not_grown,
+        "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it.",
+    ),
     Mistake(_by_bar, "beta is divided by sigma here, the root of 1 - alpha_bar."),
-    Mistake(_by_alpha_bar, "You undid all increments' shrinking. Undo one: divide by √(1-beta), not by √alpha_bar."),
+    Mistake(
+        _by_alpha_bar,
+        "You undid all increments' shrinking. Undo one: divide by √(1-beta), not by √alpha_bar.",
+    ),
 )
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #77e50ac2
@@ -173,19 +273,47 @@ def _increment_not_scaled(beta, bar_before, s):
     return beta * before / (before + beta)
 def _spread(beta, bar_before, s): return right_variance(beta, bar_before, s).sqrt()
 
-def _three_clues(beta, bar_before, s): return 1 / ((1 - beta) / beta + 1 / (1 - bar_before) + 1 / s**2)
+def _three_clues(beta, bar_before, s):
+    return 1 / ((1 - beta) / beta + 1 / (1 - bar_before) + 1 / s**2)
 
 VARIANCE = (
-    Mistake(_three_clues, "The data's spread is not a third clue: it is inside the second, the cloud one increment earlier."),
-    Mistake(_tilde, "This is beta-tilde, right for s = 0 alone. The cloud one increment earlier is wider: its data have a spread."),
-    Mistake(_only_beta, "This is right for s = 1 alone. Ask which variance the cloud has one increment earlier."),
-    Mistake(_between, "A line between the two extremes meets both, and misses what lies between. Multiply the two Gaussians."),
+    Mistake(
+        _three_clues,
+        "The data's spread is not a third clue: it is inside the second, the cloud one increment earlier.",
+    ),
+    Mistake(
+        _tilde,
+        "This is beta-tilde, right for s = 0 alone. The cloud one increment earlier is wider: "
+        "its data have a spread.",
+    ),
+    Mistake(
+        _only_beta,
+        "This is right for s = 1 alone. Ask which variance the cloud has one increment earlier.",
+    ),
+    Mistake(
+        _between,
+        "A line between the two extremes meets both, and misses what lies between. Multiply the two Gaussians.",
+    ),
     Mistake(_not_squared, "s is a spread: variances add, so square it."),
-    Mistake(_upside_down, "Upside down: it is beta times the variance before, over the variance now."),
-    Mistake(_data_alone, "You took the variance of the data for that of the noised cloud: shrink it by alpha-bar and add the noise."),
-    Mistake(_shrunk_data, "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."),
-    Mistake(_the_cloud, "This is the variance of the cloud. You also know x_i, the second clue, which narrows it."),
-    Mistake(_increment_not_scaled, "x_i was shrunk by √(1-beta). As a clue about x_{i-1} its precision is (1-beta)/beta, not 1/beta."),
+    Mistake(
+        _upside_down, "Upside down: it is beta times the variance before, over the variance now."
+    ),
+    Mistake(
+        _data_alone,
+        "You took the variance of the data for that of the noised cloud: shrink it by alpha-bar "
+        "and add the noise.",
+    ),
+    Mistake(
+        _shrunk_data, "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."
+    ),
+    Mistake(
+        _the_cloud,
+        "This is the variance of the cloud. You also know x_i, the second clue, which narrows it.",
+    ),
+    Mistake(
+        _increment_not_scaled,
+        "x_i was shrunk by √(1-beta). As a clue about x_{i-1} its precision is (1-beta)/beta, not 1/beta.",
+    ),
     Mistake(_spread, "This is the standard deviation. The variance was asked for."),
 )
 
@@ -199,39 +327,98 @@ def increments_needed(target, first=1e-4, last=0.02):
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #5b859bb5
 def _count_until(small_enough, first, last):
-    return next(n for n in range(2, 100_000) if small_enough((1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item()))
-def _bar_below(target, first=1e-4, last=0.02): return _count_until(lambda bar: bar <= target, first, last)
-def _root_below(target, first=1e-4, last=0.02): return _count_until(lambda bar: bar**0.5 <= target, first, last)
-def _ratio_of_scales(target, first=1e-4, last=0.02): return _count_until(lambda bar: (bar / (1 - bar)) ** 0.5 <= target, first, last)
+    return next(
+        n
+        for n in range(2, 100_000)
+        if small_enough((1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item())
+    )
+def _bar_below(target, first=1e-4, last=0.02):
+    return _count_until(lambda bar: bar <= target, first, last)
+def _root_below(target, first=1e-4, last=0.02):
+    return _count_until(lambda bar: bar**0.5 <= target, first, last)
+def _ratio_of_scales(target, first=1e-4, last=0.02):
+    return _count_until(lambda bar: (bar / (1 - bar)) ** 0.5 <= target, first, last)
 def _one_short(target, first=1e-4, last=0.02): return increments_needed(target, first, last) - 1
 def _one_more(target, first=1e-4, last=0.02): return increments_needed(target, first, last) + 1
 def _guess(target, first=1e-4, last=0.02):
     return int(torch.ceil(2 * torch.log1p(1 / _float(target)) / (first + last)).item())
 def _float(a): return torch.tensor(a, dtype=torch.float64)
-def _by_last(target, first=1e-4, last=0.02): return int(torch.ceil(-torch.log1p(1 / _float(target)) / torch.log1p(-_float(last))).item())
+def _by_last(target, first=1e-4, last=0.02):
+    return int(torch.ceil(-torch.log1p(1 / _float(target)) / torch.log1p(-_float(last))).item())
 def _prefix(target, first=1e-4, last=0.02):
     bar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).cumprod(0)
     return int((bar > target * (1 - bar)).sum().item()) + 1
 
-def _quick_guess(target, first=1e-4, last=0.02): return int(torch.ceil(-2 * torch.log(_float(target)) / (first + last)).item())
+def _quick_guess(target, first=1e-4, last=0.02):
+    return int(torch.ceil(-2 * torch.log(_float(target)) / (first + last)).item())
 
 NEEDED = (
-    Mistake(_quick_guess, "A good first guess: alpha-bar ≈ exp(-sum of betas). But the ratio is alpha-bar / (1 - alpha-bar), and each factor is 1 - beta. Count."),
-    Mistake(_bar_below, "You asked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar)."),
-    Mistake(_root_below, "You compared √alpha-bar, the factor of the data. The signal-to-noise ratio is alpha-bar / (1 - alpha-bar)."),
-    Mistake(_ratio_of_scales, "You compared alpha / sigma. The signal-to-noise ratio is its square, as variances count."),
+    Mistake(
+        _quick_guess,
+        "A good first guess: alpha-bar ≈ exp(-sum of betas). But the ratio is alpha-bar / (1 - "
+        "alpha-bar), and each factor is 1 - beta. Count.",
+    ),
+    Mistake(
+        _bar_below,
+        "You asked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar).",
+    ),
+    Mistake(
+        _root_below,
+        "You compared √alpha-bar, the factor of the data. The signal-to-noise ratio is alpha-bar "
+        "/ (1 - alpha-bar).",
+    ),
+    Mistake(
+        _ratio_of_scales,
+        "You compared alpha / sigma. The signal-to-noise ratio is its square, as variances count.",
+    ),
     Mistake(_one_short, "One too few: with this number the ratio is still above the target."),
-    Mistake(_one_more, "One too many: one increment less also reaches the target. (Is it <= and not <?)"),
-    Mistake(_guess, "A good first guess, -ln(alpha-bar) ≈ sum of betas, but each factor is 1 - beta, not exp(-beta)."),
-    Mistake(_by_last, "You treated all betas as if they were the last one. They grow: build the chain for each n."),
-    Mistake(_prefix, "You cut a chain of 1,000 short. Then it no longer ends at `last`: build a new chain for each n."),
+    Mistake(
+        _one_more, "One too many: one increment less also reaches the target. (Is it <= and not <?)"
+    ),
+    Mistake(
+        _guess,
+        "A good first guess, -ln(alpha-bar) ≈ sum of betas, but each factor is 1 - beta, not exp(-beta).",
+    ),
+    Mistake(
+        _by_last,
+        "You treated all betas as if they were the last one. They grow: build the chain for each n.",
+    ),
+    Mistake(
+        _prefix,
+        "You cut a chain of 1,000 short. Then it no longer ends at `last`: build a new chain for each n.",
+    ),
 )
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
 EXERCISES = {
-    "respaced_betas": Exercise(respaced_betas, _respace_cases, RESPACED, "This is how a chain of 1,000 is sampled in 50 steps by code that knows only betas."),
-    "clipped_eps": Exercise(clipped_eps, _clip_cases, CLIP, "Image tools do this in every step. Change one half of a prediction, and make the other fit."),
-    "mean_from_v": Exercise(mean_from_v, _v_cases, MEAN, "DDPM's sampler now works for a network that has never been trained on noise."),
-    "right_variance": Exercise(right_variance, _variance_cases, VARIANCE, "You found what lies between beta-tilde and beta."),
-    "increments_needed": Exercise(increments_needed, _needed_cases, NEEDED, "You can now tell whether somebody's schedule ends in noise."),
+    "respaced_betas": Exercise(
+        respaced_betas,
+        _respace_cases,
+        RESPACED,
+        "This is how a chain of 1,000 is sampled in 50 steps by code that knows only betas.",
+    ),
+    "clipped_eps": Exercise(
+        clipped_eps,
+        _clip_cases,
+        CLIP,
+        "Image tools do this in every step. Change one half of a prediction, and make the other fit.",
+    ),
+    "mean_from_v": Exercise(
+        mean_from_v,
+        _v_cases,
+        MEAN,
+        "DDPM's sampler now works for a network that has never been trained on noise.",
+    ),
+    "right_variance": Exercise(
+        right_variance,
+        _variance_cases,
+        VARIANCE,
+        "You found what lies between beta-tilde and beta.",
+    ),
+    "increments_needed": Exercise(
+        increments_needed,
+        _needed_cases,
+        NEEDED,
+        "You can now tell whether somebody's schedule ends in noise.",
+    ),
 }

@@ -17,29 +17,41 @@ __all__ = ['JUMPS', 'STD', 'PAYS', 'SHAKEN', 'PROGRESSIVE', 'DRIFT', 'EXERCISES'
            'shaken_std', 'progressive_target', 'drift']
 
 # %% ../../nbs/solutions/21_few_step.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _end(x, t): return (1 + t) * torch.sin(x) + x.flip(-1) + t
 
 
 def _jump_cases() -> list[tuple]:
-    return [(_end, _normal(4, 2, seed=0), _normal(4, 2, seed=1), 0.3), (_end, _normal(3, 3, seed=2), _normal(3, 3, seed=3), 0.8)]
+    return [
+        (_end, _normal(4, 2, seed=0), _normal(4, 2, seed=1), 0.3),
+        (_end, _normal(3, 3, seed=2), _normal(3, 3, seed=3), 0.8),
+    ]
 
 
 def _std_cases() -> list[tuple]: return [(0.5, 1), (0.5, 3), (2.0, 2), (0.1, 5), (1.0, 4)]
 
 
 def _pays_cases() -> list[tuple]:
-    return [(50_000, 16, 800_000, 2, 40), (100, 10, 1000, 1, 6), (10, 5, 50, 1, 2), (2000, 25, 9000, 4, 100)]
+    return [
+        (50_000, 16, 800_000, 2, 40),
+        (100, 10, 1000, 1, 6),
+        (10, 5, 50, 1, 2),
+        (2000, 25, 9000, 4, 100),
+    ]
 
 
 def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16)]
 
 
 def _progressive_cases() -> list[tuple]:
-    return [(_normal(3, 2, seed=6), _normal(3, 2, seed=7), 0.2, 0.8, 0.6, 0.4), (_normal(2, 3, seed=8), _normal(2, 3, seed=9), 0.3, 0.954, 0.8, 0.6),
-            (_normal(2, 2, seed=10), _normal(2, 2, seed=11), 0.0, 1.0, 0.5, 0.5)]
+    return [
+        (_normal(3, 2, seed=6), _normal(3, 2, seed=7), 0.2, 0.8, 0.6, 0.4),
+        (_normal(2, 3, seed=8), _normal(2, 3, seed=9), 0.3, 0.954, 0.8, 0.6),
+        (_normal(2, 2, seed=10), _normal(2, 2, seed=11), 0.0, 1.0, 0.5, 0.5),
+    ]
 
 
 def _field(x, t): return torch.cos(x.flip(-1)) * (1 + t[:, None]) + 0.3 * x
@@ -47,8 +59,20 @@ def _guess(x, t): return torch.sin(x * (1 + t[:, None])) + t[:, None] ** 2 * x.c
 
 
 def _drift_cases() -> list[tuple]:
-    return [(_guess, _field, _normal(4, 2, seed=12), torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)),
-            (_guess, _field, _normal(3, 3, seed=13), torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64))]
+    return [
+        (
+            _guess,
+            _field,
+            _normal(4, 2, seed=12),
+            torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64),
+        ),
+        (
+            _guess,
+            _field,
+            _normal(3, 3, seed=13),
+            torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64),
+        ),
+    ]
 
 # %% ../../nbs/solutions/21_few_step.ipynb #260b1724
 def two_jumps(f, x0, z, s):
@@ -71,12 +95,20 @@ def _mixed(f, x0, z, s):
 
 JUMPS = (
     Mistake(_one_jump, "That is one jump. Put noise on it up to time s, and jump again."),
-    Mistake(_old_noise, "You put the old noise back. The start and its end belong together; take the fresh noise z."),
-    Mistake(_no_noise, "No noise was added: f at time s expects a point with a share 1 - s of noise."),
+    Mistake(
+        _old_noise,
+        "You put the old noise back. The start and its end belong together; take the fresh noise z.",
+    ),
+    Mistake(
+        _no_noise, "No noise was added: f at time s expects a point with a share 1 - s of noise."
+    ),
     Mistake(_shrunk, "The data's part is right, s times the end. The noise's part is missing."),
     Mistake(_share_of_noise, "Tell f the time s, not the share of noise."),
     Mistake(_swapped, "s and 1 - s are exchanged: at time s a share s is data."),
-    Mistake(_root, "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear path sigma = 1 - s."),
+    Mistake(
+        _root,
+        "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear path sigma = 1 - s.",
+    ),
     Mistake(_added, "The data's part is s times the end, not all of it."),
     Mistake(_at_zero, "The second jump starts at time s: tell f so."),
     Mistake(_not_finished, "That is the point between the jumps. Jump once more."),
@@ -97,19 +129,46 @@ def _exact_std(s, n): return float(s)
 def _no_h(s, n): return abs(math.prod(1 + _rate(k / n, s) for k in range(n)))
 def _late(s, n): return abs(math.prod(1 + _rate((k + 1) / n, s) / n for k in range(n)))
 def _summed(s, n): return abs(1 + sum(_rate(k / n, s) for k in range(n)) / n)
-def _along_the_factor(s, n): return abs(1 + sum(_rate(k / n, s) * math.sqrt((k / n * s) ** 2 + (1 - k / n) ** 2) for k in range(n)) / n)
+def _along_the_factor(s, n):
+    return abs(
+        1
+        + sum(_rate(k / n, s) * math.sqrt((k / n * s) ** 2 + (1 - k / n) ** 2) for k in range(n))
+        / n
+    )
 def _unrooted(s, n): return abs(math.prod(1 + 2 * _rate(k / n, s) / n for k in range(n)))
-def _not_squared(s, n): return abs(math.prod(1 + (k / n * s - (1 - k / n)) / ((k / n) ** 2 * s + (1 - k / n) ** 2) / n for k in range(n)))
+def _not_squared(s, n):
+    return abs(
+        math.prod(
+            1 + (k / n * s - (1 - k / n)) / ((k / n) ** 2 * s + (1 - k / n) ** 2) / n
+            for k in range(n)
+        )
+    )
 def _variance(s, n): return euler_std(s, n) ** 2
-def _plus(s, n): return abs(math.prod(1 + (k / n * s * s + (1 - k / n)) / ((k / n * s) ** 2 + (1 - k / n) ** 2) / n for k in range(n)))
+def _plus(s, n):
+    return abs(
+        math.prod(
+            1 + (k / n * s * s + (1 - k / n)) / ((k / n * s) ** 2 + (1 - k / n) ** 2) / n
+            for k in range(n)
+        )
+    )
 
 STD = (
-    Mistake(_exact_std, "That is where the exact flow ends. Euler's steps don't follow it: multiply their factors."),
+    Mistake(
+        _exact_std,
+        "That is where the exact flow ends. Euler's steps don't follow it: multiply their factors.",
+    ),
     Mistake(_no_h, "A step has the length 1 / n: it multiplies by 1 + rate / n."),
     Mistake(_late, "Euler takes the velocity at the beginning of a step, k / n."),
     Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
-    Mistake(_along_the_factor, "You followed the derivative of the exact factor. Euler stands elsewhere: its velocity is rate · x at its own x."),
-    Mistake(_unrooted, "You differentiated the variance. The factor is its square root, whose rate is half as large."),
+    Mistake(
+        _along_the_factor,
+        "You followed the derivative of the exact factor. Euler stands elsewhere: its velocity "
+        "is rate · x at its own x.",
+    ),
+    Mistake(
+        _unrooted,
+        "You differentiated the variance. The factor is its square root, whose rate is half as large.",
+    ),
     Mistake(_not_squared, "s is the standard deviation: the variance of x_t holds s squared."),
     Mistake(_variance, "That is the variance. The standard deviation is asked for."),
     Mistake(_plus, "A sign: the derivative of (1 - t)² is -2 (1 - t)."),
@@ -120,24 +179,40 @@ def pays_from(pairs, pair_steps, images, few, many):
     return (pairs * pair_steps * 2 + 3 * images) // (many - few) + 1
 
 # %% ../../nbs/solutions/21_few_step.ipynb #68a3b698
-def _unguided(pairs, pair_steps, images, few, many): return (pairs * pair_steps + 3 * images) // (many - few) + 1
-def _one_evaluation(pairs, pair_steps, images, few, many): return (pairs * pair_steps * 2 + images) // (many - few) + 1
+def _unguided(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps + 3 * images) // (many - few) + 1
+def _one_evaluation(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps * 2 + images) // (many - few) + 1
 def _free_pairs(pairs, pair_steps, images, few, many): return 3 * images // (many - few) + 1
-def _free_training(pairs, pair_steps, images, few, many): return pairs * pair_steps * 2 // (many - few) + 1
-def _free_student(pairs, pair_steps, images, few, many): return (pairs * pair_steps * 2 + 3 * images) // many + 1
-def _rounded_down(pairs, pair_steps, images, few, many): return (pairs * pair_steps * 2 + 3 * images) // (many - few)
-def _rounded_up(pairs, pair_steps, images, few, many): return -(-(pairs * pair_steps * 2 + 3 * images) // (many - few))
-def _each_image_drawn(pairs, pair_steps, images, few, many): return (images * pair_steps * 2 + 3 * images) // (many - few) + 1
+def _free_training(pairs, pair_steps, images, few, many):
+    return pairs * pair_steps * 2 // (many - few) + 1
+def _free_student(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps * 2 + 3 * images) // many + 1
+def _rounded_down(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps * 2 + 3 * images) // (many - few)
+def _rounded_up(pairs, pair_steps, images, few, many):
+    return -(-(pairs * pair_steps * 2 + 3 * images) // (many - few))
+def _each_image_drawn(pairs, pair_steps, images, few, many):
+    return (images * pair_steps * 2 + 3 * images) // (many - few) + 1
 
 PAYS = (
     Mistake(_unguided, "Pairs are drawn with guidance: two evaluations a step."),
-    Mistake(_one_evaluation, "A training step costs three evaluations a pair: forward, and about twice that back."),
+    Mistake(
+        _one_evaluation,
+        "A training step costs three evaluations a pair: forward, and about twice that back.",
+    ),
     Mistake(_free_pairs, "The pairs cost something too."),
     Mistake(_free_training, "Training costs evaluations too: three for each pair seen."),
     Mistake(_free_student, "The student's own evaluations count: a picture saves many - few."),
     Mistake(_rounded_down, "With that many it hasn't paid yet: strictly less is asked for."),
-    Mistake(_rounded_up, "Where the division leaves no rest the costs are equal. Strictly less is asked for."),
-    Mistake(_each_image_drawn, "A pair is drawn once and seen many times: pairs cost by their number, not by images."),
+    Mistake(
+        _rounded_up,
+        "Where the division leaves no rest the costs are equal. Strictly less is asked for.",
+    ),
+    Mistake(
+        _each_image_drawn,
+        "A pair is drawn once and seen many times: pairs cost by their number, not by images.",
+    ),
 )
 
 # %% ../../nbs/solutions/21_few_step.ipynb #e14d0d44
@@ -162,25 +237,49 @@ def _deviations(s, n):
     spread = 1.0
     for k in range(n): spread = (k + 1) / n * _mean(k / n, s) * spread + 1 - (k + 1) / n
     return spread
-def _early_noise(s, n): return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: (1 - t) ** 2)
-def _no_mixing(s, n): return _shaken(s, n, lambda t, u, v: _mean(t, s) ** 2 * v, lambda t, u: (1 - u) ** 2)
+def _early_noise(s, n):
+    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: (1 - t) ** 2)
+def _no_mixing(s, n):
+    return _shaken(s, n, lambda t, u, v: _mean(t, s) ** 2 * v, lambda t, u: (1 - u) ** 2)
 def _variance_of_ends(s, n): return shaken_std(s, n) ** 2
-def _no_noise_at_all(s, n): return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: 0.0)
+def _no_noise_at_all(s, n):
+    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: 0.0)
 def _right_data(s, n): return float(s)
 def _own_variance(s, n):
-    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * (t * t * s * s + (1 - t) ** 2), lambda t, u: (1 - u) ** 2)
+    return _shaken(
+        s,
+        n,
+        lambda t, u, v: (u * _mean(t, s)) ** 2 * (t * t * s * s + (1 - t) ** 2),
+        lambda t, u: (1 - u) ** 2,
+    )
 def _unsquared(s, n):
     mean = lambda t: t * s / (t * t * s + (1 - t) ** 2)
     return _shaken(s, n, lambda t, u, v: (u * mean(t)) ** 2 * v, lambda t, u: (1 - u) ** 2)
 
 SHAKEN = (
     Mistake(_deviations, "Variances of independent parts add, not standard deviations."),
-    Mistake(_early_noise, "The noise is put on for the time that the step arrives at: 1 - u of it, not 1 - t."),
-    Mistake(_no_mixing, "Of the mean a share u stays in the mixture, where u is the time that the step arrives at."),
+    Mistake(
+        _early_noise,
+        "The noise is put on for the time that the step arrives at: 1 - u of it, not 1 - t.",
+    ),
+    Mistake(
+        _no_mixing,
+        "Of the mean a share u stays in the mixture, where u is the time that the step arrives at.",
+    ),
     Mistake(_variance_of_ends, "That is the variance. The standard deviation is asked for."),
-    Mistake(_no_noise_at_all, "Only the mean's part is there: each step but the last adds (1 - u)² of fresh noise."),
-    Mistake(_right_data, "That is the data's. Means are closer together than data: multiply the spread of x by the factor of the mean."),
-    Mistake(_own_variance, "You took the path's variance at time t. The points have lost some of it: follow theirs, step by step."),
+    Mistake(
+        _no_noise_at_all,
+        "Only the mean's part is there: each step but the last adds (1 - u)² of fresh noise.",
+    ),
+    Mistake(
+        _right_data,
+        "That is the data's. Means are closer together than data: multiply the spread of x by "
+        "the factor of the mean.",
+    ),
+    Mistake(
+        _own_variance,
+        "You took the path's variance at time t. The points have lost some of it: follow theirs, step by step.",
+    ),
     Mistake(_unsquared, "s is the standard deviation: the factor holds s squared."),
 )
 
@@ -196,15 +295,26 @@ def _no_alpha_t(x, y, a_t, b_t, a_s, b_s): return (y - b_s / b_t * x) / a_s
 def _inverted(x, y, a_t, b_t, a_s, b_s): return (y - b_t / b_s * x) / (a_s - b_t / b_s * a_t)
 def _no_ratio(x, y, a_t, b_t, a_s, b_s): return (y - b_s * x) / (a_s - b_s * a_t)
 def _plus_sign(x, y, a_t, b_t, a_s, b_s): return (y + b_s / b_t * x) / (a_s + b_s / b_t * a_t)
-def _the_noise(x, y, a_t, b_t, a_s, b_s): return (x - a_t * progressive_target(x, y, a_t, b_t, a_s, b_s)) / b_t
+def _the_noise(x, y, a_t, b_t, a_s, b_s):
+    return (x - a_t * progressive_target(x, y, a_t, b_t, a_s, b_s)) / b_t
 def _half(x, y, a_t, b_t, a_s, b_s): return (x + progressive_target(x, y, a_t, b_t, a_s, b_s)) / 2
 
 PROGRESSIVE = (
-    Mistake(_just_y, "y is a point at time s, with noise in it. The x1 is asked for that leads there."),
+    Mistake(
+        _just_y, "y is a point at time s, with noise in it. The x1 is asked for that leads there."
+    ),
     Mistake(_divided, "y isn't the data times alpha: it holds noise, the one that x holds too."),
-    Mistake(_line, "That is right where alpha + sigma = 1, on the linear path. Solve DDIM's two equations for any path."),
-    Mistake(_no_alpha_t, "x holds a part of x1 too, alpha_t of it: taking x away takes some of x1 away."),
-    Mistake(_inverted, "The ratio is upside down: noise of size sigma_t has to become noise of size sigma_s."),
+    Mistake(
+        _line,
+        "That is right where alpha + sigma = 1, on the linear path. Solve DDIM's two equations for any path.",
+    ),
+    Mistake(
+        _no_alpha_t, "x holds a part of x1 too, alpha_t of it: taking x away takes some of x1 away."
+    ),
+    Mistake(
+        _inverted,
+        "The ratio is upside down: noise of size sigma_t has to become noise of size sigma_s.",
+    ),
     Mistake(_no_ratio, "Scale x by sigma_s / sigma_t, so that its noise cancels that of y."),
     Mistake(_plus_sign, "A sign: subtract, so that the noise cancels."),
     Mistake(_the_noise, "You returned the noise that belongs to it. The x1 is asked for."),
@@ -216,7 +326,8 @@ def drift(f, u, x, t):
     return torch.func.jvp(f, (x, t), (u(x, t), torch.ones_like(t)))[1]
 
 # %% ../../nbs/solutions/21_few_step.ipynb #00151453
-def _time_only(f, u, x, t): return torch.func.jvp(f, (x, t), (torch.zeros_like(x), torch.ones_like(t)))[1]
+def _time_only(f, u, x, t):
+    return torch.func.jvp(f, (x, t), (torch.zeros_like(x), torch.ones_like(t)))[1]
 def _space_only(f, u, x, t): return torch.func.jvp(f, (x, t), (u(x, t), torch.zeros_like(t)))[1]
 def _backwards(f, u, x, t): return torch.func.jvp(f, (x, t), (-u(x, t), torch.ones_like(t)))[1]
 def _transposed(f, u, x, t):
@@ -227,27 +338,55 @@ def _sum_of_components(f, u, x, t):
     return torch.autograd.grad(f(at, t).sum(), at)[0] * u(x, t) + _time_only(f, u, x, t)
 def _of_field(f, u, x, t): return torch.func.jvp(u, (x, t), (u(x, t), torch.ones_like(t)))[1]
 def _to_itself(f, u, x, t): return torch.func.jvp(f, (x, t), (f(x, t), torch.ones_like(t)))[1]
-def _chord(f, u, x, t): return torch.func.jvp(f, (x, t), ((f(x, t) - x) / (1 - t[:, None]), torch.ones_like(t)))[1]
-def _summed_up(f, u, x, t): return drift(f, u, x, t).square().sum(1, keepdim=True).expand(-1, x.shape[1])
+def _chord(f, u, x, t):
+    return torch.func.jvp(f, (x, t), ((f(x, t) - x) / (1 - t[:, None]), torch.ones_like(t)))[1]
+def _summed_up(f, u, x, t):
+    return drift(f, u, x, t).square().sum(1, keepdim=True).expand(-1, x.shape[1])
 
 DRIFT = (
     Mistake(_time_only, "The point moves while time passes: the part (u · ∇) f is missing."),
     Mistake(_space_only, "Time passes while the point moves: the part ∂f/∂t is missing."),
     Mistake(_backwards, "A sign: along the path x changes by + u."),
-    Mistake(_transposed, "You multiplied with the Jacobian from the other side (vjp). The change of f along u is J u, a jvp."),
+    Mistake(
+        _transposed,
+        "You multiplied with the Jacobian from the other side (vjp). The change of f along u is J u, a jvp.",
+    ),
     Mistake(_sum_of_components, "You differentiated the sum of f's components. Keep them apart."),
     Mistake(_of_field, "That is the change of u along the path. The change of f is asked for."),
     Mistake(_to_itself, "x moves with the velocity u, not with f."),
-    Mistake(_chord, "That is the student's own mean velocity. The path is the teacher's: move with u."),
+    Mistake(
+        _chord, "That is the student's own mean velocity. The path is the teacher's: move with u."
+    ),
     Mistake(_summed_up, "Return the derivative itself, a vector a row, not its square."),
 )
 
 # %% ../../nbs/solutions/21_few_step.ipynb #b6987c9f
 EXERCISES = {
-    "two_jumps": Exercise(two_jumps, _jump_cases, JUMPS, "Fresh noise covers what the first jump got wrong."),
-    "euler_std": Exercise(euler_std, _std_cases, STD, "One step gives 0, the mean; with n it comes close like 1 / n."),
-    "pays_from": Exercise(pays_from, _pays_cases, PAYS, "A hundred thousand pictures or so: for one evening of play it never pays."),
-    "shaken_std": Exercise(shaken_std, _shaken_cases, SHAKEN, "With ever more steps it goes to s / sqrt(2), not to s: shaking needs the end, not the mean."),
-    "progressive_target": Exercise(progressive_target, _progressive_cases, PROGRESSIVE, "Halve the steps, let the student teach, halve again."),
-    "drift": Exercise(drift, _drift_cases, DRIFT, "That is consistency in continuous time: no N, no step."),
+    "two_jumps": Exercise(
+        two_jumps, _jump_cases, JUMPS, "Fresh noise covers what the first jump got wrong."
+    ),
+    "euler_std": Exercise(
+        euler_std, _std_cases, STD, "One step gives 0, the mean; with n it comes close like 1 / n."
+    ),
+    "pays_from": Exercise(
+        pays_from,
+        _pays_cases,
+        PAYS,
+        "A hundred thousand pictures or so: for one evening of play it never pays.",
+    ),
+    "shaken_std": Exercise(
+        shaken_std,
+        _shaken_cases,
+        SHAKEN,
+        "With ever more steps it goes to s / sqrt(2), not to s: shaking needs the end, not the mean.",
+    ),
+    "progressive_target": Exercise(
+        progressive_target,
+        _progressive_cases,
+        PROGRESSIVE,
+        "Halve the steps, let the student teach, halve again.",
+    ),
+    "drift": Exercise(
+        drift, _drift_cases, DRIFT, "That is consistency in continuous time: no N, no step."
+    ),
 }

@@ -15,24 +15,49 @@ __all__ = ['DDIM', 'CALLS', 'HALF', 'TWO', 'KURTOSIS', 'KEPT', 'EXERCISES', 'ddi
            'two_velocities', 'path_kurtosis', 'noise_kept']
 
 # %% ../../nbs/solutions/07_samplers.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(*shape: int, seed: int) -> Tensor: return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _uniform(*shape: int, seed: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _ddim_cases() -> list[tuple]:
     amounts = ((0.3, 0.8, 0.6, 0.5, 0.0), (0.3, 0.8, 0.6, 0.5, 1.0), (0.5, 0.7, 0.9, 0.3, 0.4))
-    return [(_normal(5, 2, seed=0), _normal(5, 2, seed=1), *a, _normal(5, 2, seed=2)) for a in amounts]
+    return [
+        (_normal(5, 2, seed=0), _normal(5, 2, seed=1), *a, _normal(5, 2, seed=2)) for a in amounts
+    ]
 
 
 def _calls_cases() -> list[tuple]:
-    return [(1, 10, False, False, False, False), (2, 10, False, False, False, True), (4, 5, True, True, False, False),
-            (2, 8, True, False, False, True), (2, 20, False, True, True, False), (4, 1, False, True, True, False), (4, 3, True, False, False, True)]
+    return [
+        (1, 10, False, False, False, False),
+        (2, 10, False, False, False, True),
+        (4, 5, True, True, False, False),
+        (2, 8, True, False, False, True),
+        (2, 20, False, True, True, False),
+        (4, 1, False, True, True, False),
+        (4, 3, True, False, False, True),
+    ]
 
 
-def _half_way_cases() -> list[tuple]: return [(t := 0.05 + 0.6 * _uniform(6, seed=3), t + 0.05 + 0.25 * _uniform(6, seed=4))]
-def _two_cases() -> list[tuple]: return [(*(_normal(5, 2, seed=k) for k in (5, 6, 7)), *ts) for ts in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9))]
-def _kurtosis_cases() -> list[tuple]: return [(torch.full((4,), 0.25, dtype=torch.float64),), (torch.ones(1, dtype=torch.float64),), (2 * _uniform(7, seed=8) + 0.1,)]
-def _kept_cases() -> list[tuple]: return [(_normal(1, seed=9) + (0.2 + _uniform(n, seed=n)).cumsum(0), eta) for n, eta in ((2, 1.0), (5, 0.5), (9, 0.8), (4, 0.0))]
+def _half_way_cases() -> list[tuple]:
+    return [(t := 0.05 + 0.6 * _uniform(6, seed=3), t + 0.05 + 0.25 * _uniform(6, seed=4))]
+def _two_cases() -> list[tuple]:
+    return [
+        (*(_normal(5, 2, seed=k) for k in (5, 6, 7)), *ts)
+        for ts in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9))
+    ]
+def _kurtosis_cases() -> list[tuple]:
+    return [
+        (torch.full((4,), 0.25, dtype=torch.float64),),
+        (torch.ones(1, dtype=torch.float64),),
+        (2 * _uniform(7, seed=8) + 0.1,),
+    ]
+def _kept_cases() -> list[tuple]:
+    return [
+        (_normal(1, seed=9) + (0.2 + _uniform(n, seed=n)).cumsum(0), eta)
+        for n, eta in ((2, 1.0), (5, 0.5), (9, 0.8), (4, 0.0))
+    ]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #5f4d8f54
 def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
@@ -42,35 +67,64 @@ def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
     return alpha_s * x1 + (sigma_s**2 - fresh2) ** 0.5 * eps + fresh2**0.5 * z
 
 # %% ../../nbs/solutions/07_samplers.ipynb #dade2892
-def _mix(x1, eps, z, alpha, sigma2, fresh2): return alpha * x1 + (sigma2 - fresh2) ** 0.5 * eps + fresh2**0.5 * z
+def _mix(x1, eps, z, alpha, sigma2, fresh2):
+    return alpha * x1 + (sigma2 - fresh2) ** 0.5 * eps + fresh2**0.5 * z
 def _x1(x, eps, alpha, sigma): return (x - sigma * eps) / alpha
 def _kept(a, b, c, d): return (a * d / (b * c)) ** 2
 
 
 def _no_noise(x, eps, a, b, c, d, eta, z): return c * _x1(x, eps, a, b) + d * eps
-def _added_on_top(x, eps, a, b, c, d, eta, z): return c * _x1(x, eps, a, b) + d * eps + eta * d * (1 - _kept(a, b, c, d)) ** 0.5 * z
-def _eta_not_squared(x, eps, a, b, c, d, eta, z): return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta * d**2 * (1 - _kept(a, b, c, d)))
-def _still_scaled(x, eps, a, b, c, d, eta, z): return _mix(x - b * eps, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
-def _amounts_of_t(x, eps, a, b, c, d, eta, z): return _mix(_x1(x, eps, a, b), eps, z, c, b**2, eta**2 * b**2 * (1 - _kept(a, b, c, d)))
-def _snr_not_squared(x, eps, a, b, c, d, eta, z): return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d) ** 0.5))
-def _variance_as_spread(x, eps, a, b, c, d, eta, z): return c * _x1(x, eps, a, b) + (d**2 - eta**2 * d**2 * (1 - _kept(a, b, c, d))) * eps + eta**2 * d**2 * (1 - _kept(a, b, c, d)) * z
-def _what_is_kept(x, eps, a, b, c, d, eta, z): return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * _kept(a, b, c, d))
-def _noise_plus(x, eps, a, b, c, d, eta, z): return _mix((x + b * eps) / a, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
+def _added_on_top(x, eps, a, b, c, d, eta, z):
+    return c * _x1(x, eps, a, b) + d * eps + eta * d * (1 - _kept(a, b, c, d)) ** 0.5 * z
+def _eta_not_squared(x, eps, a, b, c, d, eta, z):
+    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta * d**2 * (1 - _kept(a, b, c, d)))
+def _still_scaled(x, eps, a, b, c, d, eta, z):
+    return _mix(x - b * eps, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
+def _amounts_of_t(x, eps, a, b, c, d, eta, z):
+    return _mix(_x1(x, eps, a, b), eps, z, c, b**2, eta**2 * b**2 * (1 - _kept(a, b, c, d)))
+def _snr_not_squared(x, eps, a, b, c, d, eta, z):
+    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d) ** 0.5))
+def _variance_as_spread(x, eps, a, b, c, d, eta, z):
+    return (
+        c * _x1(x, eps, a, b)
+        + (d**2 - eta**2 * d**2 * (1 - _kept(a, b, c, d))) * eps
+        + eta**2 * d**2 * (1 - _kept(a, b, c, d)) * z
+    )
+def _what_is_kept(x, eps, a, b, c, d, eta, z):
+    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * _kept(a, b, c, d))
+def _noise_plus(x, eps, a, b, c, d, eta, z):
+    return _mix((x + b * eps) / a, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
 
 def _fresh_by_variance(x, eps, a, b, c, d, eta, z):
     fresh2 = eta**2 * d**2 * (1 - _kept(a, b, c, d))
     return c * _x1(x, eps, a, b) + (d**2 - fresh2) ** 0.5 * eps + fresh2 * z
 
 DDIM = (
-    Mistake(_fresh_by_variance, "You scaled the fresh noise by its variance f². Noise is scaled by the root, f."),
+    Mistake(
+        _fresh_by_variance,
+        "You scaled the fresh noise by its variance f². Noise is scaled by the root, f.",
+    ),
     Mistake(_no_noise, "Right for eta = 0 alone: the fresh noise is missing."),
-    Mistake(_added_on_top, "You added fresh noise without taking old noise away: the variances must still sum to sigma_s²."),
+    Mistake(
+        _added_on_top,
+        "You added fresh noise without taking old noise away: the variances must still sum to sigma_s².",
+    ),
     Mistake(_eta_not_squared, "The fresh variance goes with eta², not eta."),
     Mistake(_still_scaled, "x - sigma_t·eps is alpha_t·x1. Divide by alpha_t before you mix anew."),
-    Mistake(_amounts_of_t, "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."),
-    Mistake(_snr_not_squared, "The signal-to-noise ratio is alpha²/sigma²: its ratio needs squares."),
-    Mistake(_variance_as_spread, "You scaled by variances. Noise is scaled by the roots of its variances."),
-    Mistake(_what_is_kept, "You made fresh what should be kept: the fresh share is one minus SNR_t/SNR_s."),
+    Mistake(
+        _amounts_of_t, "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."
+    ),
+    Mistake(
+        _snr_not_squared, "The signal-to-noise ratio is alpha²/sigma²: its ratio needs squares."
+    ),
+    Mistake(
+        _variance_as_spread,
+        "You scaled by variances. Noise is scaled by the roots of its variances.",
+    ),
+    Mistake(
+        _what_is_kept,
+        "You made fresh what should be kept: the fresh share is one minus SNR_t/SNR_s.",
+    ),
     Mistake(_noise_plus, "x = alpha·x1 + sigma·eps: take the noise *out* of x to find x1."),
 )
 
@@ -80,23 +134,48 @@ def count_calls(calls, steps, guided, singular_start, singular_end, noisy_end):
     return (calls * (steps - short) + short + noisy_end) * (2 if guided else 1)
 
 # %% ../../nbs/solutions/07_samplers.ipynb #7853e3af
-def _ends_as_others(calls, steps, guided, first, last, noisy): return (calls * steps + noisy) * (1 + guided)
-def _ends_for_nothing(calls, steps, guided, first, last, noisy): return (calls * (steps - min(steps, first + last)) + noisy) * (1 + guided)
-def _last_forgotten(calls, steps, guided, first, last, noisy): return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (1 + guided)
-def _guidance_forgotten(calls, steps, guided, first, last, noisy): return calls * (steps - min(steps, first + last)) + min(steps, first + last) + noisy
-def _last_unguided(calls, steps, guided, first, last, noisy): return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (1 + guided) + noisy
-def _last_as_a_step(calls, steps, guided, first, last, noisy): return (calls * (steps - min(steps, first + last)) + min(steps, first + last) + calls * noisy) * (1 + guided)
-def _both_ends_always(calls, steps, guided, first, last, noisy): return (calls * (steps - first - last) + first + last + noisy) * (1 + guided)
-def _times_counted(calls, steps, guided, first, last, noisy): return (calls * (steps + 1 - min(steps, first + last)) + min(steps, first + last) + noisy) * (1 + guided)
+def _ends_as_others(calls, steps, guided, first, last, noisy):
+    return (calls * steps + noisy) * (1 + guided)
+def _ends_for_nothing(calls, steps, guided, first, last, noisy):
+    return (calls * (steps - min(steps, first + last)) + noisy) * (1 + guided)
+def _last_forgotten(calls, steps, guided, first, last, noisy):
+    return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (1 + guided)
+def _guidance_forgotten(calls, steps, guided, first, last, noisy):
+    return calls * (steps - min(steps, first + last)) + min(steps, first + last) + noisy
+def _last_unguided(calls, steps, guided, first, last, noisy):
+    return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (
+        1 + guided
+    ) + noisy
+def _last_as_a_step(calls, steps, guided, first, last, noisy):
+    return (
+        calls * (steps - min(steps, first + last)) + min(steps, first + last) + calls * noisy
+    ) * (1 + guided)
+def _both_ends_always(calls, steps, guided, first, last, noisy):
+    return (calls * (steps - first - last) + first + last + noisy) * (1 + guided)
+def _times_counted(calls, steps, guided, first, last, noisy):
+    return (calls * (steps + 1 - min(steps, first + last)) + min(steps, first + last) + noisy) * (
+        1 + guided
+    )
 
 CALLS = (
-    Mistake(_ends_as_others, "A step that touches a singular end is a DDIM step: it costs one call, whatever the stepper."),
-    Mistake(_ends_for_nothing, "A step at a singular end isn't free: the model is asked once, elsewhere."),
+    Mistake(
+        _ends_as_others,
+        "A step that touches a singular end is a DDIM step: it costs one call, whatever the stepper.",
+    ),
+    Mistake(
+        _ends_for_nothing,
+        "A step at a singular end isn't free: the model is asked once, elsewhere.",
+    ),
     Mistake(_last_forgotten, "Where the path ends with noise, one more call names the data point."),
     Mistake(_guidance_forgotten, "A guided model runs the network twice in each call."),
     Mistake(_last_unguided, "The call after the last step is guided too: it costs two."),
-    Mistake(_last_as_a_step, "The call after the last step is one call, not a step of the stepper."),
-    Mistake(_both_ends_always, "With a single step both ends may belong to the same step. Don't count it twice."),
+    Mistake(
+        _last_as_a_step, "The call after the last step is one call, not a step of the stepper."
+    ),
+    Mistake(
+        _both_ends_always,
+        "With a single step both ends may belong to the same step. Don't count it twice.",
+    ),
     Mistake(_times_counted, "A grid of n steps has n + 1 times, but n steps. Count steps."),
 )
 
@@ -117,15 +196,33 @@ def _no_root(t, s): return 1 / (1 + (1 - t) / t * (1 - s) / s)
 def _noise_alone(t, s): return 1 - ((1 - t) * (1 - s)).sqrt()
 
 HALF = (
-    Mistake(_mean_time, "That is half-way in t. Go to the log-SNR, take the mean there, and come back."),
-    Mistake(_mean_ratio, "You took the mean of the ratios sigma/alpha. The mean of their *logarithms* was asked for."),
-    Mistake(_mean_inverse, "You took the mean of the ratios alpha/sigma. The mean of their *logarithms* was asked for."),
-    Mistake(_geometric_time, "You took the geometric mean of the times. The ratio is (1 - t)/t: noise counts as well."),
-    Mistake(_the_ratio, "This is sigma/alpha at the time asked for. Solve (1 - t)/t = ratio for t."),
+    Mistake(
+        _mean_time, "That is half-way in t. Go to the log-SNR, take the mean there, and come back."
+    ),
+    Mistake(
+        _mean_ratio,
+        "You took the mean of the ratios sigma/alpha. The mean of their *logarithms* was asked for.",
+    ),
+    Mistake(
+        _mean_inverse,
+        "You took the mean of the ratios alpha/sigma. The mean of their *logarithms* was asked for.",
+    ),
+    Mistake(
+        _geometric_time,
+        "You took the geometric mean of the times. The ratio is (1 - t)/t: noise counts as well.",
+    ),
+    Mistake(
+        _the_ratio, "This is sigma/alpha at the time asked for. Solve (1 - t)/t = ratio for t."
+    ),
     Mistake(_noise_share, "This is 1 - t: you solved t/(1 - t) = sigma/alpha, the wrong way up."),
     Mistake(_the_log_snr, "This is the log-SNR half-way. Turn it back into a time."),
-    Mistake(_no_root, "Half of the sum of two logarithms is the logarithm of the *root* of the product."),
-    Mistake(_noise_alone, "You took the geometric mean of the noise alone. The ratio (1 - t)/t has the signal in it too."),
+    Mistake(
+        _no_root, "Half of the sum of two logarithms is the logarithm of the *root* of the product."
+    ),
+    Mistake(
+        _noise_alone,
+        "You took the geometric mean of the noise alone. The ratio (1 - t)/t has the signal in it too.",
+    ),
 )
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
@@ -136,24 +233,49 @@ def two_velocities(x, u, u_before, r, t, s):
 # %% ../../nbs/solutions/07_samplers.ipynb #497e418a
 def _euler(x, u, u_before, r, t, s): return x + (s - t) * u
 def _equal_steps(x, u, u_before, r, t, s): return x + (s - t) * (3 * u - u_before) / 2
-def _other_way(x, u, u_before, r, t, s): return x + (s - t) * (u - (s - t) / 2 * (u - u_before) / (t - r))
-def _to_the_end(x, u, u_before, r, t, s): return x + (s - t) * (u + (s - t) * (u - u_before) / (t - r))
-def _lengths_swapped(x, u, u_before, r, t, s): return x + (s - t) * (u + (t - r) / 2 * (u - u_before) / (s - t))
+def _other_way(x, u, u_before, r, t, s):
+    return x + (s - t) * (u - (s - t) / 2 * (u - u_before) / (t - r))
+def _to_the_end(x, u, u_before, r, t, s):
+    return x + (s - t) * (u + (s - t) * (u - u_before) / (t - r))
+def _lengths_swapped(x, u, u_before, r, t, s):
+    return x + (s - t) * (u + (t - r) / 2 * (u - u_before) / (s - t))
 def _mean(x, u, u_before, r, t, s): return x + (s - t) * (u + u_before) / 2
-def _from_the_older(x, u, u_before, r, t, s): return x + (s - t) * (u_before + (s - t) / 2 * (u - u_before) / (t - r))
-def _over_both(x, u, u_before, r, t, s): return x + (s - t) * (u + (s - t) / 2 * (u - u_before) / (s - r))
+def _from_the_older(x, u, u_before, r, t, s):
+    return x + (s - t) * (u_before + (s - t) / 2 * (u - u_before) / (t - r))
+def _over_both(x, u, u_before, r, t, s):
+    return x + (s - t) * (u + (s - t) / 2 * (u - u_before) / (s - r))
 
-def _sum_for_difference(x, u, u_before, r, t, s): return x + (s - t) * (u + (t + s) / 2 * (u - u_before) / (t - r))
+def _sum_for_difference(x, u, u_before, r, t, s):
+    return x + (s - t) * (u + (t + s) / 2 * (u - u_before) / (t - r))
 
 TWO = (
-    Mistake(_sum_for_difference, "The middle of the step lies (s - t)/2 after t, where you know u. You went (t + s)/2."),
-    Mistake(_euler, "This is Euler. Use the older velocity too: it tells how the velocity changes."),
-    Mistake(_equal_steps, "Right where both steps are equally long. The slope is (u - u_before)/(t - r)."),
+    Mistake(
+        _sum_for_difference,
+        "The middle of the step lies (s - t)/2 after t, where you know u. You went (t + s)/2.",
+    ),
+    Mistake(
+        _euler, "This is Euler. Use the older velocity too: it tells how the velocity changes."
+    ),
+    Mistake(
+        _equal_steps,
+        "Right where both steps are equally long. The slope is (u - u_before)/(t - r).",
+    ),
     Mistake(_other_way, "A sign: if the velocity has grown, expect it to grow on."),
-    Mistake(_to_the_end, "You used the velocity at the end of the step. Its mean over the step is the value in the middle."),
-    Mistake(_lengths_swapped, "The lengths of the two steps are swapped: the change per time was seen over t - r."),
-    Mistake(_mean, "The mean of the two is the velocity *before* t. You need the one after: carry the line on."),
-    Mistake(_from_the_older, "The line is carried on from t, where the velocity is u, not u_before."),
+    Mistake(
+        _to_the_end,
+        "You used the velocity at the end of the step. Its mean over the step is the value in the middle.",
+    ),
+    Mistake(
+        _lengths_swapped,
+        "The lengths of the two steps are swapped: the change per time was seen over t - r.",
+    ),
+    Mistake(
+        _mean,
+        "The mean of the two is the velocity *before* t. You need the one after: carry the line on.",
+    ),
+    Mistake(
+        _from_the_older, "The line is carried on from t, where the velocity is u, not u_before."
+    ),
     Mistake(_over_both, "The change u - u_before happened between r and t. Divide by t - r."),
 )
 
@@ -169,17 +291,31 @@ def _excess(h): return 6 * (h**2).sum() / h.sum() ** 2
 def _not_scaled(h): return 3 + 6 * (h**2).sum()
 def _no_mixed_terms(h): return 9 * (h**2).sum() / h.sum() ** 2
 def _nine_over_n(h): return 3 + 9 * (h**2).sum() / h.sum() ** 2
-def _one_factor(h): return (3 * (h.sum() ** 2 - (h**2).sum()) + 3 * (h**2).sum()) / h.sum() ** 2 + 3 * (h**2).sum() / h.sum() ** 2
+def _one_factor(h):
+    return (3 * (h.sum() ** 2 - (h**2).sum()) + 3 * (h**2).sum()) / h.sum() ** 2 + 3 * (
+        h**2
+    ).sum() / h.sum() ** 2
 
 KURTOSIS = (
     Mistake(_one_step, "That is the kurtosis of one step. In a sum of many it fades."),
     Mistake(_gaussian, "That is the limit for many small steps. How far from it are these?"),
-    Mistake(_as_if_equal, "Right where all steps are equally long. A long step counts for more: it brings h_k² to the excess."),
+    Mistake(
+        _as_if_equal,
+        "Right where all steps are equally long. A long step counts for more: it brings h_k² to the excess.",
+    ),
     Mistake(_excess, "This is the kurtosis over that of a Gaussian. Add its 3."),
     Mistake(_not_scaled, "Divide by the square of the variance: the kurtosis has no unit."),
-    Mistake(_no_mixed_terms, "The fourth power of a sum also holds the products of two different steps' squares."),
-    Mistake(_nine_over_n, "Each step brings 9·h² - 3·h² more than a Gaussian step would: that is 6·h²."),
-    Mistake(_one_factor, "The fourth moment of a product of two independent normals is 3·3 = 9: its excess is 6."),
+    Mistake(
+        _no_mixed_terms,
+        "The fourth power of a sum also holds the products of two different steps' squares.",
+    ),
+    Mistake(
+        _nine_over_n, "Each step brings 9·h² - 3·h² more than a Gaussian step would: that is 6·h²."
+    ),
+    Mistake(
+        _one_factor,
+        "The fourth moment of a product of two independent normals is 3·3 = 9: its excess is 6.",
+    ),
 )
 
 # %% ../../nbs/solutions/07_samplers.ipynb #bedc09ff
@@ -200,24 +336,70 @@ def _the_rest(l, eta): return (1 - (1 - eta**2 * (1 - (-l.diff()).exp())).prod()
 def _first_skipped(l, eta): return noise_kept(l[1:], eta)
 
 KEPT = (
-    Mistake(_first_skipped, "You left the first step out: it exchanges noise as well, from l_0 to l_1."),
-    Mistake(_one_big_step, "You went from the first to the last time in one step. Each step exchanges noise: multiply over the steps."),
-    Mistake(_variance_kept, "This is the share of the *variance*. The factor of the noise itself is its root."),
+    Mistake(
+        _first_skipped, "You left the first step out: it exchanges noise as well, from l_0 to l_1."
+    ),
+    Mistake(
+        _one_big_step,
+        "You went from the first to the last time in one step. Each step exchanges noise: "
+        "multiply over the steps.",
+    ),
+    Mistake(
+        _variance_kept,
+        "This is the share of the *variance*. The factor of the noise itself is its root.",
+    ),
     Mistake(_plain_eta, "The fresh variance goes with eta²."),
-    Mistake(_last_step_only, "You looked at the last step alone. The steps before it exchanged noise as well."),
-    Mistake(_eta_alone, "How much is fresh also depends on the step: 1 - SNR_t/SNR_s, which is small for a small step."),
-    Mistake(_limit, "That is the limit of very fine steps. Multiply the factors of the steps that are there."),
-    Mistake(_fresh_instead, "You followed the fresh part. The old noise is multiplied by what is *left* of it."),
+    Mistake(
+        _last_step_only,
+        "You looked at the last step alone. The steps before it exchanged noise as well.",
+    ),
+    Mistake(
+        _eta_alone,
+        "How much is fresh also depends on the step: 1 - SNR_t/SNR_s, which is small for a small step.",
+    ),
+    Mistake(
+        _limit,
+        "That is the limit of very fine steps. Multiply the factors of the steps that are there.",
+    ),
+    Mistake(
+        _fresh_instead,
+        "You followed the fresh part. The old noise is multiplied by what is *left* of it.",
+    ),
     Mistake(_half_log, "log_snr is log(alpha²/sigma²): its exponential is the SNR already."),
-    Mistake(_the_rest, "This is the factor of all the *fresh* noise together. The first noise was asked for."),
+    Mistake(
+        _the_rest,
+        "This is the factor of all the *fresh* noise together. The first noise was asked for.",
+    ),
 )
 
 # %% ../../nbs/solutions/07_samplers.ipynb #b6987c9f
 EXERCISES = {
     "ddim_step": Exercise(ddim_step, _ddim_cases, DDIM, "Every eta of DDIM, from numbers alone."),
-    "count_calls": Exercise(count_calls, _calls_cases, CALLS, "Now you can compare samplers fairly: by calls, not by steps."),
-    "half_way": Exercise(half_way, _half_way_cases, HALF, "Solvers in the log-SNR ask at this time."),
-    "two_velocities": Exercise(two_velocities, _two_cases, TWO, "Order 2 for one call a step, and DPM-Solver++(2M) is its sibling."),
-    "path_kurtosis": Exercise(path_kurtosis, _kurtosis_cases, KURTOSIS, "That is why this bug survives: look at single steps, not at the end."),
-    "noise_kept": Exercise(noise_kept, _kept_cases, KEPT, "With eta = 1 only the two ends count. Between 0 and 1, finer steps forget more."),
+    "count_calls": Exercise(
+        count_calls,
+        _calls_cases,
+        CALLS,
+        "Now you can compare samplers fairly: by calls, not by steps.",
+    ),
+    "half_way": Exercise(
+        half_way, _half_way_cases, HALF, "Solvers in the log-SNR ask at this time."
+    ),
+    "two_velocities": Exercise(
+        two_velocities,
+        _two_cases,
+        TWO,
+        "Order 2 for one call a step, and DPM-Solver++(2M) is its sibling.",
+    ),
+    "path_kurtosis": Exercise(
+        path_kurtosis,
+        _kurtosis_cases,
+        KURTOSIS,
+        "That is why this bug survives: look at single steps, not at the end.",
+    ),
+    "noise_kept": Exercise(
+        noise_kept,
+        _kept_cases,
+        KEPT,
+        "With eta = 1 only the two ends count. Between 0 and 1, finer steps forget more.",
+    ),
 }
