@@ -246,7 +246,8 @@ class Cosine(Schedule, cache=True):
         return torch.sin(math.pi / 2 * (1 - as_time(t)))  # is 0 at t = 1, as cos(π/2) is not
     def d_alpha(self, t: Tensor | float) -> Tensor: return math.pi / 2 * self.sigma(t)
     def d_sigma(self, t: Tensor | float) -> Tensor: return -math.pi / 2 * self.alpha(t)
-    def t_from_log_snr(self, l: Tensor | float) -> Tensor: return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
 
 # %% ../nbs/03_paths.ipynb #7972e0a7
 class VariancePreserving(Schedule, cache=True):
@@ -278,7 +279,8 @@ class VariancePreserving(Schedule, cache=True):
     def alpha(self, t: Tensor | float) -> Tensor: return torch.exp(-self._integral(as_time(t)) / 2)
     def sigma(self, t: Tensor | float) -> Tensor: return (-torch.expm1(-self._integral(as_time(t)))).abs().sqrt()
     def d_alpha(self, t: Tensor | float) -> Tensor: return self._beta(as_time(t)) / 2 * self.alpha(t)
-    def d_sigma(self, t: Tensor | float) -> Tensor: return -self._beta(as_time(t)) / 2 * self.alpha(t) ** 2 / self.sigma(t)
+    def d_sigma(self, t: Tensor | float) -> Tensor:
+        return -self._beta(as_time(t)) / 2 * self.alpha(t) ** 2 / self.sigma(t)
 
     def t_from_log_snr(self, l: Tensor | float) -> Tensor:
         integral = F.softplus(-expect.as_floats(l))
@@ -305,7 +307,8 @@ class VarianceExploding(Schedule, cache=True):
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
     def alpha(self, t: Tensor | float) -> Tensor: return torch.ones_like(as_time(t))
-    def sigma(self, t: Tensor | float) -> Tensor: return self.sigma_max * (self.sigma_min / self.sigma_max) ** as_time(t)
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** as_time(t)
     def d_alpha(self, t: Tensor | float) -> Tensor: return torch.zeros_like(as_time(t))
     def d_sigma(self, t: Tensor | float) -> Tensor: return math.log(self.sigma_min / self.sigma_max) * self.sigma(t)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .images import check_input, sinusoidal
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 
 # %% auto #0
@@ -261,7 +260,7 @@ def part_costs(config: UNetConfig) -> dict[str, PartCost]:
     return {part: PartCost(shapes[part], sizes[part], costs[part]) for part in shapes}
 
 # %% ../nbs/13_unet.ipynb #9fd598c9
-@dataclass(frozen=True)
+@settings
 class UNetConfig:
     "What a U-Net looks like. As it stands: the shipped CIFAR-10 model's."
 

@@ -39,10 +39,33 @@ from diffusion_course.latent import LatentUNet, LatentUNetConfig, encode_all, pe
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, to_prediction
 from diffusion_course.samplers import (
-    BrownianPath, adaptive, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun, karras_grid, log_snr_grid, midpoint,
-    rk4, sample, trailing_grid, trajectory, uniform_grid, with_langevin,
+    BrownianPath,
+    adaptive,
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    euler,
+    euler_maruyama,
+    heun,
+    karras_grid,
+    log_snr_grid,
+    midpoint,
+    rk4,
+    sample,
+    trailing_grid,
+    trajectory,
+    uniform_grid,
+    with_langevin,
 )
-from diffusion_course.schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving, marginal
+from diffusion_course.schedules import (
+    DDPM,
+    Cosine,
+    Linear,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+    marginal,
+)
 from diffusion_course.sde import diffusion, drift, langevin_correct, sde_step
 from diffusion_course.solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
 from diffusion_course.training import DenoiserRecipe, Recipe, Run, runs_bf16, train
@@ -135,7 +158,9 @@ def pixels(n: int = 6) -> Tensor: return images(n).batch(slice(None))[0]
 
 
 def classifier() -> Classifier:
-    return Classifier(ClassifierConfig((1, 8, 8), stem=8, widths=(8, 16), blocks=(0, 1), n_labels=10)).eval()
+    return Classifier(
+        ClassifierConfig((1, 8, 8), stem=8, widths=(8, 16), blocks=(0, 1), n_labels=10)
+    ).eval()
 
 
 class TestThePretendedDevice:
@@ -147,14 +172,32 @@ class TestThePretendedDevice:
 
     def test_tensors_say_where_they_are(self, device):
         x = torch.randn(3, 2, device=device)
-        made = (torch.zeros_like(x), x.new_zeros(2), torch.tensor(1.0, device=device), torch.asarray(1, device=device))
+        made = (
+            torch.zeros_like(x),
+            x.new_zeros(2),
+            torch.tensor(1.0, device=device),
+            torch.asarray(1, device=device),
+        )
         moved = (torch.ones(2).to(x), x.cpu().to(device), copy.deepcopy(x), nn.Parameter(x))
-        computed = (x * 2, x > 0, x.sum(), x.long(), nn.functional.one_hot(torch.tensor([1, 2], device=device)))
+        computed = (
+            x * 2,
+            x > 0,
+            x.sum(),
+            x.long(),
+            nn.functional.one_hot(torch.tensor([1, 2], device=device)),
+        )
         for y in (x, x[1:], x.T, x.detach(), *made, *moved, *computed):
             assert y.device == device and not y.is_cpu
             assert y.is_mps == (device.type == "mps") and y.is_cuda == (device.type == "cuda")
-        for y in (torch.randn(3), x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), x.new_zeros(2, device="cpu"),
-                  torch.tensor(x.tolist()), torch.ones(3) * 2):
+        for y in (
+            torch.randn(3),
+            x.cpu(),
+            x.to("cpu"),
+            torch.zeros_like(x, device="cpu"),
+            x.new_zeros(2, device="cpu"),
+            torch.tensor(x.tolist()),
+            torch.ones(3) * 2,
+        ):
             assert y.device == torch.device("cpu") and y.is_cpu
         assert x.to("meta").device == torch.device("meta")
 
@@ -164,16 +207,30 @@ class TestThePretendedDevice:
 
     def test_mixed_devices(self, device):
         x, y, says = torch.ones(3, device=device), torch.ones(3), "different devices.* on (mps|cuda):0"
-        for f in (lambda: x + y, lambda: torch.cat([x, y]), lambda: x @ y, lambda: y[x.long()], lambda: y.add_(x),
-                  lambda: y * x.sum(), lambda: torch.stack([x.sum(), y.sum()]), lambda: torch.zeros(()).add_(x.sum()),
-                  lambda: nn.Linear(3, 2)(x), lambda: nn.Linear(3, 2).to(device)(y), lambda: torch.where(x > 0, x, y),
-                  lambda: nn.functional.embedding(y.long(), torch.ones(4, 2, device=device)),
-                  lambda: torch.equal(x, y)):
+        for f in (
+            lambda: x + y,
+            lambda: torch.cat([x, y]),
+            lambda: x @ y,
+            lambda: y[x.long()],
+            lambda: y.add_(x),
+            lambda: y * x.sum(),
+            lambda: torch.stack([x.sum(), y.sum()]),
+            lambda: torch.zeros(()).add_(x.sum()),
+            lambda: nn.Linear(3, 2)(x),
+            lambda: nn.Linear(3, 2).to(device)(y),
+            lambda: torch.where(x > 0, x, y),
+            lambda: nn.functional.embedding(y.long(), torch.ones(4, 2, device=device)),
+            lambda: torch.equal(x, y),
+        ):
             self.refused(says, f)
 
     def test_the_refusal_names_call_kernel_and_devices(self, device):
         with pytest.raises(DeviceError) as error: nn.Linear(3, 2).to(device)(torch.ones(4, 3))
-        assert "linear (addmm)" in str(error.value) and str(device) in str(error.value) and "cpu" in str(error.value)
+        assert (
+            "linear (addmm)" in str(error.value)
+            and str(device) in str(error.value)
+            and "cpu" in str(error.value)
+        )
         with pytest.raises(DeviceError, match=r"schedules\.py:\d+ combine"):
             Linear().mix(torch.ones(2, 2, device=device), torch.ones(2, 2), 0.5)
 
@@ -249,14 +306,23 @@ class TestThePretendedDevice:
                 lambda: torch.tensor(1.0, device="mps", dtype=torch.float64) * 2,
             ):
                 self.refused("float64|complex128", f)
-            assert x.cpu().double().to("mps", torch.float32).device.type == "mps" and d.to(x).dtype == torch.float32
+            assert (
+                x.cpu().double().to("mps", torch.float32).device.type == "mps"
+                and d.to(x).dtype == torch.float32
+            )
             assert torch.zeros_like(x, dtype=torch.float64, device="cpu").is_cpu
         with pretend("cuda"): assert torch.ones(3, device="cuda").double().dtype == torch.float64
 
     def test_kernels_that_mps_lacks(self, device):
         x = torch.rand(3, 3, device=device)
-        for f in (torch.special.ndtri, torch.linalg.eigh, torch.linalg.svd, torch.mode, lambda x: x.kthvalue(1),
-                  lambda x: torch.logspace(0, 1, 3, device=device)):
+        for f in (
+            torch.special.ndtri,
+            torch.linalg.eigh,
+            torch.linalg.svd,
+            torch.mode,
+            lambda x: x.kthvalue(1),
+            lambda x: torch.logspace(0, 1, 3, device=device),
+        ):
             if device.type == "mps": self.refused("no such kernel", partial(f, x))
             else: f(x)
 
@@ -308,7 +374,12 @@ class TestThePretendedDevice:
         before = torch.Generator, torch.autocast, torch.accelerator.is_available(), torch.cuda._lazy_init
         with pretend("cuda"): x = torch.ones(3, device="cuda")
         assert x.device == torch.device("cpu") and (x + torch.ones(3)).tolist() == [2, 2, 2]
-        assert before == (torch.Generator, torch.autocast, torch.accelerator.is_available(), torch.cuda._lazy_init)
+        assert before == (
+            torch.Generator,
+            torch.autocast,
+            torch.accelerator.is_available(),
+            torch.cuda._lazy_init,
+        )
 
 
 class TestPartI:
@@ -342,22 +413,38 @@ class TestPartI:
         for step in (euler_step, midpoint_step, heun_step, rk4_step): agree(device, solve, step, points())
         for g in generators(device):
             for std in (0.3, lambda x, t: torch.full_like(x, 0.3)):
-                assert em_step(lambda x, t: -x, std, points().to(device), 0.0, 0.1, generator=g).device == device
+                assert (
+                    em_step(lambda x, t: -x, std, points().to(device), 0.0, 0.1, generator=g).device
+                    == device
+                )
 
     def test_mixtures(self, device):
         mixture, x, y = running_mixture(), points(), torch.arange(12) % 3
         for f in (mixture.log_prob, mixture.score, mixture.responsibilities):
             for label in (None, 1, Stays(y), y): agree(device, f, x, label)
-        for f in (mixture.label_probs, tilted_log_prob(mixture, 1, 2.0), marginal(mixture, Cosine(), 0.5).log_prob):
+        for f in (
+            mixture.label_probs,
+            tilted_log_prob(mixture, 1, 2.0),
+            marginal(mixture, Cosine(), 0.5).log_prob,
+        ):
             agree(device, f, x)
 
     def test_mixtures_made_on_the_device(self, device):
         cpu = running_mixture()
         mixture = GaussianMixture(*on(device, (cpu.means, cpu.stds, cpu.weights, cpu.labels)))
         g = torch.Generator(device).manual_seed(0)
-        assert mixture.sample(5, g).device == device and all(v.device == device for v in mixture.sample_labelled(5, g))
-        assert GaussianMixture(cpu.means.to(device), [1.0] * 6, labels=[0, 0, 1, 1, 2, 2]).sample(3).device == device
-        torch.testing.assert_close(mixture.log_prob(points().to(device), 1).cpu(), cpu.log_prob(points(), 1))
+        assert mixture.sample(5, g).device == device and all(
+            v.device == device for v in mixture.sample_labelled(5, g)
+        )
+        assert (
+            GaussianMixture(cpu.means.to(device), [1.0] * 6, labels=[0, 0, 1, 1, 2, 2])
+            .sample(3)
+            .device
+            == device
+        )
+        torch.testing.assert_close(
+            mixture.log_prob(points().to(device), 1).cpu(), cpu.log_prob(points(), 1)
+        )
 
     @pytest.mark.parametrize("name", SCHEDULES)
     def test_exact_models(self, device, name):
@@ -373,14 +460,23 @@ class TestPartI:
     @pytest.mark.parametrize("name", SCHEDULES)
     @pytest.mark.parametrize("kind", KINDS)
     def test_losses(self, device, kind, name):
-        model, x1, t = mlp(SCHEDULES[name], kind).to(device), points().to(device), torch.linspace(0.1, 0.9, 12)
+        model, x1, t = (
+            mlp(SCHEDULES[name], kind).to(device),
+            points().to(device),
+            torch.linspace(0.1, 0.9, 12),
+        )
         y = torch.arange(12) % 3
         for g in generators(device) if kind == "velocity" else [rng()]:
             for loss in [matching_loss, edm_loss, ot_matching_loss, *[ddpm_loss] * (name == "ddpm")]:
                 value = loss(model, x1, generator=g, y=y.to(device))
                 value.backward()
                 assert value.device == device
-        assert matching_loss(model, x1, t=t.to(device), x0=x1.flip(0), weight=lambda t: 1 + t, y=1).device == device
+        assert (
+            matching_loss(
+                model, x1, t=t.to(device), x0=x1.flip(0), weight=lambda t: 1 + t, y=1
+            ).device
+            == device
+        )
         assert matching_loss(model, x1, t=t, y=y).device == device
 
     @pytest.mark.parametrize("loss", [matching_loss, ot_matching_loss, edm_loss, ddpm_loss])
@@ -390,7 +486,15 @@ class TestPartI:
 
         def losses(at: torch.device, data_at: torch.device) -> Tensor:
             model = mlp(schedule, kind).to(at)
-            history = fit(model, x.to(data_at), 6, labels=y.to(data_at), loss=loss, batch_size=8, progress=False)
+            history = fit(
+                model,
+                x.to(data_at),
+                6,
+                labels=y.to(data_at),
+                loss=loss,
+                batch_size=8,
+                progress=False,
+            )
             assert history.loss.is_cpu and {p.device for p in history.model.parameters()} == {at}
             return history.loss
 
@@ -400,7 +504,14 @@ class TestPartI:
 
     def test_fit_on_pairs(self, device):
         x = points(40).to(device)
-        fit(mlp().to(device), (x.flip(0), x), 3, batch_size=8, progress=False, watch=lambda k, m: m(x, 0.5, y=1))
+        fit(
+            mlp().to(device),
+            (x.flip(0), x),
+            3,
+            batch_size=8,
+            progress=False,
+            watch=lambda k, m: m(x, 0.5, y=1),
+        )
 
     def test_pairs_and_reflow(self, device):
         x0, x1, y = points(), points().flip(0), torch.arange(12) % 3
@@ -414,15 +525,21 @@ class TestPartI:
             agree(device, lambda x1, i, eps: q_sample(x1, i, schedule, eps=eps), x1, index, x1.flip(0))
             agree(device, lambda x1, x, i: posterior(x1, x, i, schedule), x1, x1.flip(0), index)
         agree(device, lambda i: schedule.index_of(schedule.t_of(i)), i)
-        for g in generators(device): assert q_sample(x1.to(device), 3, schedule, generator=g).device == device
+        for g in generators(device):
+            assert q_sample(x1.to(device), 3, schedule, generator=g).device == device
 
     def test_sde(self, device):
         model, x = mlp().to(device), points().to(device)
         t = torch.linspace(0.1, 0.9, 12, device=device)
         for churn in (1.0, lambda t: 1 - t):
-            assert diffusion(Linear(), t, churn).device == device and drift(model(x, t), churn).device == device
-            for g in generators(device): assert sde_step(model, churn, x, 0.2, 0.4, generator=g, y=1).device == device
-        for g in generators(device): assert langevin_correct(model, x, 0.5, 2, generator=g, y=1).device == device
+            assert (
+                diffusion(Linear(), t, churn).device == device
+                and drift(model(x, t), churn).device == device
+            )
+            for g in generators(device):
+                assert sde_step(model, churn, x, 0.2, 0.4, generator=g, y=1).device == device
+        for g in generators(device):
+            assert langevin_correct(model, x, 0.5, 2, generator=g, y=1).device == device
 
 
 STEPPERS = {
@@ -449,17 +566,34 @@ class TestSampling:
                 agree(device, draw, mlp(schedule, kind), points(3) * float(schedule.sigma(0.0)), atol=0.05)
 
     def test_adaptive(self, device):
-        agree(device, lambda m, x: sample(m, x, [0.0, 1.0], adaptive(0.1, 0.1), y=1), mlp(), points(3), atol=0.05)
+        agree(
+            device,
+            lambda m, x: sample(m, x, [0.0, 1.0], adaptive(0.1, 0.1), y=1),
+            mlp(),
+            points(3),
+            atol=0.05,
+        )
 
     def test_sources_of_noise_labels_and_grids(self, device):
         schedule = SCHEDULES["ddpm"]
         model, x, y = mlp(schedule).to(device), points(3).to(device), torch.tensor([0, 1, 2])
         uniform, ratios = uniform_grid(3), (karras_grid(3, schedule), log_snr_grid(3, schedule))
-        for ts in (uniform, uniform.tolist(), uniform.float().to(device), trailing_grid(3, schedule), *ratios):
+        for ts in (
+            uniform,
+            uniform.tolist(),
+            uniform.float().to(device),
+            trailing_grid(3, schedule),
+            *ratios,
+        ):
             assert sample(model, x, ts, ddim(1.0), y=y.to(device)).device == device
         for g in generators(device):
             assert sample(model, x, uniform_grid(3), ancestral(), generator=g, y=y).device == device
-        assert sample(model, x, uniform_grid(4), euler_maruyama(), noise=BrownianPath(x, 8), y=1).device == device
+        assert (
+            sample(
+                model, x, uniform_grid(4), euler_maruyama(), noise=BrownianPath(x, 8), y=1
+            ).device
+            == device
+        )
 
     @pytest.mark.parametrize("name", SCHEDULES)
     def test_invert(self, device, name):
@@ -473,7 +607,10 @@ class TestSampling:
         for model in (mlp(), ExactDenoiser(mixture, Linear())):
             draw = lambda m, x, y: sample(m, x, uniform_grid(2), heun(), y=y)
             guided = [classifier_free(model, w) for w in (0.0, 1.0, 2.0)]
-            guided += [classifier_free(model, 1.5, interval=(0.2, 0.8)), classifier_guided(model, classify, 2.0)]
+            guided += [
+                classifier_free(model, 1.5, interval=(0.2, 0.8)),
+                classifier_guided(model, classify, 2.0),
+            ]
             for m in guided:
                 for label in (1, Stays(y), y): agree(device, draw, m, points(6), label, atol=0.05)
 
@@ -496,7 +633,8 @@ class TestSampling:
         def pull(model, x, x1, mask): return reconstruction_guided(model, x1, mask)(x, 0.5, y=1).x1
 
         for known in ((points(3), mask), (Stays(points(3)), Stays(mask)), (points(1), Stays(mask))):
-            for repeats in (1, 2): agree(device, fill, mlp(schedule), points(3).flip(0), *known, repeats, atol=0.05)
+            for repeats in (1, 2):
+                agree(device, fill, mlp(schedule), points(3).flip(0), *known, repeats, atol=0.05)
             agree(device, pull, mlp(schedule), points(3).flip(0), *known)
         agree(device, lambda x, z: noised_again(schedule, x, 0.6, 0.4, z), points(3), points(3).flip(0))
 
@@ -517,7 +655,8 @@ class TestImages:
         t, y = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 4, 10])
         config = dataclasses.replace(TINY, embedding=embedding)
         for net in map(shaken, (UNet(config), DenoiseNet(width=16, n_labels=10), cold.Restorer(config))):
-            for label in (None, 3, Stays(y), y): agree(device, lambda net, *args: net(*args), net, pixels(3), t, label)
+            for label in (None, 3, Stays(y), y):
+                agree(device, lambda net, *args: net(*args), net, pixels(3), t, label)
 
     @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "euler_maruyama", "ancestral"])
     def test_generate(self, device, sampler):
@@ -525,7 +664,8 @@ class TestImages:
             return generate(model, 4, 2, sampler, seed=1, y=y, precision=precision, **options)
 
         y = torch.arange(4)
-        for label in (3, Stays(y), y): agree(device, draw, unet(), label, guidance=2.0, grid="karras", atol=0.02)
+        for label in (3, Stays(y), y):
+            agree(device, draw, unet(), label, guidance=2.0, grid="karras", atol=0.02)
         for options in (dict(), dict(guidance=0.0, batch=3), dict(precision="bf16")):
             agree(device, draw, unet(), y, **options, atol=0.2 if options.get("precision") else 0.02)
         *_, last = previews(unet().to(device), 4, 2, sampler, 2.0, seed=1, y=y)
@@ -541,18 +681,28 @@ class TestImages:
             found, expected = (density(*on(at, (mlp(), points(4), probe))) for at in (device, CPU))
             torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
         for g in generators(device):
-            assert information_rate(mlp().to(device), points().to(device), 0.0, generator=g, y=1).device == device
+            assert (
+                information_rate(
+                    mlp().to(device), points().to(device), 0.0, generator=g, y=1
+                ).device
+                == device
+            )
 
     def test_bits(self, device):
         labelled = dataclasses.replace(TINY, attention=(), n_labels=2)
-        data, y = torch.randint(256, (4, 1, 8, 8), generator=rng(), dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+        data, y = torch.randint(
+            256, (4, 1, 8, 8), generator=rng(), dtype=torch.uint8
+        ), torch.tensor([0, 1, 0, 1])
         bits = lambda model, x, y: bits_per_dim(model, x, 1, y=y).value
         expected = bits(unet(labelled), data, y)
         for at in (CPU, device):
-            assert bits(unet(labelled).to(device), data.to(at), y.to(at)) == pytest.approx(expected, abs=1e-3)
+            assert bits(unet(labelled).to(device), data.to(at), y.to(at)) == pytest.approx(
+                expected, abs=1e-3
+            )
 
     def test_scores(self, device):
-        def scores(model, classifier, real): return evaluate(model, classifier, real, 10, steps=2, progress=False)
+        def scores(model, classifier, real):
+            return evaluate(model, classifier, real, 10, steps=2, progress=False)
 
         expected = scores(unet(), classifier(), images(40))
         for at in (CPU, device):  # where the classifier and the data are
@@ -574,7 +724,8 @@ class TestImages:
     def test_nearest(self, device):
         x, data = pixels(4), images(20)
         expected = nearest(x, data, k=2).index[:, 0].tolist()
-        for at in (CPU, device): assert nearest(x.to(device), data.to(at), k=2).index[:, 0].tolist() == expected
+        for at in (CPU, device):
+            assert nearest(x.to(device), data.to(at), k=2).index[:, 0].tolist() == expected
         assert nearest(images(4), data, classifier().to(device)).index[:, 0].tolist() == expected
 
     def test_autoencoders(self, device):
@@ -601,7 +752,11 @@ class TestImages:
         assert latent.decode(model, z).device == model.net.decode(z).device == device
         for at in (CPU, device):
             for g in generators(device):
-                mask, ts, x = half(shape=(8, 8)).to(at), uniform_grid(2).float().to(at), pixels(3).to(device)
+                mask, ts, x = (
+                    half(shape=(8, 8)).to(at),
+                    uniform_grid(2).float().to(at),
+                    pixels(3).to(device),
+                )
                 filled = latent_inpaint(model, vae.to(device), x, mask, ts, ddim(), generator=g, y=1)
                 assert filled.device == device
 
@@ -623,7 +778,9 @@ class TestImages:
         t = torch.linspace(0, 1, 6)
         for at in (0.3, Stays(torch.tensor(0.3)), torch.tensor(0.3), Stays(t), t):
             agree(device, cold.DEGRADATIONS[kind], pixels(), at)
-        model = Denoiser(shaken(cold.Restorer(dataclasses.replace(TINY, n_labels=3))), Linear(), "x1").eval()
+        model = Denoiser(
+            shaken(cold.Restorer(dataclasses.replace(TINY, n_labels=3))), Linear(), "x1"
+        ).eval()
         for sampler in (cold.naive, cold.improved):
             agree(device, cold.restore, model, pixels(), kind, 3, sampler, atol=0.01)
 
@@ -631,7 +788,9 @@ class TestImages:
         x1, y = points(), torch.arange(12) % 3
         for g in generators(device):
             student, teacher = mlp().train().to(device), classifier_free(mlp().to(device), 2.0)
-            value = consistency_loss(student, student, teacher, x1.to(device), steps=3, generator=g, y=y.to(device))
+            value = consistency_loss(
+                student, student, teacher, x1.to(device), steps=3, generator=g, y=y.to(device)
+            )
             value.backward()
             assert value.device == device
         loss = lambda m, x1, x0, t: consistency_loss(m, m, m, x1, t=t, x0=x0, y=1)
@@ -641,7 +800,8 @@ class TestImages:
         i = torch.tensor([0, 1])
         for index in (i, Stays(i)): agree(device, lambda pairs, i: pairs.batch(i), pairs, index)
 
-    def test_perceptual_loss(self, device): agree(device, perceptual_loss, classifier(), pixels(), pixels().flip(0))
+    def test_perceptual_loss(self, device):
+        agree(device, perceptual_loss, classifier(), pixels(), pixels().flip(0))
 
     def test_distances_of_points(self, device):
         x, y = points(20), points(20).flip(1)
@@ -682,7 +842,9 @@ class TestImages:
 
 
 def latent_config(folder: Path) -> LatentUNetConfig:
-    return LatentUNetConfig(shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=str(folder / "vae.safetensors"))
+    return LatentUNetConfig(
+        shape=(4, 2, 2), widths=(16,), attention=(), head=16, vae=str(folder / "vae.safetensors")
+    )
 
 
 def recipe(name: str, folder: Path) -> Recipe:
@@ -690,7 +852,10 @@ def recipe(name: str, folder: Path) -> Recipe:
     short = dict(data="digits", images=96, batch=32, warmup=32, log_every=32, save_every=64, stages=(32,))
     whole, mirrored = short | dict(flip=False), short | dict(flip=True)
     if name == "denoiser": return DenoiserRecipe(net=TINY, **whole)
-    if name == "dropout": return DenoiserRecipe(net=dataclasses.replace(TINY, dropout=0.1), times="uniform", **mirrored)
+    if name == "dropout":
+        return DenoiserRecipe(
+            net=dataclasses.replace(TINY, dropout=0.1), times="uniform", **mirrored
+        )
     if name == "vae": return VAERecipe(net=SMALL_VAE, **whole)
     if name == "cold": return cold.ColdRecipe(net=dataclasses.replace(TINY, n_labels=3), **whole)
     if name == "classifier": return ClassifierRecipe(net=classifier().config, shift=1, **mirrored)
@@ -702,7 +867,14 @@ def recipe(name: str, folder: Path) -> Recipe:
         return latent.DecoderRecipe(**files, **whole)
     save(unet(), folder / "teacher.safetensors")
     make = few_step.ReflowRecipe if name == "reflow" else few_step.ConsistencyRecipe
-    return make(teacher=str(folder / "teacher.safetensors"), w=2.0, pairs=40, pair_steps=2, kept=str(folder), **whole)
+    return make(
+        teacher=str(folder / "teacher.safetensors"),
+        w=2.0,
+        pairs=40,
+        pair_steps=2,
+        kept=str(folder),
+        **whole
+    )
 
 
 class TestTraining:
@@ -728,7 +900,9 @@ class TestTraining:
         assert not world.syncs
 
     def test_sampling_waits_for_the_check_of_its_input_alone(self, world):
-        model, x = classifier_free(unet().to(world.device), 2.0), torch.randn(2, 1, 8, 8, device=world.device)
+        model, x = classifier_free(unet().to(world.device), 2.0), torch.randn(
+            2, 1, 8, 8, device=world.device
+        )
         for stepper in (euler(), heun(), dpmpp_2m()):
             world.syncs.clear()
             sample(model, x, uniform_grid(5), stepper, y=torch.tensor([1, 2], device=world.device))

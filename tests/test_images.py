@@ -20,8 +20,17 @@ from torch import Tensor
 
 from diffusion_course import images
 from diffusion_course.images import (
-    CIFAR10_NAMES, DenoiseNet, Images, cifar10, cifar10_at_hand, digit_classifier, digits, radial_spectrum, sinusoidal,
-    to_bytes, to_float,
+    CIFAR10_NAMES,
+    DenoiseNet,
+    Images,
+    cifar10,
+    cifar10_at_hand,
+    digit_classifier,
+    digits,
+    radial_spectrum,
+    sinusoidal,
+    to_bytes,
+    to_float,
 )
 from diffusion_course.matching import fit
 from diffusion_course.predictions import Denoiser
@@ -65,10 +74,12 @@ def test_bytes_are_cut_off_not_wrapped() -> None:
 def test_bytes_bad_input() -> None:
     with pytest.raises(ValueError, match="torch.float32: expected torch.uint8"): to_float(torch.zeros(2))
     with pytest.raises(ValueError, match="list: expected torch.uint8"): to_float([1, 2])
-    with pytest.raises(ValueError, match="torch.uint8: expected floating-point"): to_bytes(torch.zeros(2).byte())
+    with pytest.raises(ValueError, match="torch.uint8: expected floating-point"):
+        to_bytes(torch.zeros(2).byte())
     said = "x holds 2 values that are NaN: expected numbers from -1 to 1"
     for dtype in DTYPES:
-        with pytest.raises(ValueError, match=said): to_bytes(torch.tensor([0, torch.nan, 1, torch.nan], dtype=dtype))
+        with pytest.raises(ValueError, match=said):
+            to_bytes(torch.tensor([0, torch.nan, 1, torch.nan], dtype=dtype))
 
 
 # ---- labelled images ---------------------------------------------------------------------------------
@@ -94,23 +105,37 @@ def test_batch_mirrors_those_asked_for() -> None:
 ORDER = np.array([2, 0, 4])
 
 
-@pytest.mark.parametrize("i", [
-    [4, 0, 2], (4, 0, 2), range(4, -1, -2), ORDER[::-1], ORDER[::-1].astype(np.uint8), ORDER[::-1].astype(np.int32),
-    torch.tensor([4, 0, 2], dtype=torch.uint8), torch.tensor([4, 0, 2], dtype=torch.int16), [torch.tensor(4), 0, -4],
-    np.array([4.0, 0.0, 2.0]),
-], ids=lambda i: f"{type(i).__name__} {getattr(i, 'dtype', '')}")
+@pytest.mark.parametrize(
+    "i",
+    [
+        [4, 0, 2],
+        (4, 0, 2),
+        range(4, -1, -2),
+        ORDER[::-1],
+        ORDER[::-1].astype(np.uint8),
+        ORDER[::-1].astype(np.int32),
+        torch.tensor([4, 0, 2], dtype=torch.uint8),
+        torch.tensor([4, 0, 2], dtype=torch.int16),
+        [torch.tensor(4), 0, -4],
+        np.array([4.0, 0.0, 2.0]),
+    ],
+    ids=lambda i: f"{type(i).__name__} {getattr(i, 'dtype', '')}",
+)
 def test_batch_takes_indices_of_any_kind(i: object) -> None:
     data = six()
     expected = [4, 2, 0] if isinstance(i, range) else [4, 0, 2]
     x, y = data.batch(i, np.array([True, False, False]))
-    assert torch.equal(x[1:], to_float(data.x[expected[1:]])) and torch.equal(x[0], to_float(data.x[4].flip(2)))
+    assert torch.equal(x[1:], to_float(data.x[expected[1:]])) and torch.equal(
+        x[0], to_float(data.x[4].flip(2))
+    )
     assert torch.equal(y, data.y[expected])
 
 
 def test_batch_takes_masks_and_no_index_at_all() -> None:
     data = six()
     mask = [True, False, False, False, True, False]
-    for i in (mask, np.array(mask), torch.tensor(mask)): assert torch.equal(data.batch(i)[0], to_float(data.x[[0, 4]]))
+    for i in (mask, np.array(mask), torch.tensor(mask)):
+        assert torch.equal(data.batch(i)[0], to_float(data.x[[0, 4]]))
     for i in ([], np.zeros(0, int), slice(0)):
         x, y = data.batch(i)
         assert x.shape == (0, 3, 4, 5) and y.shape == (0,)
@@ -125,16 +150,28 @@ def test_batch_refuses_images_that_are_not_there() -> None:
     with pytest.raises(IndexError): six().batch([6])
 
 
-@pytest.mark.parametrize("flip", [
-    torch.tensor([True]), torch.tensor([1, 0]), torch.tensor([True, False, True]), [1, 0], np.array([0.0, 1.0]), "ab",
-], ids=str)
+@pytest.mark.parametrize(
+    "flip",
+    [
+        torch.tensor([True]),
+        torch.tensor([1, 0]),
+        torch.tensor([True, False, True]),
+        [1, 0],
+        np.array([0.0, 1.0]),
+        "ab",
+    ],
+    ids=str,
+)
 def test_batch_refuses_flips_that_do_not_fit(flip: object) -> None:
-    with pytest.raises(ValueError, match=r"flip is .*: expected torch.bool \(2,\)"): six().batch([0, 1], flip)
+    with pytest.raises(ValueError, match=r"flip is .*: expected torch.bool \(2,\)"):
+        six().batch([0, 1], flip)
 
 
 def test_batch_takes_flips_as_a_list() -> None:
     data = six()
-    assert torch.equal(data.batch([0, 1], [True, False])[0], data.batch([0, 1], torch.tensor([True, False]))[0])
+    assert torch.equal(
+        data.batch([0, 1], [True, False])[0], data.batch([0, 1], torch.tensor([True, False]))[0]
+    )
 
 
 @pytest.mark.parametrize("y", [
@@ -216,7 +253,9 @@ def test_cifar10_is_looked_for_in_order(small: Path, monkeypatch: pytest.MonkeyP
     assert len(cifar10("test", folder=small.parent)) == COUNT  # the folder around it will do
     monkeypatch.setenv("DIFFUSION_COURSE_DATA", str(small))
     assert len(cifar10("test")) == COUNT
-    with pytest.raises(FileNotFoundError, match="no CIFAR-10 in .*nowhere: expected a folder with data_batch_1.bin"):
+    with pytest.raises(
+        FileNotFoundError, match="no CIFAR-10 in .*nowhere: expected a folder with data_batch_1.bin"
+    ):
         cifar10("test", folder=small / "nowhere")
     monkeypatch.setenv("DIFFUSION_COURSE_DATA", str(small / "nowhere"))
     with pytest.raises(FileNotFoundError, match="no CIFAR-10 in .*nowhere"): cifar10("test")
@@ -233,9 +272,11 @@ def test_cifar10_damaged_files(small: Path) -> None:
     file = small / "data_batch_3.bin"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"data_batch_3.bin has 61,459 bytes: expected 61,460"): cifar10(folder=small)
+    with pytest.raises(ValueError, match=r"data_batch_3.bin has 61,459 bytes: expected 61,460"):
+        cifar10(folder=small)
     file.write_bytes(whole[: 3073 * 7] + b"\x0b" + whole[3073 * 7 + 1:])
-    with pytest.raises(ValueError, match="data_batch_3.bin holds a label 11: expected 0 to 9"): cifar10(folder=small)
+    with pytest.raises(ValueError, match="data_batch_3.bin holds a label 11: expected 0 to 9"):
+        cifar10(folder=small)
     file.unlink()
     with pytest.raises(FileNotFoundError, match="no data_batch_3.bin in .*: expected all six files"):
         cifar10(folder=small)
@@ -315,7 +356,8 @@ def server(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar: tar.add(small, small.name)
     payload = archive.read_bytes()
     server = Server(payload)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(images, "CIFAR10_URL", f"http://127.0.0.1:{server.http.server_port}/archive.tar.gz")
     monkeypatch.setattr(images, "CIFAR10_MD5", hashlib.md5(payload).hexdigest())
@@ -455,7 +497,9 @@ def test_a_wave_has_its_power_at_its_frequency(fy: int, fx: int) -> None:
     count = (torch.hypot(turns[:, None], turns).round() == k).sum()
     assert power[k - 1] == pytest.approx(wave.square().sum().item() / count.item())  # Parseval
     assert power.sum() == pytest.approx(power[k - 1].item())
-    assert radial_spectrum(wave + 7)[1].sum() == pytest.approx(power.sum().item()), "the mean is not among them"
+    assert radial_spectrum(wave + 7)[1].sum() == pytest.approx(
+        power.sum().item()
+    ), "the mean is not among them"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -468,7 +512,8 @@ def test_the_spectrum_of_sixteen_bits(dtype: torch.dtype) -> None:
     torch.zeros(8, 8), torch.zeros(2, 1, 8, 1), torch.zeros(0, 1, 8, 8), torch.zeros(2, 1, 8, 8).byte(),
 ], ids=lambda x: str((x.shape, x.dtype)))
 def test_spectrum_bad_input(x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"x is .* of shape .*: expected numbers \(n, C, H, W\)"): radial_spectrum(x)
+    with pytest.raises(ValueError, match=r"x is .* of shape .*: expected numbers \(n, C, H, W\)"):
+        radial_spectrum(x)
 
 
 # ---- the smallest network ----------------------------------------------------------------------------
@@ -543,7 +588,8 @@ def test_network_refuses_another_precision() -> None:
     with pytest.raises(ValueError, match=said): DenoiseNet()(x.double(), t)
     with pytest.raises(ValueError, match="x is torch.float32 and the weights torch.bfloat16"):
         DenoiseNet().bfloat16()(x, t)
-    with pytest.raises(ValueError, match="x is torch.uint8 and the weights torch.float32"): DenoiseNet()(x.byte(), t)
+    with pytest.raises(ValueError, match="x is torch.uint8 and the weights torch.float32"):
+        DenoiseNet()(x.byte(), t)
     with torch.autocast("cpu", torch.bfloat16):
         assert DenoiseNet()(x.bfloat16(), t).shape == x.shape  # autocast casts it
         with pytest.raises(ValueError, match=said): DenoiseNet()(x.double(), t)
@@ -554,11 +600,16 @@ def test_network_bad_input() -> None:
     net = DenoiseNet()
     with pytest.raises(ValueError, match=r"x has shape \(2, 3, 8, 8\): expected \(B, 1, 8, 8\)"):
         net(torch.zeros(2, 3, 8, 8), t)
-    with pytest.raises(ValueError, match=r"t has shape \(\): expected \(2,\), one for each image"): net(x, t[0])
+    with pytest.raises(ValueError, match=r"t has shape \(\): expected \(2,\), one for each image"):
+        net(x, t[0])
     with pytest.raises(ValueError, match="y is 3: expected None"): net(x, t, 3)
     with pytest.raises(ValueError, match="labels"): DenoiseNet(n_labels=3)(x, t, 4)
-    with pytest.raises(ValueError, match="n_labels is -1: expected a whole number, 0 or more"): DenoiseNet(n_labels=-1)
-    with pytest.raises(ValueError, match=r"shape is \(8, 8\): expected \(channels, height, width\)"): DenoiseNet((8, 8))
+    with pytest.raises(ValueError, match="n_labels is -1: expected a whole number, 0 or more"):
+        DenoiseNet(n_labels=-1)
+    with pytest.raises(
+        ValueError, match=r"shape is \(8, 8\): expected \(channels, height, width\)"
+    ):
+        DenoiseNet((8, 8))
     with pytest.raises(ValueError, match="width is 5: expected an even number"): DenoiseNet(width=5)
 
 

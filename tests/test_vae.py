@@ -151,9 +151,13 @@ def test_bad_input_is_named() -> None:
         vae.encode(randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"z is torch.float32 of shape \(2, 3, 4, 4\): .* \(B, 3, 2, 2\)"):
         vae.decode(randn(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="x is torch.uint8 .*: expected floating-point"): vae.encode(to_bytes(x))
-    with pytest.raises(ValueError, match="x is torch.uint8 .*: expected floating-point"): reconstruct(vae, to_bytes(x))
-    with pytest.raises(ValueError, match=r"x_hat has shape \(1, 1, 8, 8\): expected that of x, \(2, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match="x is torch.uint8 .*: expected floating-point"):
+        vae.encode(to_bytes(x))
+    with pytest.raises(ValueError, match="x is torch.uint8 .*: expected floating-point"):
+        reconstruct(vae, to_bytes(x))
+    with pytest.raises(
+        ValueError, match=r"x_hat has shape \(1, 1, 8, 8\): expected that of x, \(2, 1, 8, 8\)"
+    ):
         vae_loss(x, x[:1], vae.encode(x), 0.1)
     with pytest.raises(ValueError, match="batch is 0: expected 1"): reconstruct(vae, x, batch=0)
     with pytest.raises(ValueError, match="n is -1: expected 0"): round_trips(vae, x, -1)
@@ -284,7 +288,10 @@ def test_what_no_stage_can_show_is_refused_before_training(
 def test_test_images_of_another_shape_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     with_data(monkeypatch, images(3), images(3, 16))
     recipe = VAERecipe(data="digits", net=VAEConfig((3, 8, 8), (2, 2, 2)), stages=(32,))
-    with pytest.raises(ValueError, match=r"test images of digits have shape \(3, 16, 16\): expected that of the data"):
+    with pytest.raises(
+        ValueError,
+        match=r"test images of digits have shape \(3, 16, 16\): expected that of the data",
+    ):
         recipe.check_data(images(3))
     dataclasses.replace(recipe, stages=()).check_data(images(3))
 
@@ -414,8 +421,10 @@ def test_the_kl_weight_trades_error_for_nats() -> None:
 @pytest.fixture(scope="module")
 def cifar() -> tuple[Tensor, Tensor]:
     """10,000 images to fit to, 1,000 to measure with."""
-    try: data, test = (cifar10(split, download=False) for split in ("train", "test"))
-    except FileNotFoundError: pytest.skip("CIFAR-10 isn't at hand: set DIFFUSION_COURSE_DATA or run cifar10() once")
+    try:
+        data, test = (cifar10(split, download=False) for split in ("train", "test"))
+    except FileNotFoundError:
+        pytest.skip("CIFAR-10 isn't at hand: set DIFFUSION_COURSE_DATA or run cifar10() once")
     return data.batch(slice(10_000))[0], test.batch(slice(1000))[0]
 
 

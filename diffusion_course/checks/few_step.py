@@ -331,7 +331,7 @@ def _time_only(f, u, x, t):
 def _space_only(f, u, x, t): return torch.func.jvp(f, (x, t), (u(x, t), torch.zeros_like(t)))[1]
 def _backwards(f, u, x, t): return torch.func.jvp(f, (x, t), (-u(x, t), torch.ones_like(t)))[1]
 def _transposed(f, u, x, t):
-    value, back = torch.func.vjp(f, x, t)
+    back = torch.func.vjp(f, x, t)[1]
     return back(u(x, t))[0] + _time_only(f, u, x, t)
 def _sum_of_components(f, u, x, t):
     at = x.detach().requires_grad_()
