@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import expect
+from .former import former
 from .images import Images
 from .options import option, settings
 from .predictions import Denoiser, Model
@@ -360,3 +362,7 @@ def restore(
         raise ValueError(f"kind is {kind!r}: expected one of {', '.join(DEGRADATIONS)}")
     ts = uniform_grid(steps, START[kind] if start is None else start)
     return sample(model, x, ts, sampler(DEGRADATIONS[kind]), y=list(DEGRADATIONS).index(kind))
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ColdConfig="ColdRecipe")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from . import expect
 from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
+from .former import former
 from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
 from .options import option, settings
@@ -804,3 +805,7 @@ def _write(scores: dict[str, Score], path: str) -> None:
         fresh.write_text(
             json.dumps([asdict(s) for s in scores.values()], indent=1) + "\n", encoding="utf-8"
         )
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ClassifyConfig="ClassifierRecipe", compare="compare_features")

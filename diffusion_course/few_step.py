@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pooch
 import torch
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, write_tensors
 from .couplings import reflow_pairs
+from .former import former
 from .generation import InPrecision, as_images, generate
 from .guidance import classifier_free
 from .matching import matching_loss
@@ -418,3 +419,7 @@ PRESETS: dict[str, ReflowRecipe] = {
         save_every=10**6,
     ),
 }
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ReflowConfig="ReflowRecipe", DistilConfig="ConsistencyRecipe")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import expect
+from .former import former
 from .guidance import classifier_free
 from .options import option, settings
 from .plots import Film, save_grid, tile
@@ -381,3 +382,7 @@ def _rows(x: Tensor, ncols: int) -> Tensor:
     missing = -len(x) % ncols
     x = torch.cat([x, x.new_ones(missing, *x.shape[1:])])
     return x.unflatten(0, (-1, ncols)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, as_pictures="as_images")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import expect
+from .former import former
 from .predictions import Model, ModelWrapper, Prediction, differentiable, without_inference
 from .samplers import Noise, Recorder, Stepper, ddim, ending_with_data, handles_singular_ends
 from .samplers import handling_singular_ends, sample
@@ -422,3 +423,7 @@ def latent_inpaint(
     z = sample(model, start, ts, stepper, generator=generator, noise=noise, **cond)
     edited = vae.decode(vae.from_unit(z)).to(x)
     return paste_back(edited, x, mask) if paste else edited
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, checked="as_mask")

@@ -9,7 +9,7 @@ import os
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load
 from .classifier import Classifier
+from .former import former
 from .images import Images
 from .options import option, settings
 from .predictions import Denoiser, latent_network, network
@@ -473,3 +474,7 @@ PRESETS: dict[str, Recipe] = {
         images=100_000, batch=64, lr=1e-3, warmup=6_400, decay=1.0, ema=0.998, save_every=25_600,
     ),
 }
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, LatentConfig="LatentRecipe", DecoderTrainConfig="DecoderRecipe")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
 from .files import whole_file
+from .former import former
 from .guidance import classifier_free
 from .images import Images, cifar10, digits
 from .matching import matching_loss
@@ -602,6 +603,11 @@ class Metrics:
             return [row for row in csv.DictReader(f) if whole(row)]
 
     def add(self, **row: float | str) -> None:
+        """Write a row.
+
+        Args:
+            **row: a value for each column.
+        """
         with open(self.path, "a", newline="", encoding="utf-8") as f:
             csv.DictWriter(f, self.columns, lineterminator="\n").writerow(row)
 
@@ -759,3 +765,7 @@ def train(
 def ladder() -> list[tuple[int, Image.Image]]:
     "How the shipped CIFAR-10 model learned: samples from the same noise after so many images, rising."
     return [(int(p.stem), Image.open(p)) for p in sorted((WEIGHTS / "ladder").glob("*.webp"))]
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, TrainConfig="DenoiserRecipe")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .checkpoints import load
+from .former import former
 from .images import Images, to_bytes, to_float
 from .options import option, settings
 from .seeds import seeded_weights
@@ -441,3 +442,7 @@ def round_trips(vae: VAE, x: Tensor, n: int, rounding: bool = True) -> Tensor:
         if rounding: x = to_float(to_bytes(x))
         states.append(x)
     return torch.stack(states)
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, VAETrainConfig="VAERecipe", Posterior="DiagonalGaussian")

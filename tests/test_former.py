@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+import importlib
 import types
 import warnings
 from collections.abc import Iterator
@@ -51,3 +52,18 @@ def test_labelled_images_were_once_called_pictures() -> None:
         from diffusion_course.images import Pictures
     assert Pictures is images.Images
     assert "Pictures" not in images.__all__
+
+
+@pytest.mark.parametrize(("module", "old", "new"), [
+    ("training", "TrainConfig", "DenoiserRecipe"), ("evaluation", "ClassifyConfig", "ClassifierRecipe"),
+    ("evaluation", "compare", "compare_features"), ("vae", "VAETrainConfig", "VAERecipe"),
+    ("vae", "Posterior", "DiagonalGaussian"), ("latent", "LatentConfig", "LatentRecipe"),
+    ("latent", "DecoderTrainConfig", "DecoderRecipe"), ("cold", "ColdConfig", "ColdRecipe"),
+    ("few_step", "ReflowConfig", "ReflowRecipe"), ("few_step", "DistilConfig", "ConsistencyRecipe"),
+    ("generation", "as_pictures", "as_images"), ("inpainting", "checked", "as_mask"),
+    ("plots", "SHARES", "MASS_FRACTIONS"),
+])
+def test_every_former_name_leads_to_the_new_one(module, old, new):
+    module = importlib.import_module(f"diffusion_course.{module}")
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"): former_thing = getattr(module, old)
+    assert former_thing is getattr(module, new) and old not in module.__all__
