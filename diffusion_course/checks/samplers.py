@@ -378,7 +378,7 @@ def _new_fraction(log_snr): return 1 - (-log_snr.diff()).exp()
 def _first_skipped(log_snr, eta): return noise_kept(log_snr[1:], eta)
 def _one_big_step(log_snr, eta): return noise_kept(log_snr[[0, -1]], eta)
 def _variance_kept(log_snr, eta): return noise_kept(log_snr, eta) ** 2
-def _eta_not_squared(log_snr, eta): return (1 - eta * _new_fraction(log_snr)).sqrt().prod()
+def _eta_as_variance(log_snr, eta): return (1 - eta * _new_fraction(log_snr)).sqrt().prod()
 def _last_step_only(log_snr, eta): return noise_kept(log_snr[-2:], eta)
 
 
@@ -402,7 +402,7 @@ KEPT = (
     Mistake(_variance_kept,
             "This is the fraction of the *variance* that is "
             "kept. The factor of the noise itself is its root."),
-    Mistake(_eta_not_squared, "The variance of the new noise goes with eta²."),
+    Mistake(_eta_as_variance, "The variance of the new noise goes with eta²."),
     Mistake(_last_step_only,
             "You looked at the last step alone. The steps before it exchanged noise as well."),
     Mistake(_eta_alone,
