@@ -1,4 +1,4 @@
-"""docs/five-tasks.md: its blocks run as they stand, its table counts them, and ours are the shortest."""
+"""docs/five-tasks.md: its blocks run as they stand, its table counts them, ours are shortest."""
 from __future__ import annotations
 
 import re
@@ -38,7 +38,8 @@ class Block:
     @property
     def lines(self) -> int:
         """How many are neither blank nor a comment."""
-        return sum(bool(line.strip()) and not line.strip().startswith("#") for line in self.code.split("\n"))
+        lines = [line.strip() for line in self.code.split("\n")]
+        return sum(bool(line) and not line.startswith("#") for line in lines)
 
 
 def blocks() -> list[Block]:
@@ -46,7 +47,8 @@ def blocks() -> list[Block]:
     found = []
     for part in re.split(r"^## ", TEXT, flags=re.M):
         task = part[0] if re.match(r"[a-e]\. ", part) else ""
-        for given, library, code in re.findall(r"^```python( given)?(?: (\w+))?\n(.*?)^```$", part, re.M | re.S):
+        fenced = re.findall(r"^```python( given)?(?: (\w+))?\n(.*?)^```$", part, re.M | re.S)
+        for given, library, code in fenced:
             found.append(Block(task, bool(given), library, code))
     return found
 
@@ -56,19 +58,18 @@ SIZE = {(b.task, b.library): b.lines for b in BLOCKS if not b.given}
 
 
 def run(task: str, library: str) -> dict[str, Any]:
-    """The names that a task's block leaves, after what is given to it (task c has the givens of b)."""
+    """The names that a task's block leaves, after its givens (c has those of b)."""
     space: dict[str, Any] = {"__name__": "block"}
     tasks = ("", "b", "c") if task == "c" else ("", task)
     with torch.random.fork_rng(devices=[]):
-        for block in BLOCKS:
-            if block.given and block.task in tasks and block.library in ("", library): exec(block.code, space)
-        for block in BLOCKS:
-            if not block.given and (block.task, block.library) == (task, library): exec(block.code, space)
+        given = [b for b in BLOCKS if b.given and b.task in tasks and b.library in ("", library)]
+        own = [b for b in BLOCKS if not b.given and (b.task, b.library) == (task, library)]
+        for block in given + own: exec(block.code, space)
     return space
 
 
 def distance(drawn: torch.Tensor, points: torch.Tensor) -> float:
-    """The energy distance of samples from the points; that of two sets of such points is about 0.005."""
+    """The energy distance of samples from the points; about 0.005 for more of the points."""
     return float(energy_distance(drawn, points[:1000]))
 
 
@@ -77,7 +78,7 @@ def agreement(drawn: torch.Tensor, space: dict[str, Any]) -> float:
     return (torch.cdist(drawn, space["centers"]).argmin(1) == space["y"]).float().mean().item()
 
 
-# ---- the page ----------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 def test_every_task_has_its_blocks() -> None:
     assert sorted(SIZE) == sorted((task, library) for task in TASKS for library in (OURS, *PEERS))
@@ -92,7 +93,8 @@ def test_the_table_counts_the_blocks_and_ours_are_the_shortest() -> None:
 
 
 def test_links_of_the_table_lead_to_headings() -> None:
-    anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", TEXT, re.M)]
+    headings = re.findall(r"^## (.*)$", TEXT, re.M)
+    anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
     assert re.findall(r"\(#([\w-]+)\)", TEXT) == anchors
 
 
@@ -100,16 +102,18 @@ def test_links_of_the_table_lead_to_headings() -> None:
 def test_blocks_are_formatted_at_100_columns(block: Block) -> None:
     pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "100", "-"]
-    formatted = subprocess.run(command, input=block.code, capture_output=True, text=True, encoding="utf-8", check=True)
+    formatted = subprocess.run(
+        command, input=block.code, capture_output=True, text=True, encoding="utf-8", check=True)
     assert formatted.stdout == block.code
 
 
-# ---- ours --------------------------------------------------------------------------------------------
+# ---- ours ----------------------------------------------------------------------------------------
 
 def test_a_flow_draws_samples_near_the_points() -> None:
     space = run("a", OURS)
     assert space["drawn"].shape == (1000, 2)
-    assert distance(space["drawn"], space["points"]) < 0.03 < 0.15 < distance(space["noise"], space["points"])
+    assert distance(space["noise"], space["points"]) > 0.15
+    assert distance(space["drawn"], space["points"]) < 0.03
 
 
 def test_b_ddim_is_the_formula() -> None:
@@ -118,7 +122,8 @@ def test_b_ddim_is_the_formula() -> None:
     x = space["noise"]
     ts = torch.linspace(0, 1, 21, dtype=torch.float64)
     for t, s in zip(ts[:-1], ts[1:], strict=True):
-        alpha, sigma, alpha_s, sigma_s = (float(f(r)) for r in (t, s) for f in (schedule.alpha, schedule.sigma))
+        alpha, sigma = schedule.weights(t.item())
+        alpha_s, sigma_s = schedule.weights(s.item())
         x1 = space["estimate"](x, alpha, sigma)
         x = alpha_s * x1 + sigma_s * (x - alpha * x1) / sigma
     torch.testing.assert_close(space["drawn"], x, atol=1e-4, rtol=0)
@@ -129,10 +134,12 @@ def test_b_ddim_is_the_formula() -> None:
 
 def test_c_guidance_stresses_the_label() -> None:
     space = run("c", OURS)
-    plain = {w: dc.sample(dc.classifier_free(space["model"], w), space["noise"], dc.uniform_grid(20), dc.ddim(),
-                          y=space["y"]) for w in (0.0, 1.0)}
-    assert agreement(plain[0.0], space) < 0.35
-    assert 0.9 < agreement(plain[1.0], space) < 0.985 < 0.995 < agreement(space["drawn"], space)
+    noise, ts = space["noise"], dc.uniform_grid(20)
+    weighted = lambda w: dc.classifier_free(space["model"], w)
+    drawn = {w: dc.sample(weighted(w), noise, ts, dc.ddim(), y=space["y"]) for w in (0.0, 1.0)}
+    assert agreement(drawn[0.0], space) < 0.35
+    assert 0.9 < agreement(drawn[1.0], space) < 0.985
+    assert agreement(space["drawn"], space) > 0.995
 
 
 def test_d_a_network_of_your_own_learns_labels() -> None:
@@ -153,12 +160,13 @@ def test_e_a_unet_of_diffusers_is_a_model() -> None:
     x = space["images"]
     with torch.no_grad():
         for t in ddim.timesteps: x = ddim.step(space["unet"](x, t).sample, t, x).prev_sample
-    torch.testing.assert_close(space["drawn"], x, atol=1e-4 * float(x.abs().max().clamp(min=1)), rtol=0)
+    scale = max(1.0, x.abs().max().item())
+    torch.testing.assert_close(space["drawn"], x, atol=1e-4 * scale, rtol=0)
     p = space["model"](space["images"], 0.5)  # what else a model can do
-    torch.testing.assert_close(p.x, p.mix(space["schedule"].alpha(0.5), space["schedule"].sigma(0.5)))
+    torch.testing.assert_close(p.x, p.mix(*space["schedule"].weights(0.5)))
 
 
-# ---- theirs ------------------------------------------------------------------------------------------
+# ---- theirs --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("library", PEERS)
 @pytest.mark.parametrize("task", TASKS)
@@ -168,7 +176,7 @@ def test_the_blocks_of_others_do_their_task(task: str, library: str) -> None:
     space = run(task, library)
     drawn = space["drawn"].cpu()
     assert drawn.isfinite().all()
-    if task == "a": assert distance(drawn, space["points"]) < distance(space["noise"], space["points"]) / 2
+    if task == "a": assert distance(drawn, space["points"]) < 0.13  # half of what noise has
     if task == "b": assert distance(drawn, space["points"]) < 0.03
     if task in "cd": assert agreement(drawn, space) > 0.95
     if task == "e": assert drawn.shape == (4, 1, 8, 8)

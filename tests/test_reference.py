@@ -21,7 +21,7 @@ def section(module: str, name: str) -> str:
 
 
 def explained(docstring: str | None) -> list[str]:
-    """The parameters that a docstring explains, read without the tool: names at the indent of its Args."""
+    """The parameters that a docstring explains, read without the tool."""
     block = re.search(r"^Args:\n((?:    .*\n|\n)*)", inspect.cleandoc(docstring or "") + "\n", re.M)
     return re.findall(r"^ {4}(\*{0,2}\w+):", block[1], re.M) if block else []
 
@@ -49,11 +49,13 @@ def test_every_explained_parameter_stands_on_the_page(module: str) -> None:
         text = section(module, name)
         assert text.startswith(name + "\n")
         if not (inspect.isfunction(obj) or inspect.isclass(obj)): continue
-        for parameter in explained(obj.__doc__): assert f"| `{parameter}` |" in text, (name, parameter)
+        for parameter in explained(obj.__doc__):
+            assert f"| `{parameter}` |" in text, (name, parameter)
         for key, method in vars(obj).items() if inspect.isclass(obj) else ():
             if key.startswith("_") or not inspect.isfunction(method) or not method.__doc__: continue
             part = text.split(f"### {name}.{key}\n")[1].split("\n### ")[0]
-            for parameter in explained(method.__doc__): assert f"| `{parameter}` |" in part, (key, parameter)
+            for parameter in explained(method.__doc__):
+                assert f"| `{parameter}` |" in part, (key, parameter)
     assert (reference.ROOT / reference.notebook(module)).is_file()
     assert f"](../../{reference.notebook(module)})" in PAGES[f"{module}.md"]
 

@@ -1,4 +1,4 @@
-"""Write the reference pages, docs/reference/*.md, from the signatures and docstrings of the package.
+"""Write the reference pages, docs/reference/*.md, from signatures and docstrings of the package.
 
     python tools/reference.py            # write them
     python tools/reference.py --check    # only say which are not fresh: exit status 1 if any
@@ -26,7 +26,7 @@ SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 LONGEST = 16  # lines of a constant that are shown
 
 
-# ---- docstrings ------------------------------------------------------------------------------------
+# ---- docstrings ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Docstring:
@@ -50,7 +50,8 @@ def parsed(docstring: str) -> Docstring:
         docstring: as `inspect.getdoc` returns it.
     """
     parts = re.split(rf"^({'|'.join(SECTIONS)}):[ \t]*$", docstring, flags=re.M)
-    bodies = {name: inspect.cleandoc("\n" + body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    found = zip(parts[1::2], parts[2::2], strict=True)
+    bodies = {name: inspect.cleandoc("\n" + body) for name, body in found}
     entries = {s: _entries(bodies[s]) for s in ("Args", "Attributes", "Raises") if s in bodies}
     results = {s: _one_line(bodies[s]) for s in ("Returns", "Yields") if s in bodies}
     return Docstring(parts[0].strip(), entries, results)
@@ -65,7 +66,7 @@ def _entries(body: str) -> dict[str, str]:
 def _one_line(text: str) -> str: return " ".join(text.split())
 
 
-# ---- signatures ------------------------------------------------------------------------------------
+# ---- signatures ----------------------------------------------------------------------------------
 
 def shown(value: Any) -> str:
     """A default value as source code would have it: no address in memory, no path of a machine.
@@ -105,11 +106,8 @@ def signature(name: str, obj: Any) -> str:
     """
     s = inspect.signature(obj)
     parts: list[str] = []
-    keyword_only = False
     for p in s.parameters.values():
-        if p.kind is p.KEYWORD_ONLY and not keyword_only and not any(q.startswith("*") for q in parts):
-            parts.append("*")
-        keyword_only = keyword_only or p.kind is p.KEYWORD_ONLY
+        if p.kind is p.KEYWORD_ONLY and not any(q.startswith("*") for q in parts): parts.append("*")
         parts.append(parameter(p))
     plain = s.return_annotation is s.empty or inspect.isclass(obj)
     result = "" if plain else f" -> {_annotation(s.return_annotation)}"
@@ -118,7 +116,7 @@ def signature(name: str, obj: Any) -> str:
     return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
 
 
-# ---- pages -----------------------------------------------------------------------------------------
+# ---- pages ---------------------------------------------------------------------------------------
 
 def modules() -> list[str]:
     """The modules of the package: those of the lessons in order, then the toolbox."""
@@ -190,7 +188,8 @@ def _documented(obj: Any) -> Iterator[str]:
         yield ""
     for section, text in doc.results.items(): yield from [f"**{section}:** {_markdown(text)}", ""]
     if "Raises" in doc.entries:
-        yield from [f"**Raises** `{name}`: {_markdown(text)}\n" for name, text in doc.entries["Raises"].items()]
+        for name, text in doc.entries["Raises"].items():
+            yield from [f"**Raises** `{name}`: {_markdown(text)}", ""]
 
 
 def _markdown(text: str) -> str:
@@ -205,7 +204,8 @@ def _fields(obj: Any) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for base in reversed(obj.__mro__) if inspect.isclass(obj) else ():
         if base.__module__.startswith("diffusion_course"):
-            found |= {k: (_annotation(v), "") for k, v in vars(base).get("__annotations__", {}).items()}
+            annotations = vars(base).get("__annotations__", {})
+            found |= {k: (_annotation(v), "") for k, v in annotations.items()}
     for p in inspect.signature(obj).parameters.values():
         stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
         kind = "" if p.annotation is p.empty else _annotation(p.annotation)
