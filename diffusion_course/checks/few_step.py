@@ -332,7 +332,7 @@ def _progressive_cases() -> list[tuple]:
 def drift(f, u, x, t):
     "f, u: (x (B, D), t (B,)) -> (B, D), row by row; x (B, D), t (B,) -> (B, D)"
     direction = (u(x, t), torch.ones_like(t))
-    _, change = torch.func.jvp(f, (x, t), direction)
+    change = torch.func.jvp(f, (x, t), direction)[1]
     return change
 
 # %% ../../nbs/solutions/21_few_step.ipynb #00151453
@@ -345,7 +345,7 @@ def _backwards(f, u, x, t): return _jvp(f, x, t, -u(x, t), torch.ones_like(t))
 
 
 def _transposed(f, u, x, t):
-    _, vjp = torch.func.vjp(f, x, t)
+    vjp = torch.func.vjp(f, x, t)[1]
     return vjp(u(x, t))[0] + _time_only(f, u, x, t)
 
 

@@ -240,7 +240,7 @@ def _known_cases() -> list[tuple]:
 # %% ../../nbs/solutions/18_latent.ipynb #3360ceb0
 def stretch(decoder, z, v):
     "decoder (B, c, h, w) -> (B, C, H, W), latents z and directions v (B, c, h, w) -> (B,)"
-    _, change = torch.func.jvp(decoder, (z,), (v,))
+    change = torch.func.jvp(decoder, (z,), (v,))[1]
     return change.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1)
 
 # %% ../../nbs/solutions/18_latent.ipynb #62c2185c
