@@ -43,9 +43,10 @@ test-quick: $(DEV)  ## the tests for every change, without notebooks and browser
 types: $(DEV)  ## check the library's types with mypy
 	$(BIN)/python -m mypy $(ARGS)
 
-export: $(DEV)  ## write diffusion_course/ from the notebooks, and clean these
+export: $(DEV)  ## write diffusion_course/ from the notebooks, clean these, and write docs/reference/
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tools/reference.py
 
 lessons: $(DEV)  ## execute all notebooks and store their outputs (ARGS=nbs/01_distributions.ipynb for one)
 	$(BIN)/python tools/execute.py $(ARGS)

@@ -8,7 +8,7 @@
 Names that are used together stand here, and are imported when they are first used; all others are in their modules.
 
 Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps; `schedules` the path; `predictions`
-targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn, Langevin;
+targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn;
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `inpainting`; `cold` blur in place of noise; `few_step` students of one to four steps.
@@ -63,11 +63,20 @@ _MODULES = (
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_WHERE)
+__all__ = [  # in words, because type checkers read no other
+    "Cosine", "DDPM", "Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
+    "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
+    "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
+    "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
+    "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
+    "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews",
+    "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save", "show_images",
+    "show_samples", "to_prediction", "toy", "toy_names", "trajectory", "uniform_grid",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE: value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _WHERE: value = vars(import_module(f".{_WHERE[name]}", __name__))[name]
     elif name in _MODULES: value = import_module(f".{name}", __name__)
     else: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

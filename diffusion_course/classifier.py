@@ -5,21 +5,20 @@
 # %% ../nbs/toolbox/classifier.ipynb #28cb3cfe
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import expect
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 
 # %% auto #0
 __all__ = ['ClassifierConfig', 'Classifier', 'shifted']
 
 # %% ../nbs/toolbox/classifier.ipynb #0de0c395
-@dataclass(frozen=True)
+@settings
 class ClassifierConfig:
     "Sizes of a classifier. The defaults are those of the shipped one, 1.1 M weights."
 
@@ -29,9 +28,9 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = option((0, 1, 1), "residual blocks of each stage")
     n_labels: int = option(10, "labels 0 to n_labels - 1")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shape", "widths", "blocks"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(vars(self)[name]))
         scale = 2 ** len(self.widths)
         sides = self.shape[1:]
         n_blocks = len(self.blocks)
@@ -44,7 +43,7 @@ class ClassifierConfig:
             "n_labels": (self.n_labels >= 2, "2 or more"),
         }
         for name, (right, what) in expected.items():
-            if not right: raise ValueError(f"{name} is {getattr(self, name)!r}: expected {what}")
+            if not right: raise ValueError(f"{name} is {vars(self)[name]!r}: expected {what}")
 
 
 class Classifier(nn.Module):
@@ -98,7 +97,16 @@ class Classifier(nn.Module):
         """
         return self.maps(x)[-1].mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor: return self.last(self.features(x))
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits: softmax makes them the probabilities of the labels.
+
+        Args:
+            x: (B, C, H, W) images in [-1, 1].
+
+        Returns:
+            (B, n_labels).
+        """
+        return self.last(self.features(x))
 
 
 class _Block(nn.Module):

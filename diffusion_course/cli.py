@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
@@ -45,7 +45,7 @@ def keep_stills(nb: dict) -> dict:
     return nb
 
 
-def keep_stills_on_save(model: dict, **_) -> None:
+def keep_stills_on_save(model: dict, **_: Any) -> None:
     """A pre-save hook of Jupyter's contents manager around `keep_stills`.
 
     Args:
@@ -72,12 +72,13 @@ def without_news(handler: object, config: dict) -> dict:
 def _jupyter_server_extension_points() -> list[dict]: return [{"module": "diffusion_course.cli"}]
 
 
-def _load_jupyter_server_extension(server: object) -> None:
+def _load_jupyter_server_extension(server: Any) -> None:
     server.web_app.settings["page_config_hook"] = without_news
 
 # %% ../nbs/toolbox/cli.ipynb #2a2f2f0e
 def lessons_folder(folder: str | None = None) -> Path:
-    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable install.
+    """Where the lessons are: the folder given, `nbs` here or above, or `nbs` beside an editable
+    install.
 
     Args:
         folder: where to look; default: here, above, and beside the package.
@@ -194,7 +195,7 @@ _PRESETS = (
 )  # modules of this package that define PRESETS, named configurations
 
 
-def presets() -> dict[str, object]:
+def presets() -> dict[str, Any]:
     "Every named training of the course and its configuration."
     return {name: config for module in _PRESETS for name, config in _lesson(module).PRESETS.items()}
 
@@ -208,11 +209,11 @@ def train(args: argparse.Namespace) -> int:
     from diffusion_course.options import with_options
 
     training = _lesson("training")
-    folder, given = args.folder or Path("runs") / args.preset, {
-        k: v for k, v in vars(args).items() if k.startswith("option ")
-    }
-    config = presets()[args.preset]
-    config = with_options(args.resume and training.saved_config(config, folder) or config, given)
+    folder = args.folder or Path("runs") / args.preset
+    config: Any = presets()[args.preset]
+    saved = training.saved_config(config, folder) if args.resume else None
+    given = {k: v for k, v in vars(args).items() if k.startswith("option ")}
+    config = with_options(saved or config, given)
     training.train(
         config,
         folder,
@@ -318,7 +319,7 @@ def _denoiser(name: str, device: str) -> nn.Module:
     from diffusion_course.checkpoints import load, shipped
 
     model = load(name, device)
-    if not hasattr(model, "schedule"):
+    if not isinstance(model, _lesson("predictions").Denoiser):
         raise ValueError(
             f"{name} is a {type(model).__name__}, which draws nothing:"
             f" expected one of {', '.join(shipped(denoisers=True))}, or a file"

@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import expect
+from .former import former
 from .images import Images
-from .options import option
+from .options import option, settings
 from .predictions import Denoiser, Model
-from .samplers import Stepper, handling_singular_ends, sample, uniform_grid
+from .samplers import Recorder, Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
 from .seeds import stratified
 from .training import DATA, Recipe, autocast
@@ -44,7 +46,7 @@ class Blur:
 
     width: float = 1 / 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.width > 0:
             raise ValueError(f"width is {self.width}: expected a positive number")
 
@@ -203,8 +205,7 @@ DEGRADATIONS: dict[str, Degradation] = {"blur": Blur(), "masking": Masking(), "p
 class Restorer(UNet):
     """R(x, t, d) = x + U-Net(x, t, d), which begins as the identity.
 
-    net(x (B, C, H, W), t (B,), y) -> (B, C, H, W), the estimate of x1. The label y says which of
-    DEGRADATIONS the damage is; None: an unknown one.
+    net(x (B, C, H, W), t (B,), y) -> (B, C, H, W).
 
     Args:
         config: sizes; default: those of `UNetConfig`.
@@ -212,10 +213,20 @@ class Restorer(UNet):
     """
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
+        """The estimate of x1 for degraded images.
+
+        Args:
+            x: (B, C, H, W) degraded images.
+            t: (B,) their times.
+            y: which of DEGRADATIONS the damage is, one number or (B,); None: an unknown one.
+
+        Returns:
+            (B, C, H, W).
+        """
         return x + super().forward(x, t, y)
 
 
-@dataclass(frozen=True)
+@settings
 class ColdRecipe(Recipe):
     "How to train one restorer for all of DEGRADATIONS: a `Recipe`, and a network told which."
 
@@ -247,7 +258,7 @@ class ColdRecipe(Recipe):
         for k, D in enumerate(DEGRADATIONS.values()): x_t[d == k] = D(x[d == k], t[d == k])
         x1_hat = model(x_t, t, y=d).x1
 
-        def error(v): return (v - x).abs().mean((1, 2, 3))
+        def error(v: Tensor) -> Tensor: return (v - x).abs().mean((1, 2, 3))
 
         return (error(x1_hat) / (error(x_t) + 0.02)).mean()
 
@@ -307,7 +318,7 @@ def naive(degrade: Degradation) -> Stepper:
         degrade: the degradation D(x1, t).
     """
     @handling_singular_ends
-    def step(model, x, t, s): return degrade(model(x, t).x1, s)
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor: return degrade(model(x, t).x1, s)
     return step
 
 
@@ -321,7 +332,7 @@ def improved(degrade: Degradation) -> Stepper:
         degrade: the degradation D(x1, t).
     """
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         x1_hat = model(x, t).x1
         return x - degrade(x1_hat, t) + degrade(x1_hat, s)
     return step
@@ -351,3 +362,7 @@ def restore(
         raise ValueError(f"kind is {kind!r}: expected one of {', '.join(DEGRADATIONS)}")
     ts = uniform_grid(steps, START[kind] if start is None else start)
     return sample(model, x, ts, sampler(DEGRADATIONS[kind]), y=list(DEGRADATIONS).index(kind))
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ColdConfig="ColdRecipe")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import expect
 from .matching import matching_loss
 from .predictions import Denoiser, Model
-from .samplers import Stepper, ddim
+from .samplers import Recorder, Stepper, ddim
 from .schedules import Schedule, per_sample
 from .seeds import normal_quantile, stratified
 
@@ -177,7 +177,7 @@ def edm_heun(
         raise ValueError(f"ratios is {ratios}: expected 0 <= lowest <= highest")
     first_order = ddim()
 
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         if s < t and gamma:
             raise ValueError(
                 f"a step from t = {t} to s = {s}, gamma = {gamma}: expected gamma = 0 towards noise"

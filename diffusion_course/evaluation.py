@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +24,12 @@ from . import expect
 from .checkpoints import load
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
+from .former import former
 from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
-from .options import option
+from .options import option, settings
 from diffusion_course.predictions import (
-    Model,
-    device_of,
-    differentiable,
-    eval_mode,
-    n_labels,
-    network,
-    singular,
+    Model, device_of, differentiable, eval_mode, latent_network, n_labels, singular,
 )
 from .predictions import without_inference
 from .samplers import Stepper
@@ -42,7 +37,7 @@ from .solvers import as_times, integrate, rk4_step, standard_normal
 from .training import Recipe
 
 
-@dataclass(frozen=True)
+@settings
 class ClassifierRecipe(Recipe):
     "How to train a classifier: a `Recipe` and what belongs to telling labels apart."
 
@@ -50,7 +45,7 @@ class ClassifierRecipe(Recipe):
     shift: int = option(4, "most pixels that an image is moved by")
     smoothing: float = option(0.1, "fraction of certainty spread over all labels (Szegedy et al. 2016)")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         most = min(self.net.shape[1:]) - 1
         if not 0 <= self.smoothing < 1:
@@ -292,7 +287,7 @@ class Score:
         if not isinstance(other, Score):
             raise ValueError(f"a score and {other!r}: expected two scores, or use .value")
         for field in ("name", "extractor", "n"):
-            mine, its = getattr(self, field), getattr(other, field)
+            mine, its = vars(self)[field], vars(other)[field]
             if mine != its:
                 raise ValueError(f"two scores: expected the same {field}, not {mine!r} and {its!r}")
         return other.value
@@ -697,7 +692,7 @@ def _fidelity(weights: str | os.PathLike | None) -> tuple[Callable, Path]:
     return calculate_metrics, path
 
 
-@dataclass(frozen=True)
+@settings
 class EvaluateConfig:
     "What to measure, and how the images are drawn: the flags of `diffusion-course evaluate`."
 
@@ -748,7 +743,7 @@ def scores_of(
     """
     labels = n_labels(model)
     n, bits = expect.whole("n", config.n, of="images"), expect.whole("bits", config.bits, 0)
-    if bits and hasattr(network(model), "decode"):
+    if bits and latent_network(model):
         raise ValueError(
             f"bits is {bits}: expected 0 for a model of latents, which says nothing about pixels"
         )
@@ -810,3 +805,7 @@ def _write(scores: dict[str, Score], path: str) -> None:
         fresh.write_text(
             json.dumps([asdict(s) for s in scores.values()], indent=1) + "\n", encoding="utf-8"
         )
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ClassifyConfig="ClassifierRecipe", compare="compare_features")

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pooch
 import torch
@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, write_tensors
 from .couplings import reflow_pairs
+from .former import former
 from .generation import InPrecision, as_images, generate
 from .guidance import classifier_free
 from .matching import matching_loss
-from .options import option
-from .predictions import Denoiser, Model, ModelWrapper, Prediction, to_prediction
+from .options import option, settings
+from .predictions import Denoiser, Model, ModelWrapper, Prediction, device_of, n_labels, to_prediction
 from diffusion_course.samplers import (
     Recorder,
     Stepper,
@@ -36,6 +37,7 @@ from diffusion_course.samplers import (
 )
 from .schedules import Linear, per_sample
 from .seeds import seeded, stratified
+from .solvers import standard_normal
 from .training import Recipe
 
 # %% auto #0
@@ -99,7 +101,7 @@ def consistency() -> Stepper:
     Multistep consistency sampling (Song et al. 2023, algorithm 1). One call a step; at the end no
     noise."""
     @handling_singular_ends
-    def step(model, x, t, s):
+    def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         if s < t: raise ValueError(f"a step from t = {t} to s = {s}: expected s > t, from noise to data")
         x1 = model(x, t).x1
         alpha_s, sigma_s = model.schedule.weights(s)
@@ -115,7 +117,7 @@ def _distance(a: Tensor, b: Tensor, huber: float) -> Tensor:
 def consistency_loss(
     student: Model, target: Model, teacher: Model, x1: Tensor, *, steps: int = 10,
     t: Tensor | None = None, x0: Tensor | None = None, huber: float = 0.03,
-    generator: torch.Generator | None = None, **cond,
+    generator: torch.Generator | None = None, **cond: Any,
 ) -> Tensor:
     """How far the ends disagree that the student names from two points of one path, a scalar:
     consistency distillation.
@@ -142,7 +144,7 @@ def consistency_loss(
     schedule = teacher.schedule
     if t is None: t = stratified(len(x1), generator, x1.device)
     if t.shape != x1.shape[:1]: raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x1)},)")
-    if x0 is None: x0 = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=x1.device)
+    if x0 is None: x0 = standard_normal(x1, generator)
     if x0.shape != x1.shape:
         raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected that of x1, {tuple(x1.shape)}")
     x, s = schedule.mix(x1, x0, t), (t + 1 / steps).clamp(max=1)
@@ -167,7 +169,7 @@ class Pairs:
     x1: Tensor
     y: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.x0.shape != self.x1.shape or self.y.shape != self.x0.shape[:1]:
             shapes = ", ".join(str(tuple(v.shape)) for v in (self.x0, self.x1, self.y))
             raise ValueError(f"x0, x1, y have shapes {shapes}: expected (n, ...) twice, and (n,)")
@@ -215,9 +217,11 @@ def teacher_pairs(
         progress: None: in a terminal.
     """
     if n < 1 or part < 1: raise ValueError(f"n is {n}, part is {part}: expected 1 or more each")
-    labels, device, part = teacher.net.n_labels, next(teacher.parameters()).device, min(part, n)
+    labels, device = n_labels(teacher), device_of(teacher)
+    part = min(part, n)
     if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")
-    guided, parts = InPrecision(classifier_free(teacher, w) if labels else teacher), []
+    guided = InPrecision(classifier_free(teacher, w) if labels else teacher)
+    parts: list[dict[str, Tensor]] = []
     for k in tqdm(range(-(-n // part)), "pairs", disable=None if progress is None else not progress):
         path = folder and Path(folder) / f"{part}-{k:04d}.safetensors"
         if path and path.exists(): found = read_tensors(path)[0]
@@ -225,7 +229,7 @@ def teacher_pairs(
             g = seeded("cpu", seed, 21, k)
             x0 = torch.randn(part, *teacher.net.shape, generator=g)
             y = torch.randint(max(labels, 1), (part,), generator=g)
-            cond = dict(y=y.to(device)) if labels else {}
+            cond: dict[str, Any] = dict(y=y.to(device)) if labels else {}
             x1 = reflow_pairs(guided, x0.to(device), steps, dpmpp_2m(), 250, **cond)[1]
             found = dict(x0=x0.half(), x1=x1.half().cpu(), y=y)
             if path: write_tensors(path, found, dict(w=w, steps=steps, seed=seed))
@@ -233,7 +237,7 @@ def teacher_pairs(
     return Pairs(*(torch.cat([p[k] for p in parts])[:n] for k in ("x0", "x1", "y")))
 
 # %% ../nbs/21_few_step.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class ReflowRecipe(Recipe):
     """How to train a student on pairs of its teacher and the straight lines between them. To be
     sampled with `euler`."""
@@ -247,7 +251,7 @@ class ReflowRecipe(Recipe):
     first: float = option(0.3, "share of the training times that are 0, where sampling begins")
     flip: bool = option(False, "must stay off: a mirrored pair is none of the teacher's")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.pairs, self.pair_steps) < 1:
             raise ValueError(
@@ -306,7 +310,7 @@ class ReflowRecipe(Recipe):
             g: source of randomness.
         """
         t = stratified(len(x), g, x.device)
-        t = t * (torch.rand(len(x), generator=g, device=x.device) >= self.first)
+        t = t * (torch.rand(len(x), generator=g, device=g.device).to(x.device) >= self.first)
         x0, x1 = (v.contiguous(memory_format=torch.channels_last) for v in x.chunk(2, 1))
         return x0, x1, t, dict(y=y) if model.net.n_labels else {}
 
@@ -324,8 +328,8 @@ class ReflowRecipe(Recipe):
         Args:
             model: the averaged one.
         """
-        labels = min(model.net.n_labels, 10)
-        cond = dict(y=torch.arange(labels).repeat_interleave(8)) if labels else {}
+        labels = min(n_labels(model), 10)
+        cond: dict[str, Any] = dict(y=torch.arange(labels).repeat_interleave(8)) if labels else {}
         x = generate(model, 8 * (labels or 10), 2, self.stepper(), seed=1, **cond)
         return as_images(model, x)
 
@@ -336,7 +340,7 @@ def _teacher(name: str, w: float, device: torch.device) -> Model:
     return classifier_free(model, w) if model.net.n_labels else model
 
 
-@dataclass(frozen=True)
+@settings
 class ConsistencyRecipe(ReflowRecipe):
     "How to train a student to name the ends of its teacher's paths. To be sampled with `consistency`."
 
@@ -349,7 +353,7 @@ class ConsistencyRecipe(ReflowRecipe):
     )
     huber: float = option(0.03, "width of the pseudo-Huber distance; 0: the squared distance")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid < 1: raise ValueError(f"grid is {self.grid}: expected 1 or more")
         if not 0 <= self.huber < math.inf: raise ValueError(f"huber is {self.huber}: expected 0 or more")
@@ -415,3 +419,7 @@ PRESETS: dict[str, ReflowRecipe] = {
         save_every=10**6,
     ),
 }
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, ReflowConfig="ReflowRecipe", DistilConfig="ConsistencyRecipe")

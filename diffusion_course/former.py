@@ -30,5 +30,5 @@ def former(module: str, **names: str) -> Callable[[str], Any]:
         new = names[name]
         message = f"{module}.{name} is now called {new}: the former name will go"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(sys.modules[module], new)
+        return vars(sys.modules[module])[new]
     return __getattr__

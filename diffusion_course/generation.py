@@ -7,24 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import expect
+from .former import former
 from .guidance import classifier_free
-from .options import option
+from .options import option, settings
 from .plots import Film, save_grid, tile
 from diffusion_course.predictions import (
-    Model,
-    ModelWrapper,
-    Prediction,
-    device_of,
-    n_labels,
-    network,
-    sample_shape,
+    Model, ModelWrapper, Prediction, device_of, latent_network, n_labels, network, sample_shape,
 )
 from diffusion_course.samplers import (
     Recorder,
@@ -308,7 +303,7 @@ def _previews(run: _Run) -> Iterator[Preview]:
             yield Preview(k, float(run.ts[k]), x, x if last else recorder.first.x1, recorder.nfe)
 
 # %% ../nbs/15_sampling_pictures.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class SampleConfig:
     "What to draw, how, and where to: the flags of `diffusion-course sample`."
 
@@ -349,8 +344,8 @@ def as_images(model: Model, x: Tensor) -> Tensor:
     Returns:
         (n, C, H, W).
     """
-    net = network(model)
-    return net.decode(x) if hasattr(net, "decode") else x
+    net = latent_network(model)
+    return x if net is None else net.decode(x)
 
 
 def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -> None:
@@ -387,3 +382,7 @@ def _rows(x: Tensor, ncols: int) -> Tensor:
     missing = -len(x) % ncols
     x = torch.cat([x, x.new_ones(missing, *x.shape[1:])])
     return x.unflatten(0, (-1, ncols)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, as_pictures="as_images")

@@ -82,7 +82,7 @@ class Images:
     y: Tensor
     names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         x, y, names = _as_images(self.x, self.y, self.names)
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)

@@ -9,7 +9,7 @@ import os
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from .checkpoints import load
 from .classifier import Classifier
+from .former import former
 from .images import Images
-from .options import option
-from .predictions import Denoiser
+from .options import option, settings
+from .predictions import Denoiser, latent_network, network
 from .schedules import Linear
 from .training import DenoiserRecipe, Recipe, autocast
 from .unet import UNet, UNetConfig
@@ -48,7 +49,7 @@ class Latents:
     y: Tensor
     names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mean.ndim != 5 or len(self.mean) != 2 or self.std.shape != self.mean.shape:
             raise ValueError(f"mean and std have shapes {tuple(self.mean.shape)} and"
                              f" {tuple(self.std.shape)}: expected both (2, n, c, h, w)")
@@ -125,7 +126,7 @@ def checksum(vae: nn.Module) -> int:
     return crc
 
 
-@dataclass(frozen=True)
+@settings
 class DecoderConfig(VAEConfig):
     """Sizes of a decoder on its own, and whose latents it reads.
 
@@ -148,10 +149,19 @@ class Decoder(nn.Module):
         self.shape = self.config.shape
         self.decoder = VAE(self.config, seed).decoder
 
-    def forward(self, z: Tensor) -> Tensor: return self.decoder(z).float()
+    def forward(self, z: Tensor) -> Tensor:
+        """The images of latents.
+
+        Args:
+            z: (B, c, h, w) latents, as `VAE.encode` gives them.
+
+        Returns:
+            (B, C, H, W), about in [-1, 1], in single precision.
+        """
+        return self.decoder(z).float()
 
 
-@dataclass(frozen=True)
+@settings
 class LatentUNetConfig(UNetConfig):
     """Sizes of a U-Net of latents, and whose latents they are.
 
@@ -166,10 +176,10 @@ class LatentUNetConfig(UNetConfig):
                               " file; none: its own")
     code: int = option(0, "its checksum; 0: filled in when training begins")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("vae", "decoder"):
-            file = getattr(self, name)
+            file = vars(self)[name]
             if file.endswith(".safetensors"): object.__setattr__(self, name, os.path.abspath(file))
 
 
@@ -255,16 +265,16 @@ def decode(model: Denoiser | LatentUNet | VAE, z: Tensor, batch: int = 256) -> T
         (n, C, H, W), about in [-1, 1].
     """
     if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
-    net: Any = getattr(model, "net", model)
-    if not hasattr(net, "decode"):
-        raise ValueError(f"model is a {type(net).__name__}: expected a model of latents, as"
+    net = latent_network(model)
+    if net is None:
+        raise ValueError(f"model is a {type(network(model) or model).__name__}: expected a model of latents, as"
                          ' load("cifar10-latent"), or an autoencoder')
-    vae = net.vae(z.device) if hasattr(net, "vae") else net
+    vae = net if isinstance(net, VAE) else net.vae(z.device)
     with autocast(z.device):
         return torch.cat([vae.decode(vae.from_unit(part)) for part in z.split(batch)])
 
 # %% ../nbs/18_latent.ipynb #c31e0669
-@dataclass(frozen=True)
+@settings
 class LatentRecipe(DenoiserRecipe):
     "How to train a denoiser of latents: a `DenoiserRecipe`, and whose latents they are."
 
@@ -272,7 +282,7 @@ class LatentRecipe(DenoiserRecipe):
     posterior: str = option("sample", "what stands for an image: sample of the encoder's Gaussian, or"
                                       " its mean")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.posterior not in ("sample", "mean"):
             raise ValueError(f"posterior is {self.posterior!r}: expected 'sample' or 'mean'")
@@ -287,8 +297,7 @@ class LatentRecipe(DenoiserRecipe):
         config = replace(self.net, code=_load_vae(self.net.vae, self.net.decoder)[1])
         if not self.start: return Denoiser(LatentUNet(config, self.seed), Linear(), self.kind)
         model: Any = load(self.start)
-        start_config = getattr(getattr(model, "net", None), "config", None)
-        kind = getattr(model, "kind", None)
+        start_config, kind = (model.net.config, model.kind) if isinstance(model, Denoiser) else (None, None)
         if (start_config, kind) != (config, self.kind):
             raise ValueError(f"start is {self.start!r}, a model of {kind} with {start_config}:"
                              f" expected {self.kind} with {config}")
@@ -311,7 +320,7 @@ class LatentRecipe(DenoiserRecipe):
             z1 = z1 + std * torch.randn(z1.shape, generator=generator, device=z1.device)
         return super().loss(model, z1.contiguous(memory_format=torch.channels_last), y, generator)
 
-    def floor(self, data: Latents, n: int = 0) -> None:
+    def floor(self, data: Any, n: int = 0) -> None:
         """None: the least loss is not known.
 
         Args:
@@ -360,14 +369,14 @@ def perceptual_loss(critic: Classifier, x: Tensor, x_hat: Tensor) -> Tensor:
     Returns:
         ().
     """
-    def unit(f): return F.normalize(f.float(), dim=1)
+    def unit(f: Tensor) -> Tensor: return F.normalize(f.float(), dim=1)
 
     pairs = zip(critic.maps(x), critic.maps(x_hat), strict=True)
     squares = [(unit(f) - unit(f_hat)).square().sum(1).mean() for f, f_hat in pairs]
     return torch.stack(squares).mean()
 
 
-@dataclass(frozen=True)
+@settings
 class DecoderRecipe(Recipe):
     "How to train a decoder on, for latents that stay: squared error, and a perceptual loss."
 
@@ -465,3 +474,7 @@ PRESETS: dict[str, Recipe] = {
         images=100_000, batch=64, lr=1e-3, warmup=6_400, decay=1.0, ema=0.998, save_every=25_600,
     ),
 }
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, LatentConfig="LatentRecipe", DecoderTrainConfig="DecoderRecipe")

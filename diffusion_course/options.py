@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 # %% auto #0
-__all__ = ['Dataclass', 'option', 'as_dict', 'add_options', 'with_options']
+__all__ = ['Dataclass', 'option', 'as_dict', 'settings', 'add_options', 'with_options']
 
 # %% ../nbs/toolbox/options.ipynb #8d1b0aa7
 class Dataclass(Protocol):
@@ -22,6 +23,7 @@ class Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+_C = TypeVar("_C")
 _D = TypeVar("_D", bound=Dataclass)
 
 
@@ -45,6 +47,24 @@ def as_dict(config: Dataclass) -> dict[str, Any]:
     """
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[_C]) -> type[_C]:
+    """A frozen dataclass whose docstring lists its fields with their explanations, so that `help()`
+    shows them.
+
+    Args:
+        cls: a class with annotated fields, made by `option` or not; those of its bases are listed too.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    lines = [
+        f"    {f.name}: {f.metadata['help']}."
+        for f in dataclasses.fields(made)
+        if f.metadata.get("help")
+    ]
+    made.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    return made
+
 # %% ../nbs/toolbox/options.ipynb #225c469a
 def add_options(parser: argparse.ArgumentParser, config: Dataclass, prefix: str = "") -> None:
     """A flag for each field of a dataclass, and of those inside it.
@@ -58,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser, config: Dataclass, prefix: str 
     """
     for f in dataclasses.fields(config):
         name = prefix + f.name
-        value = getattr(config, f.name)
+        value = vars(config)[f.name]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             add_options(parser, value, f"{name}.")
             continue
@@ -80,7 +100,7 @@ def with_options(config: _D, values: Mapping[str, Any]) -> _D:
     Raises:
         ValueError: where a name isn't one of its fields; other errors are the dataclass's own.
     """
-    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    known = {f.name: vars(config)[f.name] for f in dataclasses.fields(config)}
     changed: dict[str, Any] = {}
     inside: dict[str, dict[str, Any]] = {}
     for key, value in values.items():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Scene:
                  density=put(p.density), field=put(p.field), targets=put(p.targets))
             for p in self.panes
         ]
-        options = {k: getattr(self, k) for k in ("seconds", "tail", "loop", "size", "autoplay")}
+        options = {k: vars(self)[k] for k in ("seconds", "tail", "loop", "size", "autoplay")}
         return dict(panes=panes, clock=list(self.clock), **options), bytes(buffer)
 
     def to_html(self, still: bool = True) -> str:
@@ -210,7 +210,7 @@ def play(
     xs = [_paths(entry) for entry in entries]
     times = []
     for entry, x, t in zip(entries, xs, _per_pane(ts, k, "ts"), strict=True):
-        times.append(_times(getattr(entry, "ts", None) if t is None else t, len(x)))
+        times.append(_times(entry.ts if t is None and isinstance(entry, _Trajectory) else t, len(x)))
     clock = (float(min(t[0] for t in times)), float(max(t[-1] for t in times)))
     extents = _per_pane(extent, k, "extent")
     views = [_view(extents[i], [x for x in xs if x.shape[2] == xs[i].shape[2]]) for i in range(k)]
@@ -342,7 +342,7 @@ def _split(paths: Any) -> tuple[list[str] | None, list]:
     "Titles where there are any, and one entry for each pane."
     if isinstance(paths, Mapping): return [str(k) for k in paths], list(paths.values())
     if not isinstance(paths, (list, tuple)) or not paths: return None, [paths]
-    shapes = [() if hasattr(p, "xs") else _numpy(p).shape for p in paths]
+    shapes = [() if isinstance(p, _Trajectory) else _numpy(p).shape for p in paths]
     iterates = all(len(s) == 1 or (len(s) == 2 and s[1] in (1, 2)) for s in shapes)
     return None, [paths] if iterates else list(paths)
 
@@ -354,6 +354,14 @@ def _per_pane(value: Any, k: int, name: str) -> list:
     raise ValueError(f"{name} is a list of {len(value)} for {k} panes: expected one for each pane")
 
 
+@runtime_checkable
+class _Trajectory(Protocol):
+    "Iterates and their times, as `samplers.Trajectory` has them."
+
+    xs: Any
+    ts: Any
+
+
 def _is_number(value: Any) -> bool:
     "Whether a value has no dimensions."
     return not (value is None or isinstance(value, str) or callable(value) or np.ndim(value))
@@ -361,7 +369,7 @@ def _is_number(value: Any) -> bool:
 
 def _paths(x: Any) -> np.ndarray:
     "Iterates (T+1, n, D)."
-    x = _numpy(getattr(x, "xs", x))
+    x = _numpy(x.xs if isinstance(x, _Trajectory) else x)
     if x.ndim == 2: x = x[..., None]
     if x.ndim == 3 and x.shape[2] in (1, 2) and len(x) >= 2 and x.size: return x
     raise ValueError(f"paths has shape {x.shape}: expected (T+1, n, 2), (T+1, n, 1) or (T+1, n) "

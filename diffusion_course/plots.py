@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import expect
 from .files import file_format, whole_file
+from .former import former
 from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure
 from .style import figure_of, legend, plane
 
@@ -606,3 +607,7 @@ def _arrow(
     style = dict(arrowstyle="->", color=color, ls=ls, shrinkA=20, shrinkB=20,
                  connectionstyle=f"arc3,rad={bend}")
     ax.annotate("", b, a, arrowprops=style)
+
+
+if not TYPE_CHECKING:  # type checkers would take any name to be here
+    __getattr__ = former(__name__, SHARES="MASS_FRACTIONS")

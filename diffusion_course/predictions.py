@@ -21,8 +21,8 @@ from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
-           'network', 'target_kind', 'n_labels', 'sample_shape', 'device_of', 'eval_mode', 'differentiable',
-           'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
+           'network', 'target_kind', 'n_labels', 'null_label', 'latent_network', 'sample_shape', 'device_of',
+           'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ def target_row(
 class _Solved(Prediction):
     "A prediction that knows one target y; x1 and eps are solved for when somebody asks for them."
 
+    y: Tensor
+    kind: str
+    sigma_data: float
+
     def __init__(
         self,
         x: Tensor,
@@ -146,9 +150,13 @@ class _Solved(Prediction):
         )
 
     @cached_property
-    def _equations(self) -> tuple:
+    def _equations(self) -> tuple[Any, ...]:
         """a and b, alpha and sigma, and the determinant D: numbers where there is one time (and NaN
         for a D of 0)."""
+        a: Any
+        b: Any
+        alpha: Any
+        sigma: Any
         if self.t.ndim or self.t.requires_grad or not self.schedule.caches:
             a, b = target_row(self.kind, self.t, self.schedule, self.sigma_data)
             alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
@@ -170,11 +178,11 @@ class _Solved(Prediction):
 
     @cached_property
     def x1(self) -> Tensor:
-        return self.y if self.kind == "x1" else self.mix(1.0, 0.0)  # type: ignore[override]
+        return self.y if self.kind == "x1" else self.mix(1.0, 0.0)
 
     @cached_property
     def eps(self) -> Tensor:
-        return self.y if self.kind == "eps" else self.mix(0.0, 1.0)  # type: ignore[override]
+        return self.y if self.kind == "eps" else self.mix(0.0, 1.0)
 
     @property
     def velocity(self) -> Tensor: return self.y if self.kind == "velocity" else super().velocity
@@ -292,7 +300,7 @@ class Denoiser(nn.Module):
     ):
         super().__init__()
         _check_kind(kind, sigma_data)
-        self.net = net
+        self.net: Any = net
         self.schedule = schedule
         self.kind = kind
         self.sigma_data = sigma_data
@@ -396,7 +404,7 @@ def singular(model: Model, t: float) -> bool:
         model: any model.
         t: a time in [0, 1].
     """
-    own = getattr(model, "singular", None)
+    own = _part(model, "singular")
     if own is not None: return own(t)
     lo, hi = model.schedule.t_range
     return not lo <= t <= hi
@@ -409,17 +417,17 @@ def cost(model: Model, t: float) -> int:
         model: any model.
         t: a time in [0, 1].
     """
-    own = getattr(model, "cost", None)
+    own = _part(model, "cost")
     return 1 if own is None else own(t)
 
 
-def network(model: Model) -> Any:
+def network(model: Model | nn.Module) -> Any:
     """The network of a model, through all wrappers; None for models without one.
 
     Args:
         model: any model.
     """
-    return getattr(model, "net", None)
+    return _part(model, "net")
 
 
 def target_kind(model: Model) -> tuple[str, float]:
@@ -428,7 +436,7 @@ def target_kind(model: Model) -> tuple[str, float]:
     Args:
         model: any model.
     """
-    return getattr(model, "kind", "velocity"), getattr(model, "sigma_data", 0.5)
+    return _part(model, "kind", "velocity"), _part(model, "sigma_data", 0.5)
 
 
 def n_labels(model: Model) -> int:
@@ -437,7 +445,26 @@ def n_labels(model: Model) -> int:
     Args:
         model: any model.
     """
-    return int(getattr(network(model), "n_labels", 0))
+    return null_label(model) or 0
+
+
+def null_label(model: Model) -> int | None:
+    """The label that says "no label" to a model's network: its n_labels, if it has it.
+
+    Args:
+        model: any model.
+    """
+    return _part(network(model), "n_labels")
+
+
+def latent_network(model: Model | nn.Module) -> Any:
+    """The network of a model of latents, which can `decode` them (lesson 18), or None.
+
+    Args:
+        model: any model, or a network.
+    """
+    net = network(model) or model
+    return net if _part(net, "decode") else None
 
 
 def sample_shape(model: Model) -> tuple[int, ...]:
@@ -449,7 +476,7 @@ def sample_shape(model: Model) -> tuple[int, ...]:
     Raises:
         ValueError: where the network has no `shape`.
     """
-    shape = getattr(network(model), "shape", None)
+    shape = _part(network(model), "shape")
     if shape is None:
         given = f"a {type(model).__name__} whose network has no .shape"
         raise ValueError(f"the model is {given}: expected net.shape, that of one sample, as (3, 32, 32)")
@@ -479,6 +506,11 @@ def eval_mode(model: Model) -> Iterator[None]:
     try: yield
     finally:
         for module in training: module.training = True
+
+
+def _part(thing: Any, name: str, default: Any = None) -> Any:
+    "What a model or a network may have: the one place that looks it up."
+    return getattr(thing, name, default)
 
 
 def _is_training(model: Model) -> bool: return isinstance(model, nn.Module) and model.training

@@ -90,7 +90,7 @@ def _cached(method: Callable) -> Callable:
     name = method.__name__
 
     @wraps(method)
-    def cached(self, t):
+    def cached(self: Schedule, t: Tensor | float) -> Tensor:
         if not self.caches: return method(self, t)
         if isinstance(t, Tensor):
             if t.ndim or t.requires_grad or t.dtype != torch.float64 or t.device.type != "cpu":
@@ -123,7 +123,7 @@ class Schedule:
     t_range: tuple[float, float] = (0.0, 1.0)
     caches: bool = False
 
-    def __init_subclass__(cls, cache: bool = False, **kwargs: Any):
+    def __init_subclass__(cls, cache: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.caches = cache
         for name in ("alpha", "sigma", "d_alpha", "d_sigma"):
@@ -218,11 +218,11 @@ class Schedule:
 class Linear(Schedule, cache=True):
     "alpha = t, sigma = 1 - t: straight lines at constant speed (Liu et al. 2023; Lipman et al. 2023)."
 
-    def alpha(self, t): return as_time(t)
-    def sigma(self, t): return 1 - as_time(t)
-    def d_alpha(self, t): return torch.ones_like(as_time(t))
-    def d_sigma(self, t): return -torch.ones_like(as_time(t))
-    def t_from_log_snr(self, l): return torch.sigmoid(expect.as_floats(l) / 2)
+    def alpha(self, t: Tensor | float) -> Tensor: return as_time(t)
+    def sigma(self, t: Tensor | float) -> Tensor: return 1 - as_time(t)
+    def d_alpha(self, t: Tensor | float) -> Tensor: return torch.ones_like(as_time(t))
+    def d_sigma(self, t: Tensor | float) -> Tensor: return -torch.ones_like(as_time(t))
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor: return torch.sigmoid(expect.as_floats(l) / 2)
 
 # %% ../nbs/03_paths.ipynb #8ec88aba
 def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> GaussianMixture:
@@ -241,12 +241,13 @@ def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> Gaussian
 class Cosine(Schedule, cache=True):
     "A quarter of a circle at constant speed (Nichol and Dhariwal 2021, eq. 17, without their offset)."
 
-    def alpha(self, t): return torch.sin(math.pi / 2 * as_time(t))
-    def sigma(self, t):
+    def alpha(self, t: Tensor | float) -> Tensor: return torch.sin(math.pi / 2 * as_time(t))
+    def sigma(self, t: Tensor | float) -> Tensor:
         return torch.sin(math.pi / 2 * (1 - as_time(t)))  # is 0 at t = 1, as cos(π/2) is not
-    def d_alpha(self, t): return math.pi / 2 * self.sigma(t)
-    def d_sigma(self, t): return -math.pi / 2 * self.alpha(t)
-    def t_from_log_snr(self, l): return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
+    def d_alpha(self, t: Tensor | float) -> Tensor: return math.pi / 2 * self.sigma(t)
+    def d_sigma(self, t: Tensor | float) -> Tensor: return -math.pi / 2 * self.alpha(t)
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
 
 # %% ../nbs/03_paths.ipynb #7972e0a7
 class VariancePreserving(Schedule, cache=True):
@@ -275,12 +276,13 @@ class VariancePreserving(Schedule, cache=True):
         "The integral of beta from the data to t: minus the logarithm of alpha²."
         return (1 - t) * (self.beta_min + self._beta(t)) / 2
 
-    def alpha(self, t): return torch.exp(-self._integral(as_time(t)) / 2)
-    def sigma(self, t): return (-torch.expm1(-self._integral(as_time(t)))).abs().sqrt()
-    def d_alpha(self, t): return self._beta(as_time(t)) / 2 * self.alpha(t)
-    def d_sigma(self, t): return -self._beta(as_time(t)) / 2 * self.alpha(t) ** 2 / self.sigma(t)
+    def alpha(self, t: Tensor | float) -> Tensor: return torch.exp(-self._integral(as_time(t)) / 2)
+    def sigma(self, t: Tensor | float) -> Tensor: return (-torch.expm1(-self._integral(as_time(t)))).abs().sqrt()
+    def d_alpha(self, t: Tensor | float) -> Tensor: return self._beta(as_time(t)) / 2 * self.alpha(t)
+    def d_sigma(self, t: Tensor | float) -> Tensor:
+        return -self._beta(as_time(t)) / 2 * self.alpha(t) ** 2 / self.sigma(t)
 
-    def t_from_log_snr(self, l):
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor:
         integral = F.softplus(-expect.as_floats(l))
         slope = self.beta_max - self.beta_min
         return (
@@ -304,12 +306,13 @@ class VarianceExploding(Schedule, cache=True):
             )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
-    def alpha(self, t): return torch.ones_like(as_time(t))
-    def sigma(self, t): return self.sigma_max * (self.sigma_min / self.sigma_max) ** as_time(t)
-    def d_alpha(self, t): return torch.zeros_like(as_time(t))
-    def d_sigma(self, t): return math.log(self.sigma_min / self.sigma_max) * self.sigma(t)
+    def alpha(self, t: Tensor | float) -> Tensor: return torch.ones_like(as_time(t))
+    def sigma(self, t: Tensor | float) -> Tensor:
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** as_time(t)
+    def d_alpha(self, t: Tensor | float) -> Tensor: return torch.zeros_like(as_time(t))
+    def d_sigma(self, t: Tensor | float) -> Tensor: return math.log(self.sigma_min / self.sigma_max) * self.sigma(t)
 
-    def t_from_log_snr(self, l):
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor:
         return (
             (math.log(self.sigma_max) + expect.as_floats(l) / 2)
             / math.log(self.sigma_max / self.sigma_min)
@@ -325,6 +328,9 @@ class DDPM(Schedule, cache=True):
     Args:
         betas: (T,) numbers between 0 and 1; copied, in double precision.
     """
+
+    betas: Tensor
+    _log_alpha2: Tensor
 
     def __init__(self, betas: Tensor):
         betas = expect.as_floats(betas).detach().cpu().double().clone()
@@ -365,23 +371,23 @@ class DDPM(Schedule, cache=True):
         step = log_alpha2[k + 1] - log_alpha2[k]
         return log_alpha2[k] + (position - k) * step, -step * len(self.betas)
 
-    def alpha(self, t):
+    def alpha(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
         return (self._interpolate(t)[0] / 2).exp().to(t)
 
-    def sigma(self, t):
+    def sigma(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
         return (-torch.expm1(self._interpolate(t)[0])).abs().sqrt().to(t)
 
-    def d_alpha(self, t):
+    def d_alpha(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
         return (self._interpolate(t)[1] / 2).to(t) * self.alpha(t)
 
-    def d_sigma(self, t):
+    def d_sigma(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
         return -(self._interpolate(t)[1] / 2).to(t) * self.alpha(t) ** 2 / self.sigma(t)
 
-    def t_from_log_snr(self, l):
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor:
         l = expect.as_floats(l)
         target = -F.softplus(-expect.as_double(l))  # log alpha²
         log_alpha2 = self._log_alpha2.to(device=target.device, dtype=target.dtype)

@@ -127,7 +127,7 @@ def _iterates(
     yield x
     for t, s in pairwise(ts):
         y = step(x, t, s)
-        if getattr(y, "shape", None) != x.shape:
+        if not isinstance(y, Tensor) or y.shape != x.shape:
             raise ValueError(
                 f"the step returned {_shape_of(y)}: expected a tensor of shape {tuple(x.shape)}"
             )
@@ -138,7 +138,7 @@ def _iterates(
 def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
     "u(x, t), with t as a tensor, so that a field may use torch's functions of it."
     k = u(x, expect.as_floats(t))
-    if getattr(k, "shape", None) != x.shape:
+    if not isinstance(k, Tensor) or k.shape != x.shape:
         raise ValueError(
             f"the field returned {_shape_of(k)}: expected a tensor of the shape of x, {tuple(x.shape)}"
         )
@@ -186,7 +186,7 @@ def _shape_of(value: object) -> str:
 
 # %% ../nbs/02_simulation.ipynb #884cb116
 def em_step(
-    u: Field, g: Field | float, x: Tensor, t: float, s: float, *,
+    u: Field, g: Field | Tensor | float, x: Tensor, t: float, s: float, *,
     generator: torch.Generator | None = None, noise: Tensor | None = None,
 ) -> Tensor:
     """One Euler-Maruyama step for dx = u(x, t) dt + g dW, in the sense of Itô: x_s = x + h u +

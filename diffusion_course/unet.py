@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .images import check_input, sinusoidal
-from .options import option
+from .options import option, settings
 from .seeds import seeded_weights
 
 # %% auto #0
@@ -64,6 +63,7 @@ class TimeEmbedding(nn.Module):
         """
         if self.rates is None: waves = sinusoidal(t, self.width)
         else:
+            t = t.to(torch.promote_types(t.dtype, torch.float32))
             angle = 2 * math.pi * t[:, None] * self.rates
             waves = torch.cat([angle.sin(), angle.cos()], 1)
         return self.layers(waves.to(next(self.layers.parameters(), waves).dtype))
@@ -89,8 +89,7 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv2(silu((1 + s) norm2(h) + b)) with h = conv1(silu(norm1(x))); s and b are read off an
-    embedding e.
+    """x + conv2(silu((1 + s) norm2(h) + b)) with h = conv1(silu(norm1(x))); s and b are read off an embedding e.
 
     block(x (B, width_in, H, W), e (B, embedding)) -> (B, width, H, W). It begins as the identity, or a
     1 x 1 convolution where the width changes (Ho et al. 2020, appendix B).
@@ -139,9 +138,8 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """x + out(softmax(q k^T / sqrt(d)) v): a mean over all positions, weighted by how well they agree.
 
-    layer(x (B, width, H, W)) -> the same shape. q, k and v are linear in norm(x); each of width /
-    head heads has d = head channels of its own (Vaswani et al. 2017, eq. 1). It begins as the
-    identity.
+    layer(x (B, width, H, W)) -> the same shape. q, k and v are linear in norm(x); each of width / head heads
+    has d = head channels of its own (Vaswani et al. 2017, eq. 1). It begins as the identity.
 
     Args:
         width: channels, a multiple of 16 and of head.
@@ -154,9 +152,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, head: int):
         super().__init__()
         if head < 1 or width % head:
-            raise ValueError(
-                f"width is {width}, head is {head}: expected a width that is a multiple of head"
-            )
+            raise ValueError(f"width is {width}, head is {head}: expected a width that is a multiple of head")
         self.norm = _norm(width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = _zeroed(nn.Conv2d(width, width, 1))
@@ -264,7 +260,7 @@ def part_costs(config: UNetConfig) -> dict[str, PartCost]:
     return {part: PartCost(shapes[part], sizes[part], costs[part]) for part in shapes}
 
 # %% ../nbs/13_unet.ipynb #9fd598c9
-@dataclass(frozen=True)
+@settings
 class UNetConfig:
     "What a U-Net looks like. As it stands: the shipped CIFAR-10 model's."
 
@@ -279,9 +275,10 @@ class UNetConfig:
     embedding: str = option("sinusoidal", "of the time; or fourier, waves of random lengths")
     modulate: bool = option(True, "time and label scale and shift a norm; else they are added")
 
-    def __post_init__(self):
-        for name in ("shape", "widths", "attention"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "attention", tuple(self.attention))
         _check_config(self)
 
 
@@ -290,7 +287,7 @@ def _check_config(c: UNetConfig) -> None:
         raise ValueError(f"shape is {c.shape}: expected (channels, height, width)")
     if not c.widths or any(w < 1 or w % 16 for w in c.widths):
         raise ValueError(f"widths is {c.widths}: expected multiples of 16")
-    for name in ("blocks", "head", "patch"): expect.whole(name, getattr(c, name))
+    for name, value in dict(blocks=c.blocks, head=c.head, patch=c.patch).items(): expect.whole(name, value)
     expect.whole("n_labels", c.n_labels, 0)
     expect.number("dropout", c.dropout, 0, 1, "a fraction in [0, 1)", below=True)
     expect.one_of("embedding", c.embedding, EMBEDDINGS)
@@ -304,15 +301,11 @@ def _check_config(c: UNetConfig) -> None:
             raise ValueError(f"attention is {c.attention}: {expected}")
     attending = [w for h, w in zip(heights, c.widths, strict=True) if h in c.attention]
     for w in (*attending, c.widths[-1]):
-        if w % c.head:
-            raise ValueError(
-                f"widths holds {w}: expected multiples of head, {c.head}, at attention"
-            )
+        if w % c.head: raise ValueError(f"widths holds {w}: expected multiples of head, {c.head}, at attention")
 
 # %% ../nbs/13_unet.ipynb #2a8056d2
 class UNet(nn.Module):
-    """net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W): down, through a middle,
-    and up with skips.
+    """net(x (B, C, H, W), t (B,), y (B,), a label or None) -> (B, C, H, W): down, through a middle, and up with skips.
 
     Ho et al. (2020, appendix B), with the options of `UNetConfig`. It begins as zero.
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(
-    prefix="matplotlib-"
-)  # the user's list of fonts may name fonts of an environment that is gone
+# The user's list of fonts may name fonts of an environment that is gone.
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
 ROOT = Path(__file__).resolve().parents[1]
-NBS, PACKAGE = ROOT / "nbs", ROOT / "diffusion_course"
+NBS = ROOT / "nbs"
+PACKAGE = ROOT / "diffusion_course"
 sys.path.insert(0, str(ROOT / "tools"))
 
 from execute import notebooks  # noqa: E402
@@ -40,11 +40,8 @@ def read(path: Path) -> dict:
 
 def code(path: Path) -> list[str]:
     """The sources of a notebook's code cells, without lines that only IPython reads."""
-    return [
-        re.sub(r"^\s*[%!].*$", "", c["source"], flags=re.M)
-        for c in read(path)["cells"]
-        if c["cell_type"] == "code"
-    ]
+    sources = [c["source"] for c in read(path)["cells"] if c["cell_type"] == "code"]
+    return [re.sub(r"^\s*[%!].*$", "", source, flags=re.M) for source in sources]
 
 
 def is_exported(source: str) -> bool:
@@ -54,33 +51,33 @@ def is_exported(source: str) -> bool:
 
 def module_of(path: Path) -> str | None:
     """The module that a notebook exports, with its package."""
-    found = [m[1] for source in code(path) if (m := re.match(r"#\|\s*default_exp\s+(\S+)", source))]
-    return f"diffusion_course.{found[0]}" if found else None
+    for source in code(path):
+        directive = re.match(r"#\|\s*default_exp\s+(\S+)", source)
+        if directive: return f"diffusion_course.{directive[1]}"
+    return None
 
 
 def checks(source: str) -> Iterator[tuple[str, str]]:
     """The calls check("name", function) in a source: the name, and the function as it is written."""
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "id", None) == "check"
-            and len(node.args) == 2
-            and isinstance(node.args[0], ast.Constant)
-        ):
+        if not isinstance(node, ast.Call) or getattr(node.func, "id", None) != "check": continue
+        if len(node.args) == 2 and isinstance(node.args[0], ast.Constant):
             yield node.args[0].value, ast.unparse(node.args[1])
 
 
 def imported(source: str, module: str = "") -> set[str]:
-    """The modules of this package that a source imports, also inside its functions; `module` is where relative names
-    start."""
-    found = set()
+    """The modules of this package that a source imports, also inside its functions.
+
+    `module` is where relative names start.
+    """
+    names = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import): found |= {a.name for a in node.names}
-        if isinstance(node, ast.ImportFrom):
-            base = (
-                ".".join(filter(None, [*module.split(".")[: -node.level], node.module]))
-                if node.level
-                else node.module
-            )
-            found |= {f"{base}.{a.name}" for a in node.names} if base == "diffusion_course" else {base}
-    return {m for m in found if m.startswith("diffusion_course.") and not m.endswith(".__version__")}
+        if isinstance(node, ast.Import): names |= {a.name for a in node.names}
+        if not isinstance(node, ast.ImportFrom): continue
+        base = node.module
+        if node.level:
+            above = module.split(".")[: -node.level]
+            base = ".".join([*above, node.module] if node.module else above)
+        names |= {f"{base}.{a.name}" for a in node.names} if base == "diffusion_course" else {base}
+    own = {name for name in names if name.startswith("diffusion_course.")}
+    return {name for name in own if not name.endswith(".__version__")}

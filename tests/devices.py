@@ -80,11 +80,26 @@ _TAKE_NUMBERS = {
     "clamp_",
     "full_like",
 }
-_TAKE_CPU_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+_TAKE_CPU_INDICES = {
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "_unsafe_index",
+    "_unsafe_index_put",
+}
 _COPY = {"copy_", "copy", "_copy_from"}
 _WAIT = {
-    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim",
-    "unique_consecutive", "allclose",
+    "_local_scalar_dense",
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "allclose",
 }
 
 
@@ -92,7 +107,9 @@ class DeviceError(RuntimeError):
     """What would fail on a real device, or be avoidably slow."""
 
 
-_places: dict[int, tuple[StorageWeakRef, torch.device | None]] = {}  # of storages that are not simply on the CPU
+_places: dict[int, tuple[StorageWeakRef, torch.device | None]] = (
+    {}
+)  # of storages that are not simply on the CPU
 
 
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
@@ -212,7 +229,9 @@ class _Facts:
 @cache
 def _facts(kernel) -> _Facts:
     name, arguments = kernel._schema.name.removeprefix("aten::"), tuple(kernel._schema.arguments)
-    takes_numbers = torch.Tag.pointwise in kernel.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")
+    takes_numbers = (
+        torch.Tag.pointwise in kernel.tags or name in _TAKE_NUMBERS or name.startswith("_foreach_")
+    )
     return _Facts(name, arguments, any(a.name == "device" for a in arguments), takes_numbers)
 
 
@@ -220,7 +239,8 @@ class _Kernels(TorchDispatchMode):
     """Passes devices on from kernel to kernel, and refuses what a device would."""
 
     @classmethod
-    def _should_skip_dynamo(cls) -> bool: return False  # else every kernel goes through torch._dynamo, which is slow
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else every kernel goes through torch._dynamo, which is slow
 
     def __init__(self, world: Pretended):
         super().__init__()
@@ -233,7 +253,13 @@ class _Kernels(TorchDispatchMode):
         world, facts = self.world, _facts(func)
         name = facts.name
         inputs = [(a, x) for a, v in zip(facts.arguments, args, strict=False) for x in _tensors(v)]
-        if kwargs: inputs += [(a, x) for a in facts.arguments if a.name in kwargs for x in _tensors(kwargs[a.name])]
+        if kwargs:
+            inputs += [
+                (a, x)
+                for a in facts.arguments
+                if a.name in kwargs
+                for x in _tensors(kwargs[a.name])
+            ]
         places = [_place(x) for _, x in inputs]
         known = [p for p in places if p is not None]
         device = next((p for p in known if p != CPU), CPU if known else None)
@@ -246,18 +272,18 @@ class _Kernels(TorchDispatchMode):
             if here is not None and world.resolve(here) == world.device: kwargs = kwargs | dict(device=CPU)
         if device is not None and device != CPU:
             if device.type == "mps": self._on_mps(name, kwargs)
-            if (
-                name in _WAIT
-                or name in _TAKE_CPU_INDICES
-                and any(x.dtype in _MASKS for x in _tensors(args[1]))
-            ):
-                world.wait(name)
+            by_mask = name in _TAKE_CPU_INDICES and any(x.dtype in _MASKS for x in _tensors(args[1]))
+            if by_mask or name in _WAIT: world.wait(name)
         out = func(*args, **kwargs)
         for (_, x), place in zip(inputs, places, strict=True):
             if place is None and device is not None: _put(x, device)
         for y in _tensors(out):
             if device != CPU and not _is_known(y): _put(y, device)
-            if y.dtype in DOUBLE and device is not None and device.type == "mps" and (_place(y) or CPU).type == "mps":
+            if (
+                y.dtype in DOUBLE
+                and (_place(y) or CPU).type == "mps"
+                and not any(x.dtype in DOUBLE for _, x in inputs)
+            ):
                 world.fail(name, f"{y.dtype} on {world.device}, which MPS does not have")
         return out
 
@@ -276,13 +302,17 @@ class _Kernels(TorchDispatchMode):
             written = argument.alias_info is not None and argument.alias_info.is_write
             small = facts.takes_numbers or name in _TAKE_CPU_INDICES and argument.name == "values"
             if place == CPU and x.ndim == 0 and small and not written: continue
-            where = ", ".join(f"{a.name} {tuple(x.shape)} on {p}" for (a, x), p in zip(inputs, places, strict=True))
+            where = ", ".join(
+                f"{a.name} {tuple(x.shape)} on {p}"
+                for (a, x), p in zip(inputs, places, strict=True)
+            )
             self.world.fail(name, f"inputs on different devices: {where}")
         return device
 
     def _on_mps(self, name: str, kwargs: dict) -> None:
         if name in MPS_LACKS: self.world.fail(name, "MPS has no such kernel")
-        if kwargs.get("dtype") in DOUBLE: self.world.fail(name, f"{kwargs['dtype']} on mps, which MPS does not have")
+        if kwargs.get("dtype") in DOUBLE:
+            self.world.fail(name, f"{kwargs['dtype']} on mps, which MPS does not have")
 
 
 class _Calls(TorchFunctionMode):
@@ -319,8 +349,11 @@ def _call(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Any:
     return out
 
 
-def _check_generator(world: Pretended, func: Callable, args: tuple, kwargs: dict, asked: torch.device | None) -> None:
-    g = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch._C.Generator)), None)
+def _check_generator(
+    world: Pretended, func: Callable, args: tuple, kwargs: dict, asked: torch.device | None
+) -> None:
+    is_generator = lambda v: torch._C.Generator in type(v).__mro__  # isinstance is slow here
+    g = next(filter(is_generator, (*args, *kwargs.values())), None)
     if g is None: return
     places = [p for x in _tensors((args, kwargs)) if (p := _place(x)) not in (None, CPU)]
     device = asked or (places[0] if places else CPU)
@@ -340,8 +373,10 @@ def _to(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     x, *rest = args
     rest = [*rest, *([kwargs["other"]] if "other" in kwargs else [])]
     how = {k: v for k, v in kwargs.items() if k not in ("copy", "other")}
-    if rest and isinstance(rest[0], Tensor): device, dtype, form = _place(rest[0]) or CPU, rest[0].dtype, None
-    else: device, dtype, _, form = torch._C._nn._parse_to(*rest, **how)
+    if rest and isinstance(rest[0], Tensor):
+        device, dtype, form = _place(rest[0]) or CPU, rest[0].dtype, None
+    else:
+        device, dtype, _, form = torch._C._nn._parse_to(*rest, **how)
     return _moved(world, x, device, dtype, form, kwargs.get("copy", False))
 
 
@@ -362,7 +397,8 @@ def _moved(
     device = here if device is None else world.resolve(device)
     if dtype is not None: how["dtype"] = dtype
     if form is not None: how["memory_format"] = form
-    if device == here: return _call(world, torch.Tensor.to, (x,), dict(dtype=x.dtype) | how | dict(copy=copy))
+    if device == here:
+        return _call(world, torch.Tensor.to, (x,), dict(dtype=x.dtype) | how | dict(copy=copy))
     if device.type == "meta": return _call(world, torch.Tensor.to, (x, "meta"), how)
     final = dtype or x.dtype
     if "mps" in (here.type, device.type) and final in DOUBLE:
@@ -405,12 +441,8 @@ def _new(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     if isinstance(data, (list, tuple)):
         for x in _tensors(data):
             if (_place(x) or CPU) == world.device: world.wait(_name(func))
-    out = func(
-        *((of,) if of is not None else ()),
-        *values[:1],
-        **{k: v for k, v in kwargs.items() if k != "dtype"},
-        dtype=dtype
-    )
+    owner = () if of is None else (of,)
+    out = func(*owner, *values[:1], **kwargs | dict(dtype=dtype))
     place = CPU if device is None else world.resolve(device)
     if place.type == "mps" and out.dtype in DOUBLE:
         world.fail(_name(func), f"{out.dtype} on {place}, which MPS does not have")
@@ -434,11 +466,23 @@ def _set_grad(world: Pretended, func: Callable, args: tuple, kwargs: dict) -> No
 
 _NEW_LIKE = (Tensor.new_tensor,)
 _SPECIAL: dict[Callable, Callable] = {
-    Tensor.device.__get__: _device, Tensor.is_cpu.__get__: _is_on("cpu"), Tensor.is_cuda.__get__: _is_on("cuda"),
-    Tensor.is_mps.__get__: _is_on("mps"), Tensor.to: _to, Tensor.cpu: _cpu, Tensor.cuda: _accelerator,
-    Tensor.numpy: _numpy, Tensor.__array__: _numpy, Tensor.__dlpack__: _numpy, Tensor.tolist: _tolist,
-    torch.tensor: _new, torch.as_tensor: _new, torch.asarray: _new, Tensor.new_tensor: _new,
-    Tensor.__deepcopy__: _deepcopy, Tensor.grad.__set__: _set_grad,
+    Tensor.device.__get__: _device,
+    Tensor.is_cpu.__get__: _is_on("cpu"),
+    Tensor.is_cuda.__get__: _is_on("cuda"),
+    Tensor.is_mps.__get__: _is_on("mps"),
+    Tensor.to: _to,
+    Tensor.cpu: _cpu,
+    Tensor.cuda: _accelerator,
+    Tensor.numpy: _numpy,
+    Tensor.__array__: _numpy,
+    Tensor.__dlpack__: _numpy,
+    Tensor.tolist: _tolist,
+    torch.tensor: _new,
+    torch.as_tensor: _new,
+    torch.asarray: _new,
+    Tensor.new_tensor: _new,
+    Tensor.__deepcopy__: _deepcopy,
+    Tensor.grad.__set__: _set_grad,
 }
 
 
@@ -474,7 +518,10 @@ def _grouped(world: Pretended) -> Callable:
 
     def group(lists, with_indices=False):
         found = real(lists, with_indices)
-        return {(_place(next(_tensors(ts))) or CPU, dtype): (ts, i) for (_, dtype), (ts, i) in found.items()}
+        return {
+            (_place(next(_tensors(ts))) or CPU, dtype): (ts, i)
+            for (_, dtype), (ts, i) in found.items()
+        }
     return group
 
 

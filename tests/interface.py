@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "course"  # of servers that live for a test, on this machine only
 PATIENCE = 60_000  # milliseconds before what does not come is given up
-NO_BROWSER = "no Chromium or Chrome found: set CHROMIUM to one, or run `python -m playwright install chromium`"
+NO_BROWSER = ("no Chromium or Chrome found: "
+              "set CHROMIUM to one, or run `python -m playwright install chromium`")
 
 
 # ---- the browser ---------------------------------------------------------------------------------
@@ -34,8 +36,8 @@ NO_BROWSER = "no Chromium or Chrome found: set CHROMIUM to one, or run `python -
 def find_browser() -> str | None:
     """An executable: $CHROMIUM, the system's Chromium or Chrome, or Playwright's own."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found: return found
+    system = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if system: return system
     try:
         from playwright.sync_api import sync_playwright
         with sync_playwright() as p: own = p.chromium.executable_path
@@ -44,14 +46,13 @@ def find_browser() -> str | None:
 
 
 def install_browser() -> str | None:
-    """The browser there is, or Playwright's, fetched. None, and one line that says so, where neither can be had."""
+    """The browser there is, or Playwright's, fetched; None where neither can be had. Says which in one line."""
     if not find_browser():
-        subprocess.run(
-            [sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True
-        )
-    found = find_browser()
-    print(f"Browser tests use {found}." if found else f"Browser tests will be skipped: {NO_BROWSER}.")
-    return found
+        command = [sys.executable, "-m", "playwright", "install", "chromium"]
+        subprocess.run(command, capture_output=True)
+    path = find_browser()
+    print(f"Browser tests use {path}." if path else f"Browser tests will be skipped: {NO_BROWSER}.")
+    return path
 
 
 @contextlib.contextmanager
@@ -59,7 +60,8 @@ def open_browser() -> Iterator[Browser]:
     """A headless browser that asks nothing of the network by itself."""
     from playwright.sync_api import sync_playwright
 
-    flags = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    flags = ["--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--no-first-run"]
     if hasattr(os, "geteuid") and os.geteuid() == 0: flags.append("--no-sandbox")
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=find_browser(), args=flags)
@@ -86,18 +88,10 @@ def free_port() -> int:
 
 
 def private(folder: Path) -> dict[str, str]:
-    """An environment whose Jupyter keeps its settings, trust and logs in `folder` and knows nothing of the user's."""
-    places = {
-        name: str(folder / name.lower())
-        for name in (
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTER_DATA_DIR",
-            "JUPYTER_RUNTIME_DIR",
-            "JUPYTERLAB_SETTINGS_DIR",
-            "JUPYTERLAB_WORKSPACES_DIR",
-            "IPYTHONDIR",
-        )
-    }
+    """An environment whose Jupyter keeps its settings, trust and logs in `folder`, apart from the user's."""
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
+             "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
+    places = {name: str(folder / name.lower()) for name in names}
     return {**lab_environment(), **places, "JUPYTER_TOKEN": TOKEN}
 
 
@@ -109,19 +103,17 @@ def answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
-    """The server that `command` starts on `port`, ended afterwards. `folder` takes its settings and its log."""
+    """The server that `command` starts on `port`, ended afterwards; `folder` takes its settings and log."""
     log = folder / "server.log"
-    with log.open("w") as out:
-        server = Server(
-            f"http://127.0.0.1:{port}",
-            subprocess.Popen(command, env=private(folder), stdout=out, stderr=out, cwd=folder),
-            log,
-        )
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(command, env=private(folder), stdout=out, stderr=out, cwd=folder)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         give_up = time.monotonic() + PATIENCE / 1000
         while not answers(server.url):
             if server.process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
+                text = log.read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"JupyterLab did not start:\n{text}")
             time.sleep(0.1)
         yield server
     finally:
@@ -134,9 +126,11 @@ def running(command: list[str], port: int, folder: Path) -> Iterator[Server]:
 def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     """JupyterLab on a folder of trusted notebooks, as `diffusion-course lab` starts it."""
     port = free_port()
-    trust = "import sys, pathlib; from diffusion_course.cli import trust; trust(pathlib.Path(sys.argv[1]))"
+    trust = ("import sys, pathlib; from diffusion_course.cli import trust; "
+             "trust(pathlib.Path(sys.argv[1]))")
     subprocess.run([sys.executable, "-c", trust, str(notebooks)], env=private(folder), check=True)
-    with running(lab_command(notebooks, "", port, browser=False), port, folder) as server: yield server
+    command = lab_command(notebooks, "", port, browser=False)
+    with running(command, port, folder) as server: yield server
 
 
 # ---- a notebook ----------------------------------------------------------------------------------
@@ -153,32 +147,38 @@ def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('li[data-command="runmenu:run-all"]').click()
     page.wait_for_function(
-        """() => { const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c =>
-        c.querySelector('.cm-content')?.innerText.trim());
-                   return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
-                     (cells.length && cells.every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText))) }""",
-        timeout=timeout,
-    )
+        """() => {
+          const written = c => c.querySelector('.cm-content')?.innerText.trim();
+          const numbered = c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText);
+          const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(written);
+          return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
+            (cells.length && cells.every(numbered));
+        }""", timeout=timeout)
 
 
 def complaints(page: Page) -> list[str]:
     """Errors and warnings under the cells, and dialogs and notices over them."""
-    said = page.locator(
-        '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"], .jp-Dialog, .Toastify__toast'
-    )
-    return [text.strip()[-1500:] for text in said.all_inner_texts()]
+    places = ('[data-mime-type="application/vnd.jupyter.error"]',
+              '[data-mime-type="application/vnd.jupyter.stderr"]', ".jp-Dialog", ".Toastify__toast")
+    return [text.strip()[-1500:] for text in page.locator(", ".join(places)).all_inner_texts()]
 
 
-# Pictures are compared by their pixels: the address of one that was sent anew changes even where it looks the same.
+# Images are compared by their pixels: the address of one that was sent anew changes even where it
+# looks the same.
 # A player is looked at, paused, at several times, because at t = 0 nothing may differ.
 PIXELS = """async (root) => {
-  const hash = (s) => { let h = 5381; for (let i = 0; i < s.length; i++) h = (h * 33 ^ s.charCodeAt(i)) >>> 0; return h; };
+  const hash = (s) => {
+    let h = 5381;
+    for (let i = 0; i < s.length; i++) h = (h * 33 ^ s.charCodeAt(i)) >>> 0;
+    return h;
+  };
   const seen = [];
   for (const img of root.querySelectorAll('.dc-picture')) {
-    const picture = img.tagName === 'IMG' ? img : img.querySelector('img'), canvas = document.createElement('canvas');
-    try { await picture.decode(); } catch { return 'loading'; }
-    canvas.width = picture.naturalWidth; canvas.height = picture.naturalHeight;
-    canvas.getContext('2d').drawImage(picture, 0, 0);
+    const image = img.tagName === 'IMG' ? img : img.querySelector('img');
+    const canvas = document.createElement('canvas');
+    try { await image.decode(); } catch { return 'loading'; }
+    canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+    canvas.getContext('2d').drawImage(image, 0, 0);
     seen.push(hash(canvas.toDataURL()));
   }
   for (const player of root.matches('.dc-player') ? [root] : root.querySelectorAll('.dc-player')) {
@@ -200,49 +200,55 @@ def pixels(element: ElementHandle) -> str:
 
 
 def settle(panel: ElementHandle, before: str, patience: float = 20) -> bool:
-    """Wait until the panel shows something other than `before`, and has come to rest. False where it never does."""
-    last, give_up = before, time.monotonic() + patience
+    """Wait until the panel shows something other than `before` and is at rest; False where it never is."""
+    last = before
+    give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         time.sleep(0.15)
-        now = pixels(panel)
-        if now == last and now not in (before, "loading"): return True
-        last = now
+        shown = pixels(panel)
+        if shown == last and shown not in (before, "loading"): return True
+        last = shown
     return False
 
 
 def drag(page: Page, control: ElementHandle, to: float, moves: int = 6) -> None:
-    """Drag a slider's handle to a share of its length, by mouse."""
-    handle, track = control.query_selector(".noUi-handle"), control.query_selector(".noUi-target")
-    handle.scroll_into_view_if_needed()
-    a, b = handle.bounding_box(), track.bounding_box()
-    y = a["y"] + a["height"] / 2
-    page.mouse.move(a["x"] + a["width"] / 2, y)
+    """Drag a slider's handle to a fraction of its length, by mouse."""
+    control.query_selector(".noUi-handle").scroll_into_view_if_needed()
+    handle, track = boxes(control)
+    y = handle["y"] + handle["height"] / 2
+    page.mouse.move(handle["x"] + handle["width"] / 2, y)
     page.mouse.down()
-    page.mouse.move(b["x"] + to * b["width"], y, steps=moves)
+    page.mouse.move(track["x"] + to * track["width"], y, steps=moves)
     page.mouse.up()
+
+
+def boxes(control: ElementHandle) -> tuple[dict, dict]:
+    """Where a slider's handle and its track are."""
+    handle, track = (control.query_selector(name) for name in (".noUi-handle", ".noUi-target"))
+    return handle.bounding_box(), track.bounding_box()
 
 
 def ways(page: Page, control: ElementHandle) -> list[Callable[[], object]]:
     """Moves that each give a control another value, the ends of a slider among them."""
     if control.query_selector(".noUi-handle"):
-        handle, track = (
-            control.query_selector(".noUi-handle").bounding_box(),
-            control.query_selector(".noUi-target").bounding_box(),
-        )
+        handle, track = boxes(control)
         near_end = handle["x"] + handle["width"] / 2 > track["x"] + track["width"] / 2
-        return [lambda to=to: drag(page, control, to) for to in ([0.2, 1, 0] if near_end else [0.8, 0, 1])]
-    if select := control.query_selector("select"):
-        others = select.evaluate("s => [...s.options].map((o, k) => k).filter(k => k !== s.selectedIndex)")
-        return [lambda k=k: select.select_option(index=k) for k in others]
-    if buttons := [b for b in control.query_selector_all("button") if "mod-active" not in b.get_attribute("class")]:
-        return [b.click for b in buttons]
+        fractions = (0.2, 1, 0) if near_end else (0.8, 0, 1)
+        return [partial(drag, page, control, fraction) for fraction in fractions]
+    select = control.query_selector("select")
+    if select:
+        others = "s => [...s.options].map((o, k) => k).filter(k => k !== s.selectedIndex)"
+        return [partial(select.select_option, index=k) for k in select.evaluate(others)]
+    buttons = control.query_selector_all("button")
+    idle = [b for b in buttons if "mod-active" not in b.get_attribute("class")]
+    if idle: return [b.click for b in idle]
     box = control.query_selector("input[type=checkbox]")
-    if box is None: raise AssertionError(f"a control the tests do not know: {control.inner_text()!r}")
-    return [box.click]
+    if box: return [box.click]
+    raise AssertionError(f"a control the tests do not know: {control.inner_text()!r}")
 
 
 def exercise_panel(page: Page, panel: ElementHandle) -> None:
-    """Move every control of a panel and see its pictures change each time, without a message."""
+    """Move every control of a panel and see what it shows change each time, without a message."""
     panel.scroll_into_view_if_needed()
     controls = panel.query_selector_all(".dc-controls > *")
     assert controls, "a panel without controls"
@@ -251,7 +257,7 @@ def exercise_panel(page: Page, panel: ElementHandle) -> None:
         for k, move in enumerate(ways(page, control)):
             before = pixels(panel)
             move()
-            assert settle(panel, before), f"move {k + 1} of {name!r} changed no picture"
+            assert settle(panel, before), f"move {k + 1} of {name!r} changed no image"
             message = panel.query_selector(".dc-message").inner_text().strip()
             assert not message, f"move {k + 1} of {name!r}: {message}"
 
@@ -259,19 +265,26 @@ def exercise_panel(page: Page, panel: ElementHandle) -> None:
 def exercise_player(page: Page, player: ElementHandle) -> None:
     """Play, pause and scrub a player."""
     player.scroll_into_view_if_needed()
-    button, draws = player.query_selector(".dc-play"), lambda: int(player.get_attribute("data-draws") or 0)
+    def draws() -> int: return int(player.get_attribute("data-draws") or 0)
+
+    def look() -> tuple[str, ...]:
+        return tuple(player.evaluate("p => [...p.querySelectorAll('canvas')].map(c => c.toDataURL())"))
+
+    button = player.query_selector(".dc-play")
     if player.get_attribute("data-playing") == "true": button.click()
     scrub = player.query_selector(".dc-scrub").bounding_box()
     shown = []
-    for share in (0.05, 0.5, 0.95):
-        page.mouse.click(scrub["x"] + share * scrub["width"], scrub["y"] + scrub["height"] / 2)
-        shown.append(player.evaluate("p => [...p.querySelectorAll('canvas')].map(c => c.toDataURL()).join()"))
-    assert len(set(shown)) == len(shown), "scrubbing changed no picture"
+    for fraction in (0.05, 0.5, 0.95):
+        page.mouse.click(scrub["x"] + fraction * scrub["width"], scrub["y"] + scrub["height"] / 2)
+        shown.append(look())
+    assert len(set(shown)) == len(shown), "scrubbing changed no image"
     page.mouse.click(scrub["x"] + 0.05 * scrub["width"], scrub["y"] + scrub["height"] / 2)
-    start, first = draws(), player.evaluate("p => p.querySelector('canvas').toDataURL()")
+    start = draws()
+    first = look()[0]
     button.click()
-    page.wait_for_function("([p, n]) => +p.dataset.draws > n + 5", arg=[player, start], timeout=PATIENCE)
-    assert player.evaluate("p => p.querySelector('canvas').toDataURL()") != first, "playing moved nothing"
+    more = "([p, n]) => +p.dataset.draws > n + 5"
+    page.wait_for_function(more, arg=[player, start], timeout=PATIENCE)
+    assert look()[0] != first, "playing moved nothing"
     button.click()
     start = draws()
     page.wait_for_timeout(300)
@@ -303,39 +316,35 @@ play(paths(3.0, n=2000), extent=3)
 def write_notebook(path: Path, source: str) -> None:
     """A notebook of code cells, which `source` separates by lines of %%."""
     import nbformat
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(c.strip()) for c in source.split("\n%%\n")],
-            metadata={
-                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
-            },
-        ),
-        path,
-    )
+    cells = [nbformat.v4.new_code_cell(c.strip()) for c in source.split("\n%%\n")]
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
-# From the event that moves the slider to the frame after the new picture is in the page.
+# From the event that moves the slider to the frame after the new image is in the page.
 WATCH = """(panel) => {
   window.dcMoved = null; window.dcTimes = [];
-  const done = () => { if (window.dcMoved === null) return; const t0 = window.dcMoved; window.dcMoved = null;
-                       requestAnimationFrame(() => window.dcTimes.push(performance.now() - t0)); };
+  const done = () => {
+    if (window.dcMoved === null) return;
+    const t0 = window.dcMoved;
+    window.dcMoved = null;
+    requestAnimationFrame(() => window.dcTimes.push(performance.now() - t0));
+  };
   document.addEventListener('pointermove', () => { window.dcMoved ??= performance.now(); }, true);
-  const player = panel.querySelector('.dc-player'), image = panel.querySelector('.dc-picture');
-  if (player) new MutationObserver(done).observe(player, { attributes: true, attributeFilter: ['data-revision'] });
-  else (image.tagName === 'IMG' ? image : image.querySelector('img')).addEventListener('load', done);
+  const player = panel.querySelector('.dc-player'), img = panel.querySelector('.dc-picture');
+  const revised = { attributes: true, attributeFilter: ['data-revision'] };
+  if (player) new MutationObserver(done).observe(player, revised);
+  else (img.tagName === 'IMG' ? img : img.querySelector('img')).addEventListener('load', done);
 }"""
 
 
 def latencies(page: Page, panel: ElementHandle, moves: int = 60) -> list[float]:
-    """Milliseconds from each of many moves of a panel's first slider to its new picture."""
+    """Milliseconds from each of many moves of a panel's first slider to its new image."""
     panel.scroll_into_view_if_needed()
     control = panel.query_selector(".dc-controls > *")
     drag(page, control, 0.02)
     page.wait_for_timeout(500)
-    handle, track = (
-        control.query_selector(".noUi-handle").bounding_box(),
-        control.query_selector(".noUi-target").bounding_box(),
-    )
+    handle, track = boxes(control)
     y = handle["y"] + handle["height"] / 2
     page.mouse.move(handle["x"] + handle["width"] / 2, y)
     page.mouse.down()
@@ -352,13 +361,16 @@ def frames_per_second(page: Page, player: ElementHandle, seconds: float = 3) -> 
     """How often a playing player draws."""
     player.scroll_into_view_if_needed()
     if player.get_attribute("data-playing") != "true": player.query_selector(".dc-play").click()
-    count = """async ([p, s]) => { const a = +p.dataset.draws, t = performance.now(); await new Promise(r => setTimeout(r, 1000 * s));
-                                   return 1000 * (p.dataset.draws - a) / (performance.now() - t); }"""
+    count = """async ([p, s]) => {
+      const a = +p.dataset.draws, t = performance.now();
+      await new Promise(r => setTimeout(r, 1000 * s));
+      return 1000 * (p.dataset.draws - a) / (performance.now() - t);
+    }"""
     return page.evaluate(count, [player, seconds])
 
 
 def measure_speed(page: Page, server: Server, notebooks: Path) -> str:
-    """A table: slider to new picture, and the player's frames per second."""
+    """A table: slider to new image, and the player's frames per second."""
     write_notebook(notebooks / "speed.ipynb", SPEED)
     open_notebook(page, server, "speed.ipynb")
     run_all(page)
@@ -366,20 +378,17 @@ def measure_speed(page: Page, server: Server, notebooks: Path) -> str:
     page.wait_for_selector(".dc-panel .dc-picture", timeout=PATIENCE)
     assert not complaints(page), complaints(page)
     rows = []
-    for name, panel in zip(
-        ("player, 500 points, 50 steps", "figure, 500 points"),
-        page.query_selector_all(".dc-panel"),
-        strict=True,
-    ):
+    names = ("player, 500 points, 50 steps", "figure, 500 points")
+    for name, panel in zip(names, page.query_selector_all(".dc-panel"), strict=True):
         ms = sorted(latencies(page, panel))
-        rows.append(
-            f"slider to new {name:29} median {ms[len(ms) // 2]:4.0f} ms   95th percentile {ms[int(0.95 * len(ms))]:4.0f} ms   ({len(ms)} moves)"
-        )
-    player = page.query_selector_all(".dc-player")[-1]
-    rows.append(f"player, 2,000 points, 50 steps: {frames_per_second(page, player):.0f} frames a second")
+        median, late = ms[len(ms) // 2], ms[int(0.95 * len(ms))]
+        rows.append(f"slider to new {name:29} median {median:4.0f} ms   "
+                    f"95th percentile {late:4.0f} ms   ({len(ms)} moves)")
+    fps = frames_per_second(page, page.query_selector_all(".dc-player")[-1])
+    rows.append(f"player, 2,000 points, 50 steps: {fps:.0f} frames a second")
     return "\n".join(rows)
 
 
 if __name__ == "__main__":
-    found = install_browser() if "--install" in sys.argv else find_browser()
-    if "--install" not in sys.argv: print(found or NO_BROWSER)
+    if "--install" in sys.argv: install_browser()
+    else: print(find_browser() or NO_BROWSER)

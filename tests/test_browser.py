@@ -10,17 +10,8 @@ import pytest
 import torch
 from conftest import LESSONS, NBS, ROOT, name_of
 from interface import (
-    NO_BROWSER,
-    Server,
-    complaints,
-    exercise_panel,
-    exercise_player,
-    find_browser,
-    measure_speed,
-    open_browser,
-    open_notebook,
-    run_all,
-    serve,
+    NO_BROWSER, Server, complaints, exercise_panel, exercise_player, find_browser, measure_speed,
+    open_browser, open_notebook, run_all, serve,
 )
 
 from diffusion_course.player import play
@@ -31,13 +22,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, re
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the notebooks, because JupyterLab writes to those it has open."""
-    return Path(
-        shutil.copytree(
-            NBS,
-            tmp_path_factory.mktemp("lab") / "nbs",
-            ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
-        )
-    )
+    copy = tmp_path_factory.mktemp("lab") / "nbs"
+    return Path(shutil.copytree(NBS, copy, ignore=shutil.ignore_patterns(".ipynb_checkpoints")))
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +40,28 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def page(browser, server: Server, request: pytest.FixtureRequest) -> Iterator:
-    """A fresh profile's page. It asks only the server, and leaves a picture in out/ where a test fails."""
+    """A fresh profile's page. It asks only the server, and leaves an image in out/ where a test fails."""
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    page, asked, failed = context.new_page(), [], request.session.testsfailed
-    page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else asked.append(r.url))
+    page = context.new_page()
+    failed = request.session.testsfailed
+    foreign = []
+
+    def requested(r) -> None:
+        if not r.url.startswith((server.url, "data:", "blob:")): foreign.append(r.url)
+
+    page.on("request", requested)
     page.on("dialog", lambda dialog: dialog.accept())  # on leaving a notebook with changes
     yield page
     if request.session.testsfailed > failed:
-        picture = ROOT / "out" / (re.sub(r"\W+", "_", request.node.name).strip("_") + ".png")
-        page.screenshot(path=picture)
-        print(f"See {picture}")
+        image = ROOT / "out" / (re.sub(r"\W+", "_", request.node.name).strip("_") + ".png")
+        page.screenshot(path=image)
+        print(f"See {image}")
     context.close()
-    assert not asked, f"asked of the network: {asked}"
+    assert not foreign, f"asked of the network: {foreign}"
 
 
-STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'  # pictures that need no kernel
+# What is seen without a kernel
+STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
@@ -89,11 +82,10 @@ def test_lesson(page, server: Server, path: Path) -> None:
 
 
 def test_a_player_never_runs_backwards(browser, tmp_path: Path) -> None:
-    """A browser may stamp a frame earlier than the click that started it; the clock must not go below its beginning."""
+    """A browser may stamp a frame earlier than the click that started it; the clock stays above its beginning."""
     scene = play(torch.linspace(-1, 1, 12).reshape(3, 2, 2))
-    (tmp_path / "player.html").write_text(
-        f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}", encoding="utf-8"
-    )
+    html = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
+    (tmp_path / "player.html").write_text(html, encoding="utf-8")
     page = browser.new_page()
     page.add_init_script("""
         window.seen = [];

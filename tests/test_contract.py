@@ -24,16 +24,36 @@ from diffusion_course.generation import InPrecision, generate, previews
 from diffusion_course.guidance import classifier_free, classifier_guided
 from diffusion_course.inpainting import known_region, reconstruction_guided, resampling
 from diffusion_course.matching import MLP, fit, matching_loss
-from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, ModelWrapper, Prediction
+from diffusion_course.predictions import (
+    KINDS,
+    Denoiser,
+    EmpiricalDenoiser,
+    ExactDenoiser,
+    ModelWrapper,
+    Prediction,
+)
 from diffusion_course.samplers import (
-    adaptive, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun, midpoint, rk4, sample, trajectory, uniform_grid,
+    adaptive,
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    euler,
+    euler_maruyama,
+    heun,
+    midpoint,
+    rk4,
+    sample,
+    trajectory,
+    uniform_grid,
 )
 from diffusion_course.samplers import karras_grid, with_langevin
 from diffusion_course.schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving
 from diffusion_course.solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
 
 MIXTURE = running_mixture()
-CLASSIFIER = lambda x, t: -torch.stack([x.square().sum(1), (x - 1).square().sum(1), (x + 1).square().sum(1)], 1)
+CLASSIFIER = lambda x, t: -torch.stack(
+    [x.square().sum(1), (x - 1).square().sum(1), (x + 1).square().sum(1)], 1
+)
 KNOWN = torch.tensor([[0.5, -0.5]]), torch.tensor([True, False])
 WRAPPERS: dict[str, Callable[..., ModelWrapper]] = {
     "free": lambda m: classifier_free(m, 2.0),
@@ -66,7 +86,9 @@ def test_wrappers_nest_in_any_order(order):
     assert generate(model, 4, 3, y=y, seed=0, precision="fp32").shape == (4, 2)
     other = outer(inner(trained_like()))
     other.load_state_dict(model.state_dict())
-    assert not model.training and all(p.device.type == "meta" for p in copy.deepcopy(model).to("meta").parameters())
+    assert not model.training and all(
+        p.device.type == "meta" for p in copy.deepcopy(model).to("meta").parameters()
+    )
 
 
 def test_a_wrapper_of_wrappers_counts_and_is_singular_as_its_parts_say():
@@ -95,7 +117,8 @@ def test_wrappers_of_exact_models():
     model = InPrecision(classifier_free(exact, 1.5), "fp32")
     x = generate(model, 5, 4, shape=(2,), y=1, seed=0)
     assert x.shape == (5, 2) and model.net is None
-    with pytest.raises(ValueError, match="whose network has no .shape: expected net.shape"): generate(model, 5, y=1)
+    with pytest.raises(ValueError, match="whose network has no .shape: expected net.shape"):
+        generate(model, 5, y=1)
 
 
 class Own(nn.Module):
@@ -210,7 +233,8 @@ def test_models_of_lesson_10_are_saved(tmp_path):
 def test_what_could_not_be_read_back_is_not_written(tmp_path, monkeypatch, path, change, message):
     monkeypatch.chdir(tmp_path)
     model = trained_like()
-    with pytest.raises(ValueError, match=message): checkpoints.save(change(model) if change else model, path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.save(change(model) if change else model, path)
     with pytest.raises(ValueError, match="expected what JSON can hold"):
         checkpoints.save(model, "m.safetensors", note=object())
     assert not list(tmp_path.iterdir())
@@ -225,12 +249,28 @@ def test_numbers_beyond_16_bits_are_kept(tmp_path):
 
 # ---- every stepper, schedule, target, direction, dtype, number of steps ----------------------------------------------
 
-SCHEDULES = dict(linear=Linear(), cosine=Cosine(), vp=VariancePreserving(), ve=VarianceExploding(0.02, 20.0),
-                 ddpm=DDPM(linear_betas(200)))
+SCHEDULES = dict(
+    linear=Linear(),
+    cosine=Cosine(),
+    vp=VariancePreserving(),
+    ve=VarianceExploding(0.02, 20.0),
+    ddpm=DDPM(linear_betas(200)),
+)
 STEPPERS = dict(
-    euler=euler(), midpoint=midpoint(), heun=heun(), rk4=rk4(), ddim=ddim(), ddim_eta=ddim(0.6), dpmpp_2m=dpmpp_2m(),
-    euler_maruyama=euler_maruyama(1.0), ancestral=ancestral(), ancestral_beta=ancestral("beta"), edm=edm_heun(),
-    edm_churn=edm_heun(0.3), langevin=with_langevin(ddim()), consistency=consistency(),
+    euler=euler(),
+    midpoint=midpoint(),
+    heun=heun(),
+    rk4=rk4(),
+    ddim=ddim(),
+    ddim_eta=ddim(0.6),
+    dpmpp_2m=dpmpp_2m(),
+    euler_maruyama=euler_maruyama(1.0),
+    ancestral=ancestral(),
+    ancestral_beta=ancestral("beta"),
+    edm=edm_heun(),
+    edm_churn=edm_heun(0.3),
+    langevin=with_langevin(ddim()),
+    consistency=consistency(),
     known=known_region(heun(), torch.zeros(1, 2), torch.tensor([True, False])),
     resampling=resampling(dpmpp_2m(), torch.zeros(1, 2), torch.tensor([True, False]), 2),
 )
@@ -392,8 +432,12 @@ def test_predictions_can_be_replaced_in():
         torch.testing.assert_close(same.velocity, p.velocity)
         clipped = p.with_x1(p.x1.clamp(-0.5, 0.5))
         torch.testing.assert_close(0.4 * clipped.x1 + 0.6 * clipped.eps, x)
-        assert torch.equal(dataclasses.replace(p, x1=clipped.x1).x1, clipped.x1) and isinstance(clipped, Prediction)
-        torch.testing.assert_close(dataclasses.replace(p, x1=clipped.x1, eps=clipped.eps).velocity, clipped.velocity)
+        assert torch.equal(dataclasses.replace(p, x1=clipped.x1).x1, clipped.x1) and isinstance(
+            clipped, Prediction
+        )
+        torch.testing.assert_close(
+            dataclasses.replace(p, x1=clipped.x1, eps=clipped.eps).velocity, clipped.velocity
+        )
 
 
 def test_log_prob_is_right_where_a_wrapper_takes_gradients():
@@ -403,7 +447,9 @@ def test_log_prob_is_right_where_a_wrapper_takes_gradients():
 
     def logits(x, t):
         from diffusion_course.schedules import marginal
-        return torch.stack([marginal(MIXTURE, schedule, float(t)).label_probs(x)[:, k].log() for k in range(3)], 1)
+        return torch.stack(
+            [marginal(MIXTURE, schedule, float(t)).label_probs(x)[:, k].log() for k in range(3)], 1
+        )
 
     guided = classifier_guided(exact, logits, 1.0)
     expected = log_prob(exact, x, 60, y=1)
@@ -419,7 +465,8 @@ def test_steppers_without_parentheses_say_how_to_mend_it():
             match=rf"the stepper is the function {name}: .*, as {name}\(\) with parentheses makes",
         ):
             sample(model, normal(3, 2), uniform_grid(2), stepper)
-    with pytest.raises(ValueError, match="the stepper is 'ddim'"): sample(model, normal(3, 2), uniform_grid(2), "ddim")
+    with pytest.raises(ValueError, match="the stepper is 'ddim'"):
+        sample(model, normal(3, 2), uniform_grid(2), "ddim")
     with pytest.raises(ValueError, match="an ancestral step from t"):
         invert(model, normal(3, 2), uniform_grid(3), ancestral())
 
@@ -434,7 +481,10 @@ def test_fields_may_use_torch_or_math_functions_of_t(step):
     )
     ends = [list(integrate(lambda x, t, s, u=u: step(u, x, t, s), x, ts))[-1] for u in fields[:2]]
     torch.testing.assert_close(*ends)
-    assert list(integrate(lambda x, t, s: step(fields[2], x, t, s), x.float(), ts))[-1].dtype == torch.float32
+    assert (
+        list(integrate(lambda x, t, s: step(fields[2], x, t, s), x.float(), ts))[-1].dtype
+        == torch.float32
+    )
     g = lambda x, t: torch.sin(t) + 1
     noisy = em_step(fields[0], g, x, 0.2, 0.4, noise=normal(4, 2, seed=1))
     torch.testing.assert_close(
@@ -474,7 +524,9 @@ def test_training_takes_numpys_dtype_and_labels_of_any_kind():
         (data, labels.numpy()),
         (data, labels.double()),
     ):
-        losses.append(fit(Denoiser(MLP(width=8, n_labels=3), Linear()), x, 4, labels=y, progress=False).loss)
+        losses.append(
+            fit(Denoiser(MLP(width=8, n_labels=3), Linear()), x, 4, labels=y, progress=False).loss
+        )
     for loss in losses[1:]: torch.testing.assert_close(loss, losses[0])
 
 
@@ -495,18 +547,22 @@ def test_training_takes_numpys_dtype_and_labels_of_any_kind():
 def test_bad_settings_of_training_are_refused(change, message):
     model = Denoiser(MLP(width=8, n_labels=3), Linear())
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=message): fit(model, MIXTURE.sample(64, rng()), 5, progress=False, **change)
+    with pytest.raises(ValueError, match=message):
+        fit(model, MIXTURE.sample(64, rng()), 5, progress=False, **change)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_a_training_that_diverges_stops_with_the_last_good_state():
     model = Denoiser(MLP(width=8), Linear())
-    loss = lambda model, x1, **kw: matching_loss(model, x1, **kw) * (float("nan") if next(steps) >= 150 else 1)
+    loss = lambda model, x1, **kw: matching_loss(model, x1, **kw) * (
+        float("nan") if next(steps) >= 150 else 1
+    )
     steps = itertools.count()
     with pytest.raises(ValueError, match="the loss is nan after 200 steps: expected finite numbers"):
         fit(model, MIXTURE.sample(64, rng()), 300, loss=loss, batch_size=16, progress=False)
     assert all(p.isfinite().all() for p in model.parameters())
-    with pytest.raises(ValueError, match="lr is 1e"): fit(model, MIXTURE.sample(64, rng()), 10, lr=1e30, progress=False)
+    with pytest.raises(ValueError, match="lr is 1e"):
+        fit(model, MIXTURE.sample(64, rng()), 10, lr=1e30, progress=False)
 
 
 def test_empirical_and_exact_models_compute_in_single_precision_at_least():
@@ -520,6 +576,10 @@ def test_known_pixels_are_exact_on_a_path_that_ends_with_noise():
     x1, mask = MIXTURE.sample(6, rng()).double(), torch.tensor([True, False])
     model = ExactDenoiser(MIXTURE, VarianceExploding(0.3, 20.0))
     x = 20 * normal(6, 2)
-    for stepper in (known_region(heun(), x1, mask), resampling(ddim(), x1, mask, 3), resampling(ddim(), x1, mask, 1)):
+    for stepper in (
+        known_region(heun(), x1, mask),
+        resampling(ddim(), x1, mask, 3),
+        resampling(ddim(), x1, mask, 1),
+    ):
         out = sample(model, x, uniform_grid(8), stepper, generator=rng())
         assert torch.equal(out[:, 0], x1[:, 0]) and not torch.equal(out[:, 1], x1[:, 1])

@@ -53,7 +53,12 @@ def test_shifted_pictures_are_windows_of_the_mirrored_one():
     x = torch.arange(64.0).reshape(1, 1, 8, 8).expand(300, 1, 8, 8)
     padded, found = nn.functional.pad(x[:1], (2,) * 4, mode="reflect"), set()
     for moved in shifted(x, 2, rng()):
-        fits = [(i, j) for i in range(5) for j in range(5) if torch.equal(moved, padded[0, :, i: i + 8, j: j + 8])]
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(moved, padded[0, :, i : i + 8, j : j + 8])
+        ]
         assert len(fits) == 1
         found.add(fits[0])
     assert len(found) == 25, "every shift comes up among 300"
@@ -85,15 +90,26 @@ def test_digits_are_learned_and_the_file_gives_the_classifier_back(tmp_path):
     )
 
 
-@pytest.mark.parametrize("wrong, expected", [
-    (dict(widths=()), "widths is \\(\\): expected one or more"), (dict(blocks=(1,)), "a number >= 0 for each"),
-    (dict(shape=(3, 30, 30)), "multiples of 8"), (dict(n_labels=1), "n_labels is 1: expected 2 or more")])
+@pytest.mark.parametrize(
+    "wrong, expected",
+    [
+        (dict(widths=()), "widths is \\(\\): expected one or more"),
+        (dict(blocks=(1,)), "a number >= 0 for each"),
+        (dict(shape=(3, 30, 30)), "multiples of 8"),
+        (dict(n_labels=1), "n_labels is 1: expected 2 or more"),
+    ],
+)
 def test_bad_shapes_of_a_classifier(wrong, expected):
     with pytest.raises(ValueError, match=expected): ClassifierConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong, expected", [
-    (dict(smoothing=1.0), "smoothing is 1.0: expected a share"), (dict(shift=32), "shift is 32: expected 0 to 31")])
+@pytest.mark.parametrize(
+    "wrong, expected",
+    [
+        (dict(smoothing=1.0), "smoothing is 1.0: expected a share"),
+        (dict(shift=32), "shift is 32: expected 0 to 31"),
+    ],
+)
 def test_bad_recipes_of_a_classifier(wrong, expected):
     with pytest.raises(ValueError, match=expected): ev.ClassifyConfig(**wrong)
 
@@ -105,21 +121,27 @@ def test_features_are_those_of_the_rounded_picture_whatever_the_batch():
     whole = ev.features(x, net)
     assert whole.dtype == torch.float64 and whole.shape == (23, 32)
     torch.testing.assert_close(ev.features(x, net, batch=5), whole, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ev.features(to_float(x) + 0.003, net), whole, rtol=0, atol=0)  # half a byte is 0.0039
-    with torch.autocast("cpu", torch.bfloat16): torch.testing.assert_close(ev.features(x, net), whole, rtol=0, atol=0)
+    torch.testing.assert_close(
+        ev.features(to_float(x) + 0.003, net), whole, rtol=0, atol=0
+    )  # half a byte is 0.0039
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(ev.features(x, net), whole, rtol=0, atol=0)
     assert ev.features(x, mean_colour).shape == (23, 1)
 
 
 def test_features_refuse():
     x = some_pictures(4, shape=(1, 8, 8))
-    with pytest.raises(ValueError, match=r"training mode: expected net.eval\(\)"): ev.features(x, Classifier(SMALL))
+    with pytest.raises(ValueError, match=r"training mode: expected net.eval\(\)"):
+        ev.features(x, Classifier(SMALL))
     with pytest.raises(ValueError, match="1 values that are NaN"):
         ev.features(torch.full((1, 1, 1, 1), math.nan), mean_colour)
-    with pytest.raises(ValueError, match=r"x is \(4, 64\): expected pictures"): ev.features(x.flatten(1), mean_colour)
+    with pytest.raises(ValueError, match=r"x is \(4, 64\): expected pictures"):
+        ev.features(x.flatten(1), mean_colour)
     with pytest.raises(ValueError, match="no pictures"): ev.features(x[:0], mean_colour)
     with pytest.raises(ValueError, match=r"y has shape \(3,\): expected \(4,\)"):
         ev.label_agreement(mean_colour, x, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"expected \(B, 1, 8, 8\)"): Classifier(SMALL)(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"expected \(B, 1, 8, 8\)"):
+        Classifier(SMALL)(torch.zeros(1, 3, 8, 8))
 
 
 def test_label_agreement_counts():
@@ -146,14 +168,20 @@ def test_frechet_distance_of_gaussians():
         torch.tensor([4.0, 1.0, 1.0, 2.0]).double(),
     )
     a, b = exactly(x, torch.zeros(4).double(), diagonal.diag()), exactly(y, mean, other.diag())
-    expected = mean.square().sum() + (diagonal.sqrt() - other.sqrt()).square().sum()  # matrices that commute
+    expected = (
+        mean.square().sum() + (diagonal.sqrt() - other.sqrt()).square().sum()
+    )  # matrices that commute
     assert ev.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
     assert ev.frechet_distance(b, a) == pytest.approx(expected.item(), rel=1e-9)
     mix = normal(4, 4, seed=3)
-    A, B = mix @ mix.T + torch.eye(4), (normal(4, 4, seed=4) @ mix).T @ (normal(4, 4, seed=4) @ mix) + torch.eye(4)
+    A, B = mix @ mix.T + torch.eye(4), (normal(4, 4, seed=4) @ mix).T @ (
+        normal(4, 4, seed=4) @ mix
+    ) + torch.eye(4)
     values = torch.linalg.eigvals(A @ B)  # those of the product that papers write: real and positive
     expected = A.trace() + B.trace() - 2 * values.real.sqrt().sum()
-    assert ev.frechet_distance(exactly(x, mean, A), exactly(y, mean, B)) == pytest.approx(expected.item(), rel=1e-8)
+    assert ev.frechet_distance(exactly(x, mean, A), exactly(y, mean, B)) == pytest.approx(
+        expected.item(), rel=1e-8
+    )
 
 
 def test_frechet_distance_agrees_with_sqrtm_and_holds_where_covariances_are_singular():
@@ -219,9 +247,12 @@ def test_precision_and_recall_on_sets_made_for_it():
 
 @pytest.mark.parametrize("distance", [ev.frechet_distance, ev.kernel_distance, ev.precision_recall])
 def test_distances_refuse(distance):
-    with pytest.raises(ValueError, match=r"a is \(5,\): expected features \(n, d\)"): distance(normal(5), normal(5, 1))
-    with pytest.raises(ValueError, match=r"b is \(1, 2\): expected features"): distance(normal(5, 2), normal(1, 2))
-    with pytest.raises(ValueError, match="a has 2 features and b has 3"): distance(normal(5, 2), normal(5, 3))
+    with pytest.raises(ValueError, match=r"a is \(5,\): expected features \(n, d\)"):
+        distance(normal(5), normal(5, 1))
+    with pytest.raises(ValueError, match=r"b is \(1, 2\): expected features"):
+        distance(normal(5, 2), normal(1, 2))
+    with pytest.raises(ValueError, match="a has 2 features and b has 3"):
+        distance(normal(5, 2), normal(5, 3))
     with pytest.raises(ValueError, match="b holds 1 values that are NaN"):
         distance(
             normal(5, 2),
@@ -238,13 +269,27 @@ def test_precision_recall_refuses_k():
 
 def test_score_says_what_it_depends_on():
     text = str(ev.Score("Fréchet distance", 12.345, 10_000, "Classifier 01", floor=1.5, error=0.25))
-    assert all(part in text for part in ("Fréchet distance", "12.3", "± 0.25", "10,000", "Classifier 01", "1.5"))
-    assert "±" not in str(ev.Score("recall", 0.5, 10, "x")) and "real" not in str(ev.Score("recall", 0.5, 10, "x"))
+    assert all(
+        part in text
+        for part in ("Fréchet distance", "12.3", "± 0.25", "10,000", "Classifier 01", "1.5")
+    )
+    assert "±" not in str(ev.Score("recall", 0.5, 10, "x")) and "real" not in str(
+        ev.Score("recall", 0.5, 10, "x")
+    )
 
 
 def test_scores_compare_only_like_with_like():
     a, b = ev.Score("recall", 0.5, 10, "ours"), ev.Score("recall", 0.75, 10, "ours", floor=0.9)
-    assert a < b and b > a and a <= b and b >= a and not a > b and b - a == 0.25 and min(b, a) is a and float(a) == 0.5
+    assert (
+        a < b
+        and b > a
+        and a <= b
+        and b >= a
+        and not a > b
+        and b - a == 0.25
+        and min(b, a) is a
+        and float(a) == 0.5
+    )
     for other, what in (
         (ev.Score("recall", 0.75, 10, "theirs"), "extractor"),
         (ev.Score("precision", 0.75, 10, "ours"), "name"),
@@ -265,7 +310,11 @@ def test_real_scores_are_those_of_two_sets_without_a_common_picture():
     )
     assert floor["Fréchet distance"].value == ev.frechet_distance(real[first], real[second])
     scores = ev.compare_features(real[first], real[second] + 5, "numbers", floor)
-    assert scores["Fréchet distance"].floor == floor["Fréchet distance"].value < scores["Fréchet distance"].value
+    assert (
+        scores["Fréchet distance"].floor
+        == floor["Fréchet distance"].value
+        < scores["Fréchet distance"].value
+    )
     assert scores["recall"] < floor["recall"]
     with pytest.raises(ValueError, match="n is 36: expected 1 to 35"): ev.split(36, 70)
     with pytest.raises(ValueError, match="30 real and 20 made pictures: expected equally many"):
@@ -298,7 +347,9 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     run = lambda **k: ev.evaluate(model, blue_or_red, real, 40, steps=4, progress=False, **k)
     scores = run()
     assert set(scores) == {"Fréchet distance", "kernel distance", "precision", "recall", "label agreement"}
-    assert scores["label agreement"].value == 1 and all(s.n == 40 and s.floor is not None for s in scores.values())
+    assert scores["label agreement"].value == 1 and all(
+        s.n == 40 and s.floor is not None for s in scores.values()
+    )
     assert run(batch=7) == scores
     assert run(sampler="euler_maruyama") == run(sampler=euler_maruyama(), batch=11)
     broken = Denoiser(Painter(means * math.nan), Linear())
@@ -307,7 +358,8 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     wrong = run(x=generate(model, 40, 4, "dpmpp_2m", seed=0, y=y[:40]), y=1 - y[:40])
     assert wrong["label agreement"].value == 0 and wrong["recall"] == scores["recall"]
     with pytest.raises(ValueError, match="x holds 3 pictures: expected n = 40"): run(x=x[:3])
-    with pytest.raises(ValueError, match="n is 51: expected 1 to 50"): ev.evaluate(model, blue_or_red, real, 51)
+    with pytest.raises(ValueError, match="n is 51: expected 1 to 50"):
+        ev.evaluate(model, blue_or_red, real, 51)
 
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
@@ -370,7 +422,9 @@ def test_bits_per_dim_of_the_exact_model(probes):
     data = NARROW.sample(80, rng())
     x = ((data + 1) * 128).floor().clamp(0, 255).byte()
     u = (x + torch.rand(x.shape, generator=rng(5))) / 128 - 1
-    score = ev.bits_per_dim(ExactDenoiser(NARROW, Linear()), x, 30, probes=probes, generator=rng(5), batch=100)
+    score = ev.bits_per_dim(
+        ExactDenoiser(NARROW, Linear()), x, 30, probes=probes, generator=rng(5), batch=100
+    )
     exact = 7 - NARROW.log_prob(u.double()) / (8 * math.log(2))
     if probes == 0: assert score.value == pytest.approx(exact.mean().item(), abs=0.003)
     assert abs(score.value - exact.mean()) < 4 * score.error and 0 < score.error < 0.3
@@ -396,10 +450,12 @@ def test_likelihood_refuses():
     model, x = ExactDenoiser(running_mixture(), Linear()), some_pictures(3, shape=(1, 1, 2)).flatten(1)
     with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(3, 2\): expected bytes"):
         ev.bits_per_dim(model, x.float())
-    with pytest.raises(ValueError, match="probes is -1: expected 0 or more"): ev.bits_per_dim(model, x, probes=-1)
+    with pytest.raises(ValueError, match="probes is -1: expected 0 or more"):
+        ev.bits_per_dim(model, x, probes=-1)
     with pytest.raises(ValueError, match=r"y has shape \(2,\): expected \(3,\)"):
         ev.bits_per_dim(model, x, y=torch.zeros(2))
-    with pytest.raises(ValueError, match="n is 0: expected a whole number of steps"): ev.log_prob(model, x.float(), 0)
+    with pytest.raises(ValueError, match="n is 0: expected a whole number of steps"):
+        ev.log_prob(model, x.float(), 0)
 
 
 # ---- where the bits go -----------------------------------------------------------------------------------------------
@@ -471,7 +527,8 @@ def test_inception_fid_hands_bytes_to_torch_fidelity(monkeypatch, tmp_path):
         and len(given["input2"]) == 9
     )
     assert given["feature_extractor_weights_path"] == str(weights) and given["fid"] is True
-    with pytest.raises(ValueError, match="real has 1 channels: expected 3"): ev.inception_fid(x, x[:, :1], weights)
+    with pytest.raises(ValueError, match="real has 1 channels: expected 3"):
+        ev.inception_fid(x, x[:, :1], weights)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -486,7 +543,9 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
     judge = Classifier(ClassifierConfig(shape=(3, 8, 8), stem=8, widths=(8, 16), blocks=(0, 0))).eval()
     checkpoints.save(judge, tmp_path / "judge.safetensors")
     known = {"model": Denoiser(Painter(means), Linear())}
-    monkeypatch.setattr(checkpoints, "load", lambda name, load=checkpoints.load: known.get(str(name)) or load(name))
+    monkeypatch.setattr(
+        checkpoints, "load", lambda name, load=checkpoints.load: known.get(str(name)) or load(name)
+    )
     flags = [
         "--n",
         "20",
@@ -513,7 +572,10 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
         and "n is 26: expected 1 to 25" in capsys.readouterr().err
     )
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert main(["evaluate", "model", *flags, "--fid", "true"]) == 2 and "torch-fidelity" in capsys.readouterr().err
+    assert (
+        main(["evaluate", "model", *flags, "--fid", "true"]) == 2
+        and "torch-fidelity" in capsys.readouterr().err
+    )
 
 
 # ---- what lesson 16 reads --------------------------------------------------------------------------------------------

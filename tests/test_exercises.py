@@ -11,12 +11,8 @@ from diffusion_course.checking import LESSONS as MODULES
 from diffusion_course.checking import Exercise, check, exercises
 
 EXERCISES = dict(exercises())
-STUBS = [
-    (path, source, name, function)
-    for path in LESSONS
-    for source in code(path)
-    for name, function in checks(source)
-]
+STUBS = [(path, source, name, function)
+         for path in LESSONS for source in code(path) for name, function in checks(source)]
 
 
 @pytest.fixture(params=EXERCISES)
@@ -33,15 +29,14 @@ def task(name: str) -> Exercise:
 
 @cache
 def solved() -> dict[str, tuple[str, object]]:
-    """From the solution notebooks, executed: for each exercise the name of the function that is checked last, and
-    that function."""
-    found = {}
+    """For each exercise the function that its solution notebook, executed, checks last, with its name."""
+    solutions = {}
     for path in SOLUTIONS:
         space = {"__name__": "__main__"}
         for source in code(path):
             exec(compile(source, path.name, "exec"), space)
-            for name, function in checks(source): found[name] = function, eval(function, space)
-    return found
+            for name, function in checks(source): solutions[name] = function, eval(function, space)
+    return solutions
 
 
 def test_lessons_pose_the_exercises_there_are() -> None:
@@ -58,10 +53,9 @@ def test_stub_is_not_attempted(name: str) -> None:
     space = {}
     for earlier in code(path):
         for node in ast.parse(earlier).body:
-            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or (
-                earlier == source and isinstance(node, ast.FunctionDef)
-            )
-            if wanted: exec(compile(ast.Module([node], []), path.name, "exec"), space)
+            imports = isinstance(node, (ast.Import, ast.ImportFrom))
+            if imports or (earlier == source and isinstance(node, ast.FunctionDef)):
+                exec(compile(ast.Module([node], []), path.name, "exec"), space)
     assert check(name, eval(function, space)).status == "not attempted"
 
 
@@ -89,7 +83,5 @@ def test_there_are_three_mistakes_with_a_hint_each(task: Exercise) -> None:
 def test_each_mistake_is_recognised(name: str, task: Exercise) -> None:
     for mistake in task.mistakes:
         report = check(name, mistake.function)
-        assert (report.status, report.message) == (
-            "not yet",
-            mistake.hint,
-        ), f"{mistake.function} was told: {report.message}"
+        assert report.status == "not yet"
+        assert report.message == mistake.hint, f"{mistake.function} was told: {report.message}"

@@ -61,7 +61,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
         with whole_file(link) as part: part.write_text(text, encoding="utf-8")
         assert link.is_symlink() and not target.is_symlink()
         assert target.read_text(encoding="utf-8") == text
-    with pytest.raises(ZeroDivisionError), whole_file(link) as part: 1 / 0
+    with pytest.raises(ZeroDivisionError), whole_file(link): raise ZeroDivisionError
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["f.txt", "link.txt", "real"]
 
 

@@ -19,8 +19,18 @@ from diffusion_course.evaluation import EvaluateConfig, scores_of
 from diffusion_course.generation import SampleConfig, as_images, generate, sample_to_files
 from diffusion_course.images import CIFAR10_NAMES, Images, digits
 from diffusion_course.latent import (
-    PRESETS, Decoder, DecoderConfig, DecoderRecipe, LatentRecipe, Latents, LatentUNet, LatentUNetConfig, checksum,
-    decode, encode_all, perceptual_loss,
+    PRESETS,
+    Decoder,
+    DecoderConfig,
+    DecoderRecipe,
+    LatentRecipe,
+    Latents,
+    LatentUNet,
+    LatentUNetConfig,
+    checksum,
+    decode,
+    encode_all,
+    perceptual_loss,
 )
 from diffusion_course.matching import matching_loss
 from diffusion_course.options import with_options
@@ -47,7 +57,14 @@ def recipe(digit_vae: str) -> LatentRecipe:
     """A short training on digits."""
     net = LatentUNetConfig(**NET, vae=digit_vae)
     return LatentRecipe(
-        data="digits", net=net, flip=True, images=96, batch=32, log_every=32, save_every=64, precision="fp32",
+        data="digits",
+        net=net,
+        flip=True,
+        images=96,
+        batch=32,
+        log_every=32,
+        save_every=64,
+        precision="fp32",
     )
 
 
@@ -71,7 +88,11 @@ def test_encode_all_is_encode_of_each_image_and_of_its_mirror_image(digit_vae: s
     vae = load(digit_vae)
     images = some_digits()
     latents = encode_all(vae, images, batch=7)
-    assert len(latents) == 40 and latents.mean.shape == (2, 40, 4, 2, 2) and latents.mean.dtype == torch.float16
+    assert (
+        len(latents) == 40
+        and latents.mean.shape == (2, 40, 4, 2, 2)
+        and latents.mean.dtype == torch.float16
+    )
     i = torch.tensor([3, 30, 8, 8])
     flip = torch.tensor([True, False, True, False])
     z, y = latents.batch(i, flip)
@@ -90,7 +111,8 @@ def test_latents_refuse_what_does_not_belong_together() -> None:
     y = torch.zeros(5).long()
     with pytest.raises(ValueError, match=r"mean and std have shapes \(2, 5, 4, 2, 2\) and \(2, 5, 4, 2\)"):
         Latents(mean, mean[..., 0], y, ("a",))
-    with pytest.raises(ValueError, match=r"y has shape \(4,\): expected \(5,\)"): Latents(mean, mean, y[:4], ("a",))
+    with pytest.raises(ValueError, match=r"y has shape \(4,\): expected \(5,\)"):
+        Latents(mean, mean, y[:4], ("a",))
     latents = Latents(mean, mean, y, ("a",))
     with pytest.raises(ValueError, match=r"flip has shape \(2,\): expected \(3,\)"):
         latents.batch(slice(0, 3), torch.zeros(2, dtype=torch.bool))
@@ -102,12 +124,15 @@ def test_decode_is_from_unit_and_decode(digit_vae: str) -> None:
     vae = load(digit_vae)
     z = normal(5, 4, 2, 2, dtype=torch.float32)
     with torch.no_grad(): expected = vae.decode(vae.from_unit(z))
-    for batch in (1, 3, 256): torch.testing.assert_close(decode(vae, z, batch), expected, atol=0.05, rtol=0.05)
+    for batch in (1, 3, 256):
+        torch.testing.assert_close(decode(vae, z, batch), expected, atol=0.05, rtol=0.05)
     net = LatentUNet(LatentUNetConfig(**NET, vae=digit_vae))
-    for model in (Denoiser(net, Linear()), net): torch.testing.assert_close(decode(model, z), decode(vae, z))
+    for model in (Denoiser(net, Linear()), net):
+        torch.testing.assert_close(decode(model, z), decode(vae, z))
     torch.testing.assert_close(net.decode(z), decode(vae, z))
     with pytest.raises(ValueError, match="batch is 0: expected 1 or more"): decode(vae, z, 0)
-    with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"): decode(nn.Linear(2, 2), z)
+    with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"):
+        decode(nn.Linear(2, 2), z)
 
 
 def test_another_autoencoder_is_refused(recipe: LatentRecipe, digit_vae: str) -> None:
@@ -118,7 +143,8 @@ def test_another_autoencoder_is_refused(recipe: LatentRecipe, digit_vae: str) ->
     decode(model, z)
     save(VAE(SMALL, seed=4), digit_vae)  # same name, same shape, other weights
     latent._load_vae.cache_clear()
-    with pytest.raises(ValueError, match=f"expected {code:08x}, that of the one whose latents"): decode(model, z)
+    with pytest.raises(ValueError, match=f"expected {code:08x}, that of the one whose latents"):
+        decode(model, z)
     latent._load_vae.cache_clear()
 
 
@@ -161,16 +187,22 @@ def test_a_model_finds_its_autoencoder_from_any_folder(
     assert LatentUNetConfig(decoder="vae-decoder").vae == "vae-small", "names stay names"
 
 
-def test_an_autoencoder_that_was_moved_is_named(recipe: LatentRecipe, digit_vae: str, tmp_path: Path) -> None:
+def test_an_autoencoder_that_was_moved_is_named(
+    recipe: LatentRecipe, digit_vae: str, tmp_path: Path
+) -> None:
     model = recipe.build()
     save(model, tmp_path / "model.safetensors")
     latent._load_vae.cache_clear()
     os.rename(digit_vae, tmp_path / "moved.safetensors")
     loaded = load(tmp_path / "model.safetensors")
     z = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(FileNotFoundError, match="no file .*vae.safetensors: .*this model's latents need it"):
+    with pytest.raises(
+        FileNotFoundError, match="no file .*vae.safetensors: .*this model's latents need it"
+    ):
         decode(loaded, z)
-    loaded.net.config = replace(loaded.net.config, vae=str(tmp_path / "moved.safetensors"))  # as the message says
+    loaded.net.config = replace(
+        loaded.net.config, vae=str(tmp_path / "moved.safetensors")
+    )  # as the message says
     save(loaded, tmp_path / "model.safetensors")
     assert decode(load(tmp_path / "model.safetensors"), z).shape == (1, 1, 8, 8)
 
@@ -186,8 +218,18 @@ def test_a_decoder_trained_on_takes_the_place_of_the_first(
     digit_vae: str, critic: str, recipe: LatentRecipe, tmp_path: Path,
 ) -> None:
     decoding = DecoderRecipe(
-        data="digits", flip=False, images=512, batch=64, lr=3e-3, warmup=0, ema=0.5, log_every=64, save_every=256,
-        precision="fp32", vae=digit_vae, critic=critic,
+        data="digits",
+        flip=False,
+        images=512,
+        batch=64,
+        lr=3e-3,
+        warmup=0,
+        ema=0.5,
+        log_every=64,
+        save_every=256,
+        precision="fp32",
+        vae=digit_vae,
+        critic=critic,
     )
     vae, classifier = load(digit_vae), load(critic)
     x = digits("test").batch(slice(0, 200))[0]
@@ -220,13 +262,20 @@ def test_a_decoder_of_other_latents_is_refused(
     save(Decoder(DecoderConfig(**vars(SMALL), code=7)), path)
     code = checksum(load(digit_vae))
 
-    def with_decoder(name: str) -> LatentRecipe: return replace(recipe, net=replace(recipe.net, decoder=name))
+    def with_decoder(name: str) -> LatentRecipe:
+        return replace(recipe, net=replace(recipe.net, decoder=name))
 
-    with pytest.raises(ValueError, match=f"for latents of checksum 00000007: expected one for those of .*{code:08x}"):
+    with pytest.raises(
+        ValueError,
+        match=f"for latents of checksum 00000007: expected one for those of .*{code:08x}",
+    ):
         with_decoder(path).build()
-    with pytest.raises(ValueError, match="decoder is .*, a VAE: expected a decoder"): with_decoder(digit_vae).build()
+    with pytest.raises(ValueError, match="decoder is .*, a VAE: expected a decoder"):
+        with_decoder(digit_vae).build()
     decoding = DecoderRecipe(data="digits", vae=digit_vae, critic=critic)
-    with pytest.raises(ValueError, match=f"start is .*: expected a decoder for latents of checksum {code:08x}"):
+    with pytest.raises(
+        ValueError, match=f"start is .*: expected a decoder for latents of checksum {code:08x}"
+    ):
         replace(decoding, start=path).build()
     with pytest.raises(ValueError, match="critic is '': expected the file of a classifier"):
         replace(decoding, critic="").build()
@@ -234,7 +283,9 @@ def test_a_decoder_of_other_latents_is_refused(
         replace(decoding, critic=digit_vae).build()
 
 
-def test_the_perceptual_loss_is_none_for_equal_images_and_knows_no_contrast_of_features(critic: str) -> None:
+def test_the_perceptual_loss_is_none_for_equal_images_and_knows_no_contrast_of_features(
+    critic: str,
+) -> None:
     classifier = load(critic)
     g = rng()
     x = torch.rand(6, 1, 8, 8, generator=g) * 2 - 1
@@ -243,7 +294,10 @@ def test_the_perceptual_loss_is_none_for_equal_images_and_knows_no_contrast_of_f
     angles = torch.stack([(2 - 2 * torch.cosine_similarity(a, b, 1)).mean() for a, b in pairs])
     # the same where no map is all zero
     torch.testing.assert_close(perceptual_loss(classifier, x, -x), angles.mean(), atol=0.02, rtol=0.02)
-    near, far = (perceptual_loss(classifier, x, x + s * torch.randn(x.shape, generator=g)) for s in (0.01, 0.5))
+    near, far = (
+        perceptual_loss(classifier, x, x + s * torch.randn(x.shape, generator=g))
+        for s in (0.01, 0.5)
+    )
     assert 0 < near < far < 4
 
 
@@ -318,7 +372,9 @@ def test_latents_of_images_that_can_not_be_shown_are_refused_before_training(tmp
     mean = torch.zeros(2, 5, 4, 2, 2)
     latents = Latents(mean, mean, torch.zeros(5).long(), ("a",))
     recipe = LatentRecipe(data="digits", net=LatentUNetConfig(**NET, vae=path), stages=(32,))
-    with pytest.raises(ValueError, match=r"images have shape \(4, 8, 8\): expected 1 or 3 channels, or no stages"):
+    with pytest.raises(
+        ValueError, match=r"images have shape \(4, 8, 8\): expected 1 or 3 channels, or no stages"
+    ):
         recipe.check_data(latents)
     replace(recipe, stages=()).check_data(latents)
 
@@ -326,18 +382,25 @@ def test_latents_of_images_that_can_not_be_shown_are_refused_before_training(tmp
 def test_a_decoder_is_trained_on_images_of_its_shape_only(digit_vae: str, critic: str) -> None:
     decoding = DecoderRecipe(data="digits", vae=digit_vae, critic=critic, stages=(32,))
     decoding.check_data(some_digits())
-    for wrong, name in ((replace(decoding, vae="vae-small"), "vae"), (replace(decoding, critic="cifar10-classifier"), "critic")):
-        with pytest.raises(ValueError, match=rf"{name} is .*, for images of shape \(3, 32, 32\): expected the data's"):
-            wrong.check_data(some_digits())
+    for wrong in (dict(vae="vae-small"), dict(critic="cifar10-classifier")):
+        message = rf"{next(iter(wrong))} is .*, for images of shape \(3, 32, 32\): expected the data's"
+        with pytest.raises(ValueError, match=message): replace(decoding, **wrong).check_data(some_digits())
 
 
 # ---- the shipped ones ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, preset, apart", [
-    ("cifar10-latent", PRESETS["latent"], dict(guidance=1.0, net=LatentUNetConfig())),  # what concerns previews
-    ("vae-decoder", PRESETS["vae-decoder"], dict(critic="")),
-    ("few-step", few_step.PRESETS["few-step"], {}),
-])
+@pytest.mark.parametrize(
+    "name, preset, apart",
+    [
+        (
+            "cifar10-latent",
+            PRESETS["latent"],
+            dict(guidance=1.0, net=LatentUNetConfig()),
+        ),  # what concerns previews
+        ("vae-decoder", PRESETS["vae-decoder"], dict(critic="")),
+        ("few-step", few_step.PRESETS["few-step"], {}),
+    ],
+)
 def test_shipped_weights_are_those_of_the_preset(name, preset, apart) -> None:
     about = info(name)
     recipe = with_options(preset, about["config"])
@@ -348,7 +411,9 @@ def test_shipped_weights_are_those_of_the_preset(name, preset, apart) -> None:
 
 
 def test_the_table_says_what_the_lesson_claims() -> None:
-    table, tables = (json.loads((WEIGHTS / name).read_text("utf-8")) for name in ("latent.json", "tables.json"))
+    table, tables = (
+        json.loads((WEIGHTS / name).read_text("utf-8")) for name in ("latent.json", "tables.json")
+    )
     real = {r["what"]: r for r in table["real"] if r["n"] == 10_000}
     assert not table["about"]["quick"] and table["about"]["images"] == info("cifar10-latent")["images"]
     assert real["vae-small"]["agreement"] < 0.65 < real["vae-decoder"]["agreement"]

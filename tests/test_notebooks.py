@@ -28,18 +28,18 @@ def test_lesson_runs(path: Path) -> None:
 # ---- the tool itself -----------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source, said", [
+@pytest.mark.parametrize("source, message", [
     ("x = 1\n%%\n1 / 0\n%%\nx", r"trial.ipynb, cell 2 \(\w+\): ZeroDivisionError"),
     ("import warnings\nwarnings.warn('careful')", "cell 1 .*stderr.*careful"),
     ("import pathlib\npathlib.Path.home()", "cell 1 .*a path of this machine"),
 ], ids=["error", "warning", "path"])
 def test_a_notebook_that_fails_is_named_and_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture, source: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, source: str, message: str,
 ) -> None:
     path = tmp_path / "trial.ipynb"
     write_notebook(path, source)
     before = path.read_bytes()
-    with pytest.raises(NotebookError, match=said): execute(path)
+    with pytest.raises(NotebookError, match=message): execute(path)
     assert main([str(path)]) == 1
     assert "FAILED" in capsys.readouterr().out
     assert path.read_bytes() == before
@@ -48,11 +48,15 @@ def test_a_notebook_that_fails_is_named_and_left_alone(
 @pytest.mark.slow
 def test_outputs_are_stored_without_what_dies_with_the_kernel(tmp_path: Path) -> None:
     path = tmp_path / "trial.ipynb"
-    write_notebook(
-        path,
-        "from diffusion_course.plots import figure\nfrom diffusion_course.widgets import panel, slider\n%%\n"
-        "panel(lambda k: figure()[0], k=slider(1, 3))\n%%\nfrom tqdm import tqdm\nfor _ in tqdm(range(3)): pass",
-    )
+    write_notebook(path, "\n".join([
+        "from diffusion_course.plots import figure",
+        "from diffusion_course.widgets import panel, slider",
+        "%%",
+        "panel(lambda k: figure()[0], k=slider(1, 3))",
+        "%%",
+        "from tqdm import tqdm",
+        "for _ in tqdm(range(3)): pass",
+    ]))
     before = path.read_bytes()
     assert main(["--check", str(path)]) == 0
     assert path.read_bytes() == before
@@ -65,5 +69,6 @@ def test_outputs_are_stored_without_what_dies_with_the_kernel(tmp_path: Path) ->
 
 def test_checkpoints_are_no_notebooks(tmp_path: Path) -> None:
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    for name in ("02_b.ipynb", "01_a.ipynb", ".ipynb_checkpoints/01_a-checkpoint.ipynb"): (tmp_path / name).touch()
+    for name in ("02_b.ipynb", "01_a.ipynb", ".ipynb_checkpoints/01_a-checkpoint.ipynb"):
+        (tmp_path / name).touch()
     assert [p.name for p in notebooks(tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]

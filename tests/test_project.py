@@ -1,6 +1,7 @@
 """The notebooks and the library are the same thing, and the library can be installed."""
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -64,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes().replace(b"\r\n", b"\n") for p in files}
 
 
-# ---- notebooks and modules -------------------------------------------------------------------------
+# ---- notebooks and modules -----------------------------------------------------------------------
 
 def test_export_and_clean_change_nothing(tree: Path) -> None:
     before = contents(tree)
@@ -127,7 +128,21 @@ def test_lesson_imports_only_what_comes_before_it(path: Path) -> None:
     assert found <= known, f"{path.name} imports {found - known}"
 
 
-# ---- what is needed --------------------------------------------------------------------------------
+def test_the_common_names_are_the_same_to_python_and_to_type_checkers() -> None:
+    import diffusion_course as dc
+
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(text_of("diffusion_course/__init__.py"))):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body: found.setdefault(line.module, set()).update(a.name for a in line.names)
+    assert found == {module: set(names) for module, names in dc._NAMES.items()}
+    assert dc.__all__ == sorted(name for names in found.values() for name in names)
+    assert all(getattr(dc, name) is not None for name in dc.__all__)
+    modules = {m.split(".")[1] for m in MODULES if ".checks." not in m}
+    assert set(dc._MODULES) == modules
+
+
+# ---- what is needed ------------------------------------------------------------------------------
 
 def requirements(*lists: str) -> list[Requirement]:
     """What settings.ini requires, by the names of its lists."""
@@ -185,7 +200,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert changes[1:2] in ([], [version]), "the changelog ends with another release"
 
 
-# ---- wheel and source distribution -----------------------------------------------------------------
+# ---- wheel and source distribution ---------------------------------------------------------------
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
@@ -236,7 +251,7 @@ def built(tree: Path, folder: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
-# ---- the shape of a notebook -----------------------------------------------------------------------
+# ---- the shape of a notebook ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_notebook_is_short(path: Path) -> None:
@@ -288,7 +303,7 @@ def test_lesson_reads_well_without_a_kernel(path: Path) -> None:
     assert not dead, "an output links to a widget that ended with its kernel: run `make lessons`"
 
 
-# ---- how the code reads ----------------------------------------------------------------------------
+# ---- how the code reads --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row != TYPES], ids=lambda row: row.name)
 def test_the_code_is_within_its_limits(row: Row) -> None:
@@ -303,6 +318,9 @@ def test_types_are_right_in_the_library_and_in_the_examples_of_the_readme(tmp_pa
     for k, example in enumerate(re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)):
         files.append(tmp_path / f"readme_{k}.py")
         files[-1].write_text(example, encoding="utf-8")
+    files.append(tmp_path / "names.py")
+    names = "\n".join(f"dc.{name}" for name in __import__("diffusion_course").__all__)
+    files[-1].write_text(f"import diffusion_course as dc\n{names}\n", encoding="utf-8")
     errors = type_errors(Repo(ROOT), *files)
     assert not errors, "\n".join(errors)
 
@@ -318,7 +336,7 @@ def test_ruff_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-# ---- the readme ------------------------------------------------------------------------------------
+# ---- the readme ----------------------------------------------------------------------------------
 
 def test_the_examples_of_the_readme_run() -> None:
     points, pictures = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)

@@ -12,10 +12,33 @@ from diffusion_course.metrics import energy_distance, real_floor
 from diffusion_course.plots import slope
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, target_row
 from diffusion_course.samplers import (
-    BrownianPath, Recorder, adaptive, ancestral, ddim, dpmpp_2m, euler, euler_maruyama, heun, karras_grid, log_snr_grid,
-    midpoint, rk4, sample, trailing_grid, trajectory, uniform_grid, with_langevin,
+    BrownianPath,
+    Recorder,
+    adaptive,
+    ancestral,
+    ddim,
+    dpmpp_2m,
+    euler,
+    euler_maruyama,
+    heun,
+    karras_grid,
+    log_snr_grid,
+    midpoint,
+    rk4,
+    sample,
+    trailing_grid,
+    trajectory,
+    uniform_grid,
+    with_langevin,
 )
-from diffusion_course.schedules import DDPM, Cosine, Linear, VarianceExploding, VariancePreserving, per_sample
+from diffusion_course.schedules import (
+    DDPM,
+    Cosine,
+    Linear,
+    VarianceExploding,
+    VariancePreserving,
+    per_sample,
+)
 
 
 def cosine_betas(n: int) -> torch.Tensor:
@@ -92,7 +115,10 @@ def test_order(name, order, wide):
     model, ns = ExactDenoiser(MIXTURE, Linear()), [32, 64, 128, 256]
     x = sample(model, normal(60, 2), [0.0, 0.1], adaptive(1e-9, 1e-9))
     truth = sample(model, x, [0.1, 0.9], adaptive(1e-9, 1e-9))
-    errors = [(sample(model, x, uniform_grid(n, 0.1, 0.9), STEPPERS[name]) - truth).norm(dim=1).mean() for n in ns]
+    errors = [
+        (sample(model, x, uniform_grid(n, 0.1, 0.9), STEPPERS[name]) - truth).norm(dim=1).mean()
+        for n in ns
+    ]
     assert slope([1 / n for n in ns], errors) == pytest.approx(order, abs=wide)
 
 
@@ -103,7 +129,10 @@ def test_order_of_dpmpp_2m_from_end_to_end(schedule):
     begin = karras_grid(4, schedule)[0]
     x = schedule.sigma(begin) * normal(60, 2)
     truth = sample(model, x, [begin.item(), 1.0], adaptive(1e-9, 1e-9))
-    errors = [(sample(model, x, karras_grid(n, schedule), dpmpp_2m()) - truth).norm(dim=1).mean() for n in ns]
+    errors = [
+        (sample(model, x, karras_grid(n, schedule), dpmpp_2m()) - truth).norm(dim=1).mean()
+        for n in ns
+    ]
     assert slope([1 / n for n in ns], errors) == pytest.approx(2, abs=0.3)
 
 
@@ -139,7 +168,9 @@ def ancestral_move(schedule, t, s, x, z, variance):
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
-@pytest.mark.parametrize("schedule", [s for n, s in SCHEDULES.items() if n not in ("linear", "VE")], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [s for n, s in SCHEDULES.items() if n not in ("linear", "VE")], ids=repr
+)
 def test_ancestral_is_ddpm(schedule, variance):
     x, z = normal(50, 2), normal(50, 2, seed=1)
     ours = sample(ExactDenoiser(MIXTURE, schedule), x, [0.4, 0.5], ancestral(variance), noise=lambda *_: z)
@@ -155,7 +186,9 @@ def test_ancestral_is_ddpm(schedule, variance):
 @every
 def test_ddim_keeps_the_variance_of_the_noise(schedule, eta):
     "Data in one point: x_s is exactly alpha x1 + sigma times a standard normal, whatever eta."
-    point = ExactDenoiser(GaussianMixture(torch.tensor([[0.5, -1.0]], dtype=torch.float64), [1e-6]), schedule)
+    point = ExactDenoiser(
+        GaussianMixture(torch.tensor([[0.5, -1.0]], dtype=torch.float64), [1e-6]), schedule
+    )
     x = schedule.mix(torch.tensor([[0.5, -1.0]]).double().expand(40_000, 2), normal(40_000, 2), 0.2)
     y = sample(point, x, [0.2, 0.5, 0.7], ddim(eta), generator=rng(1))
     noise = (y - schedule.alpha(0.7) * torch.tensor([0.5, -1.0])) / schedule.sigma(0.7)
@@ -180,17 +213,22 @@ def test_dpmpp_2m_by_hand():
 
 # ---- samples of the mixture ------------------------------------------------------------------------------------------
 
-MIXTURES = {"running": MIXTURE, "two far hills": GaussianMixture([[-1.5, 0.0], [1.5, 0.5]], [0.2, 0.3], [0.3, 0.7]),
-            "one wide, one narrow": GaussianMixture([[0.0, 0.0], [0.8, -0.8]], [1.0, 0.1], [0.6, 0.4])}
+MIXTURES = {
+    "running": MIXTURE,
+    "two far hills": GaussianMixture([[-1.5, 0.0], [1.5, 0.5]], [0.2, 0.3], [0.3, 0.7]),
+    "one wide, one narrow": GaussianMixture([[0.0, 0.0], [0.8, -0.8]], [1.0, 0.1], [0.6, 0.4]),
+}
 
 
 @cache
 def references(name: str) -> tuple[float, torch.Tensor]:
     """The 99 % quantile for 4,000 points, and real samples.
 
-    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution the
-    energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
-    return real_floor(energy_distance, MIXTURES[name].sample, 1000, 300).q99 / 4, MIXTURES[name].sample(4000, rng(101))
+    The quantile needs hundreds of draws, which are affordable with 1,000 points. Between samples of one distribution
+    the energy distance falls as 1 / n (a test below holds this), so a quarter of theirs is that of 4,000."""
+    return real_floor(energy_distance, MIXTURES[name].sample, 1000, 300).q99 / 4, MIXTURES[
+        name
+    ].sample(4000, rng(101))
 
 
 @pytest.mark.slow
@@ -261,10 +299,22 @@ def test_calls_are_counted(name):
         ("score", c * (n - 2) + 2),
     ):
         net = exact_net(Linear(), kind)
-        run = trajectory(Denoiser(net, Linear(), kind), normal(5, 2), uniform_grid(n), STEPPERS[name], generator=rng(0))
+        run = trajectory(
+            Denoiser(net, Linear(), kind),
+            normal(5, 2),
+            uniform_grid(n),
+            STEPPERS[name],
+            generator=rng(0),
+        )
         assert run.nfe == expected == len(net.asked), kind
     ve = VarianceExploding()
-    run = trajectory(ExactDenoiser(MIXTURE, ve), 50 * normal(5, 2), uniform_grid(n), STEPPERS[name], generator=rng(0))
+    run = trajectory(
+        ExactDenoiser(MIXTURE, ve),
+        50 * normal(5, 2),
+        uniform_grid(n),
+        STEPPERS[name],
+        generator=rng(0),
+    )
     assert run.nfe == c * n + 1, "where the path ends with noise one more call names the data"
     assert (
         trajectory(
@@ -367,7 +417,11 @@ def test_brownian_path_refines():
 
 
 def test_with_a_fixed_path_ancestral_sampling_settles():
-    model, x, ns = ExactDenoiser(MIXTURE, Linear()), torch.randn(200, 2, generator=rng(6)), [32, 64, 128, 256]
+    model, x, ns = (
+        ExactDenoiser(MIXTURE, Linear()),
+        torch.randn(200, 2, generator=rng(6)),
+        [32, 64, 128, 256],
+    )
     w = BrownianPath(x, n=256, seed=7)
     fixed = [sample(model, x, uniform_grid(n), ancestral(), noise=w) for n in ns]
     loose = [sample(model, x, uniform_grid(n), ancestral(), generator=rng(7)) for n in ns]
@@ -424,11 +478,13 @@ def test_uniform_and_trailing_grids():
 
 def test_bad_input():
     model, x = ExactDenoiser(MIXTURE, Linear()), normal(4, 2)
-    with pytest.raises(ValueError, match="without a schedule"): sample(lambda x, t: x, x, uniform_grid(2), euler())
+    with pytest.raises(ValueError, match="without a schedule"):
+        sample(lambda x, t: x, x, uniform_grid(2), euler())
     with pytest.raises(ValueError, match="without a schedule"): Recorder(None)
     for ts in ([0.5], [0.0, 2.0], [0.0, 0.6, 0.5], ["noise", "data"], None, 0.5):
         with pytest.raises(ValueError, match="ts"): sample(model, x, ts, euler())
-    with pytest.raises(ValueError, match="x"): sample(model, torch.full((2, 2), torch.nan), uniform_grid(2), euler())
+    with pytest.raises(ValueError, match="x"):
+        sample(model, torch.full((2, 2), torch.nan), uniform_grid(2), euler())
     with pytest.raises(ValueError, match="noise has shape"):
         sample(model, x, uniform_grid(2), ddim(1.0), noise=lambda *_: x[:1])
     with pytest.raises(ValueError, match="the step returned"):
@@ -441,7 +497,8 @@ def test_bad_input():
     for bad in (dict(rtol=0.0), dict(atol=-1.0)):
         with pytest.raises(ValueError, match="tol"): adaptive(**bad)
     with pytest.raises(ValueError, match="churn"): sample(model, x, uniform_grid(3), euler_maruyama(-1.0))
-    with pytest.raises(ValueError, match="step"): sample(model, x, uniform_grid(3), with_langevin(euler(), 1, 2.0))
+    with pytest.raises(ValueError, match="step"):
+        sample(model, x, uniform_grid(3), with_langevin(euler(), 1, 2.0))
     with pytest.raises(ValueError, match="1/8 or more"): BrownianPath(x, n=8)(x, 0.5, 0.51)
     for grid in (
         uniform_grid,
@@ -451,9 +508,11 @@ def test_bad_input():
     ):
         for n in (0, -3, 2.5):
             with pytest.raises(ValueError, match="n is"): grid(n)
-    with pytest.raises(ValueError, match="at most 1000"): trailing_grid(1001, SCHEDULES["DDPM, linear betas"])
+    with pytest.raises(ValueError, match="at most 1000"):
+        trailing_grid(1001, SCHEDULES["DDPM, linear betas"])
     with pytest.raises(ValueError, match="DDPM"): trailing_grid(4, Linear())
     with pytest.raises(ValueError, match="rho"): karras_grid(4, Linear(), rho=0.0)
     for limits in (dict(ratio_min=0.0), dict(ratio_min=2.0, ratio_max=1.0)):
         with pytest.raises(ValueError, match="ratio_min"): log_snr_grid(4, Linear(), **limits)
-    with pytest.raises(ValueError, match="ratios"): karras_grid(4, VarianceExploding(1.0, 5.0), ratio_max=0.5)
+    with pytest.raises(ValueError, match="ratios"):
+        karras_grid(4, VarianceExploding(1.0, 5.0), ratio_max=0.5)

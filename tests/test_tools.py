@@ -17,13 +17,15 @@ def places(find, text: str) -> list[str]:
     return find([Source("diffusion_course/m.py", text)])
 
 
-# ---- code_table --------------------------------------------------------------------------------------
+# ---- code_table ----------------------------------------------------------------------------------
 
 def test_lines_and_statements_are_found_where_they_are() -> None:
     text = "a, b = x, y\na, b = f(x)\n(a, b), c = pair, 1\nd = getattr(a, 'b', hasattr(a, 'c'))\n"
     assert places(tuple_assignments, text) == ["diffusion_course/m.py:1", "diffusion_course/m.py:3"]
     assert places(attribute_lines, text) == ["diffusion_course/m.py:4"]
     assert longer_than(30, [Source("m", text)]) == ["m:4"]
+    exported = "x = 10000000\n\n# %% auto #0\n__all__ = ['a', 'b',\n           'c']\n"
+    assert longer_than(11, [Source("m", exported)]) == ["m:1", "m:3"]
 
 
 def test_guards_count_above_the_algorithm_only() -> None:
@@ -46,7 +48,7 @@ def test_comments_in_signatures_are_those_of_parameters_and_results() -> None:
 def f(
     x: int,  # (n,)
     # a line of its own
-    y: int = 0,
+    y: int = 0,  # noqa: F1
 ) -> int:  # what comes back
     # not this
     return x  # nor this
@@ -102,6 +104,13 @@ class Scene:
     def save(self, path, size): "Writes."
     def _load(self, path): ...
 
+@settings
+class Config:
+    """Settings."""
+    kind: ClassVar[str] = "x"
+    steps: int = option(1, "how many")
+    seed: int = 0
+
 class Net(Base):
     """A network.
 
@@ -113,7 +122,8 @@ class Net(Base):
     def __call__(self, x): "Applies."
 '''
     assert places(unexplained, text) == [
-        "m.f: seed", "m.Scene: loop", "m.Scene.save: path", "m.Net: depth", "m.Net.__call__: x",
+        "m.f: seed", "m.Scene: loop", "m.Scene.save: path", "m.Config: seed", "m.Net: depth",
+        "m.Net.__call__: x",
     ]
 
 
@@ -158,7 +168,7 @@ def test_the_column_before_is_kept() -> None:
     assert written_before(page)["a b"] == "7.1 %"
 
 
-# ---- lowest_versions and ship ------------------------------------------------------------------------
+# ---- lowest_versions and ship --------------------------------------------------------------------
 
 def test_a_requirement_without_a_lower_bound_is_named(tmp_path: Path) -> None:
     settings = tmp_path / "settings.ini"

@@ -76,7 +76,7 @@ def fresh(config: DenoiserRecipe = TINY, folder: Path = Path("nowhere")) -> Run:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """metrics.csv without what the clock says."""
-    with open(folder / "metrics.csv", newline="") as f:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as f:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(f)]
 
 

@@ -1,12 +1,12 @@
 """Measure how the code reads, and compare checkouts.
 
-    python tools/code_table.py                              # the table of this checkout
-    python tools/code_table.py --repo PATH --list           # of another, with the places behind the numbers
-    python tools/code_table.py --before PATH --write        # both, into CONTRIBUTING.md between its markers
+    python tools/code_table.py                         # the table of this checkout
+    python tools/code_table.py --repo PATH --list      # of another, with the places that count
+    python tools/code_table.py --before PATH --write   # both, into CONTRIBUTING.md, between markers
 
-Everything but the types is read from syntax trees, so that a checkout need not be installed. The types
-are what mypy says with the settings of this checkout's pyproject.toml. `--write` without `--before`
-keeps the numbers that stand in the column "before". A minute.
+Everything but the types is read from syntax trees, so that a checkout need not be installed. The
+types are what mypy says with the settings of this checkout's pyproject.toml. `--write` without
+`--before` keeps the numbers that stand in the column "before". A minute.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- code table -->", "<!-- end of code table -->"
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-# ---- what is read ----------------------------------------------------------------------------------
+# ---- what is read --------------------------------------------------------------------------------
 
 @cache
 def _parsed(text: str) -> ast.Module: return ast.parse(text)
@@ -123,12 +123,24 @@ class Repo:
         return found
 
 
-# ---- lines -----------------------------------------------------------------------------------------
+# ---- lines ---------------------------------------------------------------------------------------
 
 def longer_than(limit: int, sources: Iterable[Source]) -> list[str]:
-    """The lines with more characters than `limit`."""
-    lines = [(s.name, k, line) for s in sources for k, line in enumerate(s.lines, 1)]
-    return [f"{name}:{k}" for name, k, line in lines if len(line) > limit]
+    """The lines with more characters than `limit`, but for the `__all__` that nbdev writes."""
+    found = []
+    for s in sources:
+        generated = _generated_lines(s)
+        long = [k for k, line in enumerate(s.lines, 1) if len(line) > limit]
+        found += [f"{s.name}:{k}" for k in long if k not in generated]
+    return found
+
+
+def _generated_lines(source: Source) -> set[int]:
+    """The lines of an exported module's `__all__`."""
+    if "\n# %% auto" not in source.text: return set()
+    assignments = [n for n in source.tree.body if isinstance(n, ast.Assign)]
+    names = [n for n in assignments if ast.unparse(n.targets[0]) == "__all__"]
+    return {k for n in names for k in range(n.lineno, n.end_lineno + 1)}
 
 
 def written_lines(sources: Iterable[Source]) -> int:
@@ -141,11 +153,11 @@ def code_lines(sources: Iterable[Source]) -> int:
     return sum(bool(line.strip()) and line.strip()[0] != "#" for s in sources for line in s.lines)
 
 
-# ---- statements ------------------------------------------------------------------------------------
+# ---- statements ----------------------------------------------------------------------------------
 
 def attribute_lines(sources: Iterable[Source]) -> list[str]:
     """Lines that call getattr or hasattr."""
-    calls = [(s.name, node) for s in sources for node in ast.walk(s.tree) if isinstance(node, ast.Call)]
+    calls = [(s.name, n) for s in sources for n in ast.walk(s.tree) if isinstance(n, ast.Call)]
     found = {(name, c.lineno) for name, c in calls if ast.unparse(c.func) in ("getattr", "hasattr")}
     return [f"{name}:{line}" for name, line in sorted(found)]
 
@@ -172,17 +184,23 @@ def guards_before(algorithm: str, source: Source) -> list[str]:
     return [f"{source.name}:{k}" for n in guards for k in range(n.lineno, n.end_lineno + 1)]
 
 
-# ---- parameters ------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 def signature_comments(sources: Iterable[Source]) -> list[str]:
     """Comments on parameters and results: neither help() nor an editor shows them."""
     found = []
     for s in sources:
         tokens = tokenize.generate_tokens(io.StringIO(s.text).readline)
-        comments = [t.start[0] for t in tokens if t.type == tokenize.COMMENT]
+        tokens = [t for t in tokens if t.type == tokenize.COMMENT and not _is_for_tools(t.string)]
+        comments = [t.start[0] for t in tokens]
         functions = [n for n in ast.walk(s.tree) if isinstance(n, FUNCTIONS)]
         found += [f"{s.name}:{k}" for k in comments if any(_in_signature(k, n) for n in functions)]
     return found
+
+
+def _is_for_tools(comment: str) -> bool:
+    """Whether a comment speaks to mypy or ruff."""
+    return re.match(r"# (type: ignore|noqa)", comment) is not None
 
 
 def _in_signature(line: int, node: ast.FunctionDef) -> bool:
@@ -215,21 +233,31 @@ def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 
 def _fields(node: ast.ClassDef) -> list[str]:
-    """The public fields of a dataclass."""
-    if not any("dataclass" in ast.unparse(d) for d in node.decorator_list): return []
-    names = [ast.unparse(n.target) for n in node.body if isinstance(n, ast.AnnAssign)]
+    """The public fields of a dataclass; of `settings`, those that no `option(default, help)` explains."""
+    decorators = {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
+    if not decorators & {"dataclass", "settings"}: return []
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+    fields = [n for n in fields if not ast.unparse(n.annotation).startswith("ClassVar")]
+    if "settings" in decorators: fields = [n for n in fields if not _is_option(n.value)]
+    names = [ast.unparse(n.target) for n in fields]
     return [name for name in names if not name.startswith("_")]
 
 
+def _is_option(value: ast.expr | None) -> bool:
+    """Whether a field is `option(default, help)`: `settings` lists those in the class's docstring."""
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "option" and len(value.args) > 1
+
+
 def _public(nodes: Iterable[ast.AST], *kinds: type) -> Iterator:
-    return (n for n in nodes if isinstance(n, kinds) and not n.name.startswith("_"))
+    named = (n for n in nodes if isinstance(n, kinds) and not n.name.startswith("_"))
+    return (n for n in named if "overload" not in map(ast.unparse, n.decorator_list))
 
 
 def unexplained(sources: Iterable[Source]) -> list[str]:
     """Parameters of public functions, classes and methods that no Args or Attributes explain.
 
-    Those of `__init__`, and the fields of a dataclass, are the class's to explain. A method may leave
-    it to its class; one that has bases, to the method that it replaces.
+    Those of `__init__`, and the fields of a dataclass, are the class's to explain. A method may
+    leave it to its class; in one that has bases, to the method that it replaces.
     """
     found = []
     for s in sources:
@@ -240,7 +268,8 @@ def unexplained(sources: Iterable[Source]) -> list[str]:
         for owner in _public(s.tree.body, ast.ClassDef):
             known = explained(ast.get_docstring(owner))
             methods = [n for n in owner.body if isinstance(n, FUNCTIONS)]
-            names = _fields(owner) + [p.arg for n in methods if n.name == "__init__" for p in _arguments(n)]
+            init = [n for n in methods if n.name == "__init__"]
+            names = _fields(owner) + [p.arg for n in init for p in _arguments(n)]
             found += [f"{s.module}.{owner.name}: {name}" for name in names if name not in known]
             for node in methods:
                 if node.name.startswith("_") and node.name != "__call__": continue
@@ -263,7 +292,7 @@ def untyped(sources: Iterable[Source]) -> list[str]:
     return found
 
 
-# ---- modules ---------------------------------------------------------------------------------------
+# ---- modules -------------------------------------------------------------------------------------
 
 # An equation, an operator, an expectation or a norm, a function of its arguments: u(x, t), p(x | y).
 MATHEMATICS = re.compile(r"[=∫∇∂∑√→²≤≥]|\bE ?[|\[(]|\|[^|]+\||\b[A-Za-z]\w*\([^)]*\)")
@@ -316,7 +345,7 @@ def type_errors(repo: Repo, *more: Path) -> list[str]:
     return errors
 
 
-# ---- the table -------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Row:
@@ -347,15 +376,19 @@ class Row:
 
 def _lines(what: str, sources: Callable[[Repo], list[Source]]) -> list[Row]:
     """Lines over 100 characters, as a percentage, and over 120."""
+    over = lambda limit: lambda repo: longer_than(limit, sources(repo))
     percent = lambda repo: written_lines(sources(repo)) / 100
-    long = Row(f"lines over 100 characters, {what}", 6, lambda r: longer_than(100, sources(r)), percent, " %")
-    return [long, Row(f"lines over 120 characters, {what}", 0, lambda r: longer_than(120, sources(r)))]
+    return [
+        Row(f"lines over 100 characters, {what}", 6, over(100), percent, " %"),
+        Row(f"lines over 120 characters, {what}", 0, over(120)),
+    ]
 
 
 def _tuples(what: str, sources: Callable[[Repo], list[Source]]) -> Row:
     """Assignments with a tuple on both sides per 1,000 lines of code."""
+    find = lambda repo: tuple_assignments(sources(repo))
     thousands = lambda repo: code_lines(sources(repo)) / 1000
-    return Row(f"`a, b = x, y` per 1,000 lines, {what}", 15, lambda r: tuple_assignments(sources(r)), thousands)
+    return Row(f"`a, b = x, y` per 1,000 lines, {what}", 15, find, thousands)
 
 
 def _guards(repo: Repo) -> list[str]:
@@ -390,8 +423,8 @@ def table(now: Repo, before: dict[str, str]) -> str:
     """
     lines = ["| | at most | before | now |", "|---|---|---|---|"]
     for row in ROWS:
-        limit = f"{row.limit:g}{row.unit}"
-        lines.append(f"| {row.name} | {limit} | {before.get(row.name, '')} | {row.shown(row.value(now))} |")
+        cells = row.name, f"{row.limit:g}{row.unit}", before.get(row.name, ""), row.shown(row.value(now))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -404,10 +437,13 @@ def written_before(text: str) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> None:
     """Print the table; write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repo", type=Path, default=ROOT, help="the checkout to measure (default: this one)")
+    parser.add_argument("--repo", type=Path, default=ROOT,
+                        help="the checkout to measure (default: this one)")
     parser.add_argument("--before", type=Path, metavar="PATH", help="an older one, to compare with")
-    parser.add_argument("--list", action="store_true", help="name the places behind each number over its limit")
-    parser.add_argument("--write", action="store_true", help="write the table into its CONTRIBUTING.md")
+    parser.add_argument("--list", action="store_true",
+                        help="name the places that count, where they are more than the limit")
+    parser.add_argument("--write", action="store_true",
+                        help="write the table into its CONTRIBUTING.md")
     args = parser.parse_args(argv)
     repo = Repo(args.repo.resolve())
     page = repo.path / "CONTRIBUTING.md"

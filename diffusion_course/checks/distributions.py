@@ -10,188 +10,385 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['MIXTURE', 'LABELS', 'IN_SPACE', 'GAUSSIAN', 'LOG_MIXTURE', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'EXERCISES',
-           'gaussian_log_prob', 'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score',
-           'my_energy_distance']
-
-# %% ../../nbs/solutions/01_distributions.ipynb #8e06bd6a
-MIXTURE = (torch.tensor([[-1.2, 0.0], [1.2, 0.6], [0.8, -1.2]]).double(), torch.tensor([0.5, 0.25, 0.35]).double(), torch.tensor([0.5, 0.2, 0.3]).double())
-
-
-def _points(n: int, dim: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-LABELS = torch.tensor([0, 0, 1])
-IN_SPACE = (torch.cat([MIXTURE[0], torch.tensor([[0.3], [-0.2], [0.5]]).double()], 1), *MIXTURE[1:])
-
-
-def _gaussian_cases() -> list[tuple]:
-    spreads = ([0.5, 1.5], [2.0, 0.4, 0.7], [0.3])
-    return [(_points(6, len(s), len(s), scale), _points(1, len(s), 9)[0], torch.tensor(s).double()) for s in spreads for scale in (1.0, 60.0)]
-
-
-def _mixture_cases() -> list[tuple]: return [(_points(8, 2, 0), *MIXTURE), (_points(8, 3, 2), *IN_SPACE), (_points(8, 2, 1, scale=40.0), *MIXTURE)]
-
-
-def _label_cases() -> list[tuple]:
-    return [(_points(8, 2, 0), 0, *MIXTURE, LABELS), (_points(8, 3, 2), 1, *IN_SPACE, LABELS), (_points(8, 2, 1, scale=40.0), 1, *MIXTURE, LABELS)]
-
-
-def _sampling_cases() -> list[tuple]:
-    u = torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return [(u, _points(12, 2, 4), *MIXTURE)]
-
-
-def _cloud_cases() -> list[tuple]: return [(_points(7, 2, 5), _points(9, 2, 6) + 0.5), (_points(4, 3, 7), _points(4, 3, 8, scale=2.0))]
+__all__ = ['GAUSSIAN', 'MIXTURE_LOG_PROB', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'EXERCISES', 'gaussian_log_prob',
+           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score', 'my_energy_distance']
 
 # %% ../../nbs/solutions/01_distributions.ipynb #dde8804f
 def gaussian_log_prob(x, mean, std):
-    return -((x - mean).square() / (2 * std**2)).sum(1) - 0.5 * (2 * math.pi * std**2).log().sum()
+    "x (n, D), mean (D,), std (D,) -> log N(x; mean, diag(std²)), shape (n,)"
+    exponent = -((x - mean).square() / (2 * std**2)).sum(1)
+    return exponent - 0.5 * (2 * math.pi * std**2).log().sum()
 
 # %% ../../nbs/solutions/01_distributions.ipynb #b3de914e
+def _exponent(x, mean, std): return -((x - mean).square() / (2 * std**2)).sum(1)
+def _constant(std): return 0.5 * (2 * math.pi * std**2).log().sum()
+
+
 def _variance_for_std(x, mean, std): return gaussian_log_prob(x, mean, std.sqrt())
-def _no_half(x, mean, std): return gaussian_log_prob(x, mean, std) - ((x - mean).square() / (2 * std**2)).sum(1)
-def _no_constant(x, mean, std): return -((x - mean).square() / (2 * std**2)).sum(1)
-def _mean_over_dimensions(x, mean, std): return -((x - mean).square() / (2 * std**2)).mean(1) - 0.5 * (2 * math.pi * std**2).log().sum()
+def _no_half(x, mean, std): return 2 * _exponent(x, mean, std) - _constant(std)
+def _no_constant(x, mean, std): return _exponent(x, mean, std)
+
+
+def _mean_over_dimensions(x, mean, std):
+    return -((x - mean).square() / (2 * std**2)).mean(1) - _constant(std)
+
+
 def _no_logarithm(x, mean, std): return gaussian_log_prob(x, mean, std).exp()
 def _exp_then_log(x, mean, std): return gaussian_log_prob(x, mean, std).exp().log()
-def _constant_added(x, mean, std): return gaussian_log_prob(x, mean, std) + (2 * math.pi * std**2).log().sum()
-def _times_two_variances(x, mean, std): return -((x - mean).square() / 2 * std**2).sum(1) - 0.5 * (2 * math.pi * std**2).log().sum()
-def _constant_not_summed(x, mean, std): return -((x - mean).square() / (2 * std**2)).sum(1) - 0.5 * math.log(2 * math.pi) - std.log().sum()
+def _constant_added(x, mean, std): return _exponent(x, mean, std) + _constant(std)
+
+
+def _times_two_variances(x, mean, std):
+    return -((x - mean).square() / 2 * std**2).sum(1) - _constant(std)
+
+
+def _constant_not_summed(x, mean, std):
+    return _exponent(x, mean, std) - 0.5 * math.log(2 * math.pi) - std.log().sum()
+
 
 GAUSSIAN = (
-    Mistake(_variance_for_std, "You used the standard deviation where its square belongs. Here std is the standard deviation: divide by 2·std², and std² in the constant."),
-    Mistake(_no_half, "The exponent is a factor of two too large: it is -(x - mean)² / (2 std²)."),
-    Mistake(_no_constant, "This is right up to a constant. Subtract ½·log(2π std²) for each dimension: it is what makes the density integrate to one."),
-    Mistake(_mean_over_dimensions, "You averaged the squared differences over the dimensions. The exponent is their sum."),
+    Mistake(_variance_for_std,
+            "You used the standard deviation where its square belongs. Here std is "
+            "the standard deviation: divide by 2·std², and write std² in the constant."),
+    Mistake(_no_half,
+            "The exponent is too large by a factor of two: it is -(x - mean)² / (2 std²)."),
+    Mistake(_no_constant,
+            "This is right up to a constant. Subtract ½·log(2π std²) for "
+            "each dimension: it is what makes the density integrate to one."),
+    Mistake(_mean_over_dimensions,
+            "You averaged the squared differences over the dimensions. The exponent is their sum."),
     Mistake(_no_logarithm, "This is the density. The exercise asks for its logarithm."),
-    Mistake(_exp_then_log, "Right near the mean and -inf far from it: the exponential underflows. Never leave the logarithm."),
-    Mistake(_constant_added, "The constant has the wrong sign: the density is divided by √(2π std²), so its logarithm is subtracted."),
-    Mistake(_times_two_variances, "Python reads a / 2 * std**2 as (a / 2) · std². Divide by (2 * std**2), with brackets."),
-    Mistake(_constant_not_summed, "log(2π) appears once for every dimension: the constant is the sum over d of ½·log(2π s_d²)."),
+    Mistake(_exp_then_log,
+            "This is right near the mean and -inf far from it: the "
+            "exponential underflows. Never leave the logarithm."),
+    Mistake(_constant_added,
+            "The constant has the wrong sign: the density is "
+            "divided by √(2π std²), so its logarithm is subtracted."),
+    Mistake(_times_two_variances,
+            "Python reads a / 2 * std**2 as (a / 2) · "
+            "std². Divide by (2 * std**2), with brackets."),
+    Mistake(_constant_not_summed,
+            "log(2π) appears once for every dimension: the "
+            "constant is the sum over d of ½·log(2π s_d²)."),
 )
+
+
+def _gaussian_cases() -> list[tuple]:
+    cases = []
+    for std in ([0.5, 1.5], [2.0, 0.4, 0.7], [0.3]):
+        D = len(std)
+        for scale in (1.0, 60.0):  # at 60 the density underflows
+            x = scale * normal(6, D, seed=D)
+            mean = normal(1, D, seed=9)[0]
+            cases.append((x, mean, torch.tensor(std).double()))
+    return cases
 
 # %% ../../nbs/solutions/01_distributions.ipynb #15ef4738
 def _log_joint(x, means, stds, weights):
+    "log(weights_k N(x; means_k, stds_k² I)), (n, K)"
+    D = x.shape[1]
     square = (x[:, None] - means).square().sum(-1)
-    return weights.log() - square / (2 * stds**2) - x.shape[1] / 2 * (2 * math.pi * stds**2).log()
+    return weights.log() - square / (2 * stds**2) - D / 2 * (2 * math.pi * stds**2).log()
 
 
-def mixture_log_prob(x, means, stds, weights): return _log_joint(x, means, stds, weights).logsumexp(1)
+def mixture_log_prob(x, means, stds, weights):
+    "x (n, D), means (K, D), stds (K,), weights (K,) -> log p(x), shape (n,)"
+    return _log_joint(x, means, stds, weights).logsumexp(1)
 
 # %% ../../nbs/solutions/01_distributions.ipynb #88fda94b
-def _underflow(x, means, stds, weights): return _log_joint(x, means, stds, weights).exp().sum(1).log()
-def _no_weights(x, means, stds, weights): return (_log_joint(x, means, stds, weights) - weights.log()).logsumexp(1)
-def _mean_of_logs(x, means, stds, weights): return (weights * (_log_joint(x, means, stds, weights) - weights.log())).sum(1)
-def _weights_as_logs(x, means, stds, weights): return (_log_joint(x, means, stds, weights) - weights.log() + weights).logsumexp(1)
-def _nearest_only(x, means, stds, weights): return _log_joint(x, means, stds, weights).amax(1)
-def _a_little_added(x, means, stds, weights): return (_log_joint(x, means, stds, weights).exp().sum(1) + 1e-12).log()
-def _plane_only(x, means, stds, weights): return mixture_log_prob(x, means, stds, weights * stds ** (x.shape[1] - 2))
+def _log_components(x, means, stds, weights):
+    return _log_joint(x, means, stds, weights) - weights.log()
 
-LOG_MIXTURE = (
-    Mistake(_underflow, "Right near the data and -inf far from it: the exponentials underflow. Use torch.logsumexp on the logarithms instead of exp, sum, log."),
-    Mistake(_no_weights, "The weights are missing: add log(weights) to the log density of each component."),
-    Mistake(_mean_of_logs, "This is the weighted mean of the log densities. The logarithm goes around the sum, not inside it (by Jensen's inequality yours is too small)."),
-    Mistake(_weights_as_logs, "You added the weights to log densities. A factor in front of a density becomes a sum with its logarithm: add weights.log()."),
-    Mistake(_a_little_added, "A small number keeps the logarithm finite and makes it wrong: far from the data your density is 1e-12 everywhere. Use torch.logsumexp."),
-    Mistake(_plane_only, "Right in the plane, wrong elsewhere: the constant is D/2 · log(2π std²), with D = x.shape[1]."),
-    Mistake(_nearest_only, "You kept the largest component only. Between components several of them contribute: sum them."),
+
+def _underflow(x, means, stds, weights):
+    return _log_joint(x, means, stds, weights).exp().sum(1).log()
+
+
+def _no_weights(x, means, stds, weights):
+    return _log_components(x, means, stds, weights).logsumexp(1)
+
+
+def _mean_of_logs(x, means, stds, weights):
+    return (weights * _log_components(x, means, stds, weights)).sum(1)
+
+
+def _weights_as_logs(x, means, stds, weights):
+    return (_log_components(x, means, stds, weights) + weights).logsumexp(1)
+
+
+def _largest_component(x, means, stds, weights):
+    return _log_joint(x, means, stds, weights).amax(1)
+
+
+def _epsilon_added(x, means, stds, weights):
+    return (_log_joint(x, means, stds, weights).exp().sum(1) + 1e-12).log()
+
+
+def _plane_only(x, means, stds, weights):
+    D = x.shape[1]
+    return mixture_log_prob(x, means, stds, weights * stds ** (D - 2))
+
+
+MIXTURE_LOG_PROB = (
+    Mistake(_underflow,
+            "This is right near the data and -inf far from it: the exponentials "
+            "underflow. Use torch.logsumexp on the logarithms instead of exp, sum and log."),
+    Mistake(_no_weights,
+            "The weights are missing: add log(weights) to the log density of each component."),
+    Mistake(_mean_of_logs,
+            "This is the weighted mean of the log densities. The logarithm goes around "
+            "the sum, not inside it (by Jensen's inequality yours is too small)."),
+    Mistake(_weights_as_logs,
+            "You added the weights to log densities. A factor in front of "
+            "a density becomes a sum with its logarithm: add weights.log()."),
+    Mistake(_epsilon_added,
+            "A small number keeps the logarithm finite and makes it wrong: far "
+            "from the data your density is 1e-12 everywhere. Use torch.logsumexp."),
+    Mistake(_plane_only,
+            "This is right in the plane and wrong elsewhere: the "
+            "constant is D/2 · log(2π std²), with D = x.shape[1]."),
+    Mistake(_largest_component,
+            "You kept the largest component only. Between "
+            "components several of them contribute: sum them."),
 )
+
+
+def _mixture(D: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Means (3, D), stds (3,) and weights (3,) of the mixture in all trials, D <= 3."
+    means = torch.tensor([[-1.2, 0.0, 0.3], [1.2, 0.6, -0.2], [0.8, -1.2, 0.5]])[:, :D].double()
+    stds = torch.tensor([0.5, 0.25, 0.35]).double()
+    weights = torch.tensor([0.5, 0.2, 0.3]).double()
+    return means, stds, weights
+
+
+def _mixture_cases() -> list[tuple]:
+    return [
+        (normal(8, 2, seed=0), *_mixture(2)),
+        (normal(8, 3, seed=2), *_mixture(3)),
+        (40 * normal(8, 2, seed=1), *_mixture(2)),
+    ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #39b2415f
 def mixture_sample(u, z, means, stds, weights):
+    "u (n,), z (n, D), means (K, D), stds (K,), weights (K,) -> samples (n, D)"
     k = torch.searchsorted(weights.cumsum(0), u).clamp(max=len(weights) - 1)
     return means[k] + stds[k, None] * z
 
 # %% ../../nbs/solutions/01_distributions.ipynb #7918956a
-def _equal_weights(u, z, means, stds, weights): return mixture_sample(u, z, means, stds, torch.ones_like(weights) / len(weights))
-def _mean_of_draws(u, z, means, stds, weights): return (weights[:, None] * (means + stds[:, None] * z[:, None])).sum(1)
-def _variance_as_std(u, z, means, stds, weights): return mixture_sample(u, z, means, stds**2, weights)
-def _unscaled_noise(u, z, means, stds, weights): return mixture_sample(u, z, means, torch.ones_like(stds), weights)
+def _equal_weights(u, z, means, stds, weights):
+    return mixture_sample(u, z, means, stds, torch.ones_like(weights) / len(weights))
+
+
+def _mean_of_draws(u, z, means, stds, weights):
+    draws = means + stds[:, None] * z[:, None]
+    return (weights[:, None] * draws).sum(1)
+
+
+def _variance_as_std(u, z, means, stds, weights):
+    return mixture_sample(u, z, means, stds**2, weights)
+
+
+def _unscaled_noise(u, z, means, stds, weights):
+    return mixture_sample(u, z, means, torch.ones_like(stds), weights)
+
+
 def _one_too_few(u, z, means, stds, weights):
     k = torch.searchsorted(weights.cumsum(0), u) - 1
     return means[k] + stds[k, None] * z
+
+
 def _not_cumulated(u, z, means, stds, weights):
     k = torch.searchsorted(weights.sort().values, u).clamp(max=len(weights) - 1)
     return means[k] + stds[k, None] * z
 
+
 SAMPLING = (
-    Mistake(_equal_weights, "Every component is picked equally often. The intervals of [0, 1) must have the lengths of the weights: cumulate them."),
-    Mistake(_mean_of_draws, "You took the weighted mean of a draw from each component: that is one Gaussian in the middle. Pick one component for each point, then draw from it."),
-    Mistake(_variance_as_std, "The noise is multiplied by the variance. Multiply it by the standard deviation: means[k] + stds[k] · z."),
-    Mistake(_unscaled_noise, "The noise has standard deviation one everywhere. Scale it with the std of the component that was picked."),
-    Mistake(_one_too_few, "Every component is one too low, and the first is taken for the last: searchsorted over the cumulated weights already counts from 0."),
-    Mistake(_not_cumulated, "The components are looked up in the weights themselves. Look them up in the cumulated weights, weights.cumsum(0)."),
+    Mistake(_equal_weights,
+            "Every component is picked equally often. The intervals of "
+            "[0, 1) must have the lengths of the weights: cumulate them."),
+    Mistake(_mean_of_draws,
+            "You took the weighted mean of a draw from each component: that is one "
+            "Gaussian in the middle. Pick one component for each point, then draw from it."),
+    Mistake(_variance_as_std,
+            "The noise is multiplied by the variance. Multiply it "
+            "by the standard deviation: means[k] + stds[k] · z."),
+    Mistake(_unscaled_noise,
+            "The noise has standard deviation one everywhere. Scale "
+            "it with the std of the component that was picked."),
+    Mistake(_one_too_few,
+            "Every component is one too low, and the first is taken for the "
+            "last: searchsorted over the cumulated weights already counts from 0."),
+    Mistake(_not_cumulated,
+            "The components are looked up in the weights themselves. "
+            "Look them up in the cumulated weights, weights.cumsum(0)."),
 )
+
+
+def _sampling_cases() -> list[tuple]:
+    return [(uniform(12, seed=3), normal(12, 2, seed=4), *_mixture(2))]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #f846a481
 def mixture_score(x, means, stds, weights):
+    "x (n, D), means (K, D), stds (K,), weights (K,) -> the gradient of log p(x), (n, D)"
+    responsibilities = _log_joint(x, means, stds, weights).softmax(1)
     pull = (means - x[:, None]) / stds[:, None] ** 2
-    return (_log_joint(x, means, stds, weights).softmax(1)[..., None] * pull).sum(1)
+    return (responsibilities[..., None] * pull).sum(1)
 
 
 def label_score(x, y, means, stds, weights, labels):
-    mine = labels == y
-    return mixture_score(x, means[mine], stds[mine], weights[mine]) - mixture_score(x, means, stds, weights)
+    "x (n, D), y a number; means, stds, weights, labels -> the gradient of log p(y | x), (n, D)"
+    k = labels == y
+    score_given_y = mixture_score(x, means[k], stds[k], weights[k])
+    return score_given_y - mixture_score(x, means, stds, weights)
 
 # %% ../../nbs/solutions/01_distributions.ipynb #a11a4e9a
-def _conditional_only(x, y, means, stds, weights, labels): return mixture_score(x, means[labels == y], stds[labels == y], weights[labels == y])
-def _away(x, y, means, stds, weights, labels): return -label_score(x, y, means, stds, weights, labels)
+def _conditional_only(x, y, means, stds, weights, labels):
+    k = labels == y
+    return mixture_score(x, means[k], stds[k], weights[k])
+
+
+def _negated(x, y, means, stds, weights, labels):
+    return -label_score(x, y, means, stds, weights, labels)
+
+
 def _against_the_others(x, y, means, stds, weights, labels):
-    return _conditional_only(x, y, means, stds, weights, labels) - mixture_score(x, means[labels != y], stds[labels != y], weights[labels != y])
+    k = labels != y
+    score_of_others = mixture_score(x, means[k], stds[k], weights[k])
+    return _conditional_only(x, y, means, stds, weights, labels) - score_of_others
+
+
 def _by_std(x, y, means, stds, weights, labels):
-    score = lambda k: (_log_joint(x, means[k], stds[k], weights[k]).softmax(1)[..., None] * (means[k] - x[:, None]) / stds[k, None]).sum(1)
+    def score(k):
+        responsibilities = _log_joint(x, means[k], stds[k], weights[k]).softmax(1)
+        return (responsibilities[..., None] * (means[k] - x[:, None]) / stds[k, None]).sum(1)
     return score(labels == y) - score(labels >= 0)
+
+
 def _by_weights(x, y, means, stds, weights, labels):
-    score = lambda k: ((weights[k] / weights[k].sum())[:, None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
+    def score(k):
+        fractions = weights[k] / weights[k].sum()
+        return (fractions[:, None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
     return score(labels == y) - score(labels >= 0)
+
+
 def _gradient_of_probability(x, y, means, stds, weights, labels):
-    return _log_joint(x, means, stds, weights).softmax(1)[:, labels == y].sum(1, keepdim=True) * label_score(x, y, means, stds, weights, labels)
+    responsibilities = _log_joint(x, means, stds, weights).softmax(1)
+    probability = responsibilities[:, labels == y].sum(1, keepdim=True)
+    return probability * label_score(x, y, means, stds, weights, labels)
+
+
 def _by_division(x, y, means, stds, weights, labels):
     def score(k):
         joint = _log_joint(x, means[k], stds[k], weights[k]).exp()
-        return ((joint / joint.sum(1, keepdim=True))[..., None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
+        responsibilities = joint / joint.sum(1, keepdim=True)
+        return (responsibilities[..., None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
     return score(labels == y) - score(labels >= 0)
 
+
 LABEL_SCORE = (
-    Mistake(_conditional_only, "This is the score of p(x | y). It also leads to where *any* data is; subtract the score of p(x), and what only the label explains is left."),
-    Mistake(_away, "The sign is off: p(y | x) = p(x | y) p(y) / p(x), so p(x) is subtracted."),
-    Mistake(_against_the_others, "You subtracted the score of the other labels. Bayes' rule divides by p(x), in which y is included."),
-    Mistake(_by_std, "The pull of a component is (mean - x) / std², divided by the variance."),
-    Mistake(_by_weights, "Each component pulls in proportion to its responsibility at this point, not to its weight."),
-    Mistake(_gradient_of_probability, "This is the gradient of p(y | x). The exercise asks for that of its logarithm: divide by p(y | x)."),
-    Mistake(_by_division, "Right near the data and NaN far from it: 0/0 after the exponentials underflow. Take the softmax of the logarithms instead."),
+    Mistake(_conditional_only,
+            "This is the score of p(x | y). It also leads to where *any* data is; "
+            "subtract the score of p(x), and what only the label explains is left."),
+    Mistake(_negated, "The sign is off: p(y | x) = p(x | y) p(y) / p(x), so p(x) is subtracted."),
+    Mistake(_against_the_others,
+            "You subtracted the score of the other labels. "
+            "Bayes' rule divides by p(x), in which y is included."),
+    Mistake(_by_std,
+            "The pull of a component is (mean - x) / std²: it is divided by the variance."),
+    Mistake(_by_weights,
+            "Each component pulls in proportion to its "
+            "responsibility at this point, not to its weight."),
+    Mistake(_gradient_of_probability,
+            "This is the gradient of p(y | x). The exercise "
+            "asks for that of its logarithm: divide by p(y | x)."),
+    Mistake(_by_division,
+            "This is right near the data and NaN far from it: 0/0 after the "
+            "exponentials underflow. Take the softmax of the logarithms instead."),
 )
+
+
+def _labels() -> Tensor: return torch.tensor([0, 0, 1])
+
+
+def _label_cases() -> list[tuple]:
+    return [
+        (normal(8, 2, seed=0), 0, *_mixture(2), _labels()),
+        (normal(8, 3, seed=2), 1, *_mixture(3), _labels()),
+        (40 * normal(8, 2, seed=1), 1, *_mixture(2), _labels()),
+    ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #90a5cf37
 def my_energy_distance(x, y):
+    "x (n, D), y (m, D) -> a number"
     return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
 
 # %% ../../nbs/solutions/01_distributions.ipynb #10e8d7dd
-def _one_cross_term(x, y): return torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
-def _squared_distances(x, y): return 2 * torch.cdist(x, y).square().mean() - torch.cdist(x, x).square().mean() - torch.cdist(y, y).square().mean()
+def _mean_distance(x, y): return torch.cdist(x, y).mean()
+def _mean_square(x, y): return torch.cdist(x, y).square().mean()
+def _mean_over_other_pairs(x): return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
+
+def _one_cross_term(x, y):
+    return _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y)
+
+
+def _squared_distances(x, y):
+    return 2 * _mean_square(x, y) - _mean_square(x, x) - _mean_square(y, y)
+
+
 def _rooted(x, y): return my_energy_distance(x, y).clamp_min(0).sqrt()
-def _other_pairs(x): return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
-def _without_self(x, y): return 2 * torch.cdist(x, y).mean() - _other_pairs(x) - _other_pairs(y)
-def _cross_only(x, y): return 2 * torch.cdist(x, y).mean()
+
+
+def _without_self(x, y):
+    return 2 * _mean_distance(x, y) - _mean_over_other_pairs(x) - _mean_over_other_pairs(y)
+
+
+def _cross_only(x, y): return 2 * _mean_distance(x, y)
+
 
 ENERGY = (
-    Mistake(_one_cross_term, "The mean distance between the clouds counts twice; with a single one the distance of a cloud from itself would be negative."),
-    Mistake(_squared_distances, "You squared the distances. Then only the difference of the two means is left, and two clouds with the same centre look alike. Use plain distances."),
-    Mistake(_rooted, "You took a square root at the end. Some authors do; the formula here has none."),
-    Mistake(_without_self, "You left the pairs of a point with itself out. That is a fair estimator too, but it can be negative; here all pairs count."),
-    Mistake(_cross_only, "Subtract the mean distances inside each cloud: otherwise a wide cloud is far from itself."),
+    Mistake(_one_cross_term,
+            "The mean distance between the clouds counts twice; with a single "
+            "one the distance of a cloud from itself would be negative."),
+    Mistake(_squared_distances,
+            "You squared the distances. Then only the difference of the two means is "
+            "left, and two clouds with the same centre look alike. Use plain distances."),
+    Mistake(_rooted,
+            "You took a square root at the end. Some authors do; the formula here has none."),
+    Mistake(_without_self,
+            "You left out the pairs of a point with itself. That is a fair "
+            "estimator too, but it can be negative; here all pairs count."),
+    Mistake(_cross_only,
+            "Subtract the mean distances inside each cloud: "
+            "otherwise a wide cloud is far from itself."),
 )
+
+
+def _cloud_cases() -> list[tuple]:
+    return [
+        (normal(7, 2, seed=5), normal(9, 2, seed=6) + 0.5),
+        (normal(4, 3, seed=7), 2 * normal(4, 3, seed=8)),
+    ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #b6987c9f
 EXERCISES = {
-    "gaussian_log_prob": Exercise(gaussian_log_prob, _gaussian_cases, GAUSSIAN, "Every density of this course is built from this one."),
-    "mixture_log_prob": Exercise(mixture_log_prob, _mixture_cases, LOG_MIXTURE, "It stays finite at any distance from the data."),
-    "mixture_sample": Exercise(mixture_sample, _sampling_cases, SAMPLING, "You can sample the truth behind every 2D lesson."),
-    "label_score": Exercise(label_score, _label_cases, LABEL_SCORE, "A classifier's gradient, in closed form: classifier guidance (lesson 9) adds it to the score."),
-    "energy_distance": Exercise(my_energy_distance, _cloud_cases, ENERGY, "Read it beside its floor, always."),
+    "gaussian_log_prob": Exercise(
+        gaussian_log_prob, _gaussian_cases, GAUSSIAN,
+        "Every density of this course is built from this one."),
+    "mixture_log_prob": Exercise(
+        mixture_log_prob, _mixture_cases, MIXTURE_LOG_PROB,
+        "It stays finite at any distance from the data."),
+    "mixture_sample": Exercise(
+        mixture_sample, _sampling_cases, SAMPLING,
+        "You can sample the truth behind every 2D lesson."),
+    "label_score": Exercise(
+        label_score, _label_cases, LABEL_SCORE,
+        "A classifier's gradient, in closed form: classifier "
+        "guidance (lesson 9) adds it to the score."),
+    "energy_distance": Exercise(
+        my_energy_distance, _cloud_cases, ENERGY,
+        "Always read it beside its floor."),
 }

@@ -31,10 +31,14 @@ def _denoiser(x, sigma): return x / (1 + sigma**2) + 0.2 * torch.sin(x + sigma)
 
 def _centred_cases() -> list[tuple]:
     m = torch.tensor([4.0, -3.0], dtype=torch.float64)
-    return [(_net, 3 * _normal(6, 2, seed=k), a, b, m, s) for k, a, b, s in ((0, 0.7, 0.4, 0.5), (1, 0.3, 0.9, 1.4))]
+    return [
+        (_net, 3 * _normal(6, 2, seed=k), a, b, m, s)
+        for k, a, b, s in ((0, 0.7, 0.4, 0.5), (1, 0.3, 0.9, 1.4))
+    ]
 
 
-def _weight_cases() -> list[tuple]: return [(0.1 + 0.9 * _uniform(6, 2), 0.1 + 2 * _uniform(6, 3), s) for s in (0.5, 1.7)]
+def _weight_cases() -> list[tuple]:
+    return [(0.1 + 0.9 * _uniform(6, 2), 0.1 + 2 * _uniform(6, 3), s) for s in (0.5, 1.7)]
 
 
 def _midpoint_cases() -> list[tuple]:
@@ -42,8 +46,10 @@ def _midpoint_cases() -> list[tuple]:
     return [(_denoiser, _normal(5, 2, seed=4), *c, _normal(5, 2, seed=5)) for c in cases]
 
 
-def _density_cases() -> list[tuple]: return [(0.05 + 0.9 * _uniform(7, 6), m, s) for m, s in ((-1.2, 1.2), (0.4, 0.7))]
-def _churn_cases() -> list[tuple]: return [(40.0, 256, 80.0, 0.002), (30.0, 18, 80.0, 0.01), (5.0, 50, 20.0, 0.1)]
+def _density_cases() -> list[tuple]:
+    return [(0.05 + 0.9 * _uniform(7, 6), m, s) for m, s in ((-1.2, 1.2), (0.4, 0.7))]
+def _churn_cases() -> list[tuple]:
+    return [(40.0, 256, 80.0, 0.002), (30.0, 18, 80.0, 0.01), (5.0, 50, 20.0, 0.1)]
 def _spread_cases() -> list[tuple]: return [(0.3 + 2 * _uniform(6, 7), 0.5 + 5 * _uniform(6, 8))]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #6dd4372b
@@ -53,15 +59,26 @@ def centred_denoise(F, x, alpha, sigma, m, s):
 
 # %% ../../nbs/solutions/10_design_space.ipynb #8c58774c
 def _size(alpha, sigma, s): return (alpha**2 * s**2 + sigma**2) ** 0.5
-def _wrap(F, u, seen, alpha, sigma, s): return alpha * s**2 / _size(alpha, sigma, s) ** 2 * u + sigma * s / _size(alpha, sigma, s) * F(seen)
-def _no_mean(F, x, alpha, sigma, m, s): return _wrap(F, x, x / _size(alpha, sigma, s), alpha, sigma, s)
+def _wrap(F, u, seen, alpha, sigma, s):
+    return alpha * s**2 / _size(alpha, sigma, s) ** 2 * u + sigma * s / _size(
+        alpha, sigma, s
+    ) * F(seen)
+def _no_mean(F, x, alpha, sigma, m, s):
+    return _wrap(F, x, x / _size(alpha, sigma, s), alpha, sigma, s)
 def _not_put_back(F, x, alpha, sigma, m, s): return _no_mean(F, x - alpha * m, alpha, sigma, m, s)
 def _mean_not_scaled(F, x, alpha, sigma, m, s): return m + _no_mean(F, x - m, alpha, sigma, m, s)
-def _put_back_scaled(F, x, alpha, sigma, m, s): return alpha * m + _not_put_back(F, x, alpha, sigma, m, s)
-def _raw_input(F, x, alpha, sigma, m, s): return m + _wrap(F, x - alpha * m, x - alpha * m, alpha, sigma, s)
-def _over_variance(F, x, alpha, sigma, m, s): return m + _wrap(F, x - alpha * m, (x - alpha * m) / _size(alpha, sigma, s) ** 2, alpha, sigma, s)
-def _input_not_centred(F, x, alpha, sigma, m, s): return m + _wrap(F, x - alpha * m, x / _size(alpha, sigma, s), alpha, sigma, s)
-def _skip_not_centred(F, x, alpha, sigma, m, s): return m + _wrap(F, x, (x - alpha * m) / _size(alpha, sigma, s), alpha, sigma, s)
+def _put_back_scaled(F, x, alpha, sigma, m, s):
+    return alpha * m + _not_put_back(F, x, alpha, sigma, m, s)
+def _raw_input(F, x, alpha, sigma, m, s):
+    return m + _wrap(F, x - alpha * m, x - alpha * m, alpha, sigma, s)
+def _over_variance(F, x, alpha, sigma, m, s):
+    return m + _wrap(
+        F, x - alpha * m, (x - alpha * m) / _size(alpha, sigma, s) ** 2, alpha, sigma, s
+    )
+def _input_not_centred(F, x, alpha, sigma, m, s):
+    return m + _wrap(F, x - alpha * m, x / _size(alpha, sigma, s), alpha, sigma, s)
+def _skip_not_centred(F, x, alpha, sigma, m, s):
+    return m + _wrap(F, x, (x - alpha * m) / _size(alpha, sigma, s), alpha, sigma, s)
 def _alpha_is_one(F, x, alpha, sigma, m, s): return m + _no_mean(F, x - alpha * m, 1.0, sigma, m, s)
 
 
@@ -69,23 +86,49 @@ def _answer_not_scaled(F, x, alpha, sigma, m, s):
     left, spread = x - alpha * m, _size(alpha, sigma, s)
     return m + alpha * s**2 / spread**2 * left + F(left / spread)
 
-def _no_skip(F, x, alpha, sigma, m, s): return m + sigma * s / _size(alpha, sigma, s) * F((x - alpha * m) / _size(alpha, sigma, s))
+def _no_skip(F, x, alpha, sigma, m, s):
+    return m + sigma * s / _size(alpha, sigma, s) * F((x - alpha * m) / _size(alpha, sigma, s))
 def _skip_of_edm(F, x, alpha, sigma, m, s):
     left, spread = x - alpha * m, _size(alpha, sigma, s)
     return m + s**2 / spread**2 * left + sigma * s / spread * F(left / spread)
 
 CENTRED = (
-    Mistake(_no_skip, "The skip is missing: c_skip times what is left of x, the best linear guess, to which the network's answer is added."),
-    Mistake(_skip_of_edm, "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² + sigma²), which is EDM's for alpha = 1."),
-    Mistake(_no_mean, "The mean m doesn't appear: take the mean of x out first, and put the mean of the data back at the end."),
+    Mistake(
+        _no_skip,
+        "The skip is missing: c_skip times what is left of x, the best linear guess, to which "
+        "the network's answer is added.",
+    ),
+    Mistake(
+        _skip_of_edm,
+        "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² + sigma²), which is EDM's for alpha = 1.",
+    ),
+    Mistake(
+        _no_mean,
+        "The mean m doesn't appear: take the mean of x out first, and put the mean of the data "
+        "back at the end.",
+    ),
     Mistake(_not_put_back, "This is x1 less its mean. Put the mean back."),
-    Mistake(_mean_not_scaled, "You took m out of x. But x = alpha·x1 + sigma·eps: what is *its* mean?"),
+    Mistake(
+        _mean_not_scaled, "You took m out of x. But x = alpha·x1 + sigma·eps: what is *its* mean?"
+    ),
     Mistake(_put_back_scaled, "At the end the mean of the *data* is put back, not that of x."),
-    Mistake(_raw_input, "The network is given an input of the wrong size. Which factor brings its variance to one?"),
+    Mistake(
+        _raw_input,
+        "The network is given an input of the wrong size. Which factor brings its variance to one?",
+    ),
     Mistake(_over_variance, "You divided the input by its variance. Divide by its spread."),
-    Mistake(_input_not_centred, "The skip is centred and the network's input isn't. Give the network what is left, too."),
-    Mistake(_skip_not_centred, "The network's input is centred and the skip isn't. Scale what is left, not x."),
-    Mistake(_alpha_is_one, "Right for alpha = 1, as in EDM's table. Here the signal is scaled: its variance is alpha²·s²."),
+    Mistake(
+        _input_not_centred,
+        "The skip is centred and the network's input isn't. Give the network what is left, too.",
+    ),
+    Mistake(
+        _skip_not_centred,
+        "The network's input is centred and the skip isn't. Scale what is left, not x.",
+    ),
+    Mistake(
+        _alpha_is_one,
+        "Right for alpha = 1, as in EDM's table. Here the signal is scaled: its variance is alpha²·s².",
+    ),
     Mistake(_answer_not_scaled, "The network's answer has variance one. Scale it with c_out."),
 )
 
@@ -108,17 +151,43 @@ def _one(alpha, sigma, s): return torch.ones_like(alpha)
 def _of_ve(alpha, sigma, s): return (sigma**2 + s**2) / (sigma * s) ** 2
 
 WEIGHT = (
-    Mistake(_one, "Weight one is DDPM's loss. EDM's is the plain loss of F: go from the error of eps to that of x1, and from there to F's."),
-    Mistake(_of_ve, "This is 1/c_out² of VE, for the error of x1. Turn the error of eps into that of x1 first, on any schedule."),
-    Mistake(_for_x1, "This is the weight of the error of x1. How large is that error for an eps that is off by e?"),
-    Mistake(_other_way, "You turned the ratio round: the error of x1 is sigma/alpha times that of eps, not alpha/sigma."),
-    Mistake(_ratio_not_squared, "Errors are squared in the loss, so the factor between them is squared too."),
+    Mistake(
+        _one,
+        "Weight one is DDPM's loss. EDM's is the plain loss of F: go from the error of eps to "
+        "that of x1, and from there to F's.",
+    ),
+    Mistake(
+        _of_ve,
+        "This is 1/c_out² of VE, for the error of x1. Turn the error of eps into that of x1 "
+        "first, on any schedule.",
+    ),
+    Mistake(
+        _for_x1,
+        "This is the weight of the error of x1. How large is that error for an eps that is off by e?",
+    ),
+    Mistake(
+        _other_way,
+        "You turned the ratio round: the error of x1 is sigma/alpha times that of eps, not alpha/sigma.",
+    ),
+    Mistake(
+        _ratio_not_squared,
+        "Errors are squared in the loss, so the factor between them is squared too.",
+    ),
     Mistake(_rooted, "This is the factor of the error. The weight multiplies its square."),
-    Mistake(_inverse, "Upside down: high noise must weigh more, since an error of eps does more harm there."),
-    Mistake(_alpha_one, "Right for alpha = 1. Which ratio takes the place of sigma on any other schedule?"),
+    Mistake(
+        _inverse,
+        "Upside down: high noise must weigh more, since an error of eps does more harm there.",
+    ),
+    Mistake(
+        _alpha_one,
+        "Right for alpha = 1. Which ratio takes the place of sigma on any other schedule?",
+    ),
     Mistake(_unit_data, "Right for data of spread one. Where does s enter c_out?"),
     Mistake(_only_the_ratio, "This weight gives the plain loss of x1. EDM's has 1/c_out² besides."),
-    Mistake(_c_out_squared, "This is c_out². EDM's weight on the x1 error is its inverse, and eps needs one more factor."),
+    Mistake(
+        _c_out_squared,
+        "This is c_out². EDM's weight on the x1 error is its inverse, and eps needs one more factor.",
+    ),
 )
 
 # %% ../../nbs/solutions/10_design_space.ipynb #3a33d431
@@ -133,25 +202,41 @@ def churned_midpoint(D, x, sigma, after, gamma, z):
 def _slope(D, x, sigma): return (x - D(x, sigma)) / sigma
 
 
-def _any_midpoint(D, x, sigma, after, gamma, z, *, spread=None, first=None, begin=None, middle=None, back=None):
+def _any_midpoint(
+    D, x, sigma, after, gamma, z, *, spread=None, first=None, begin=None, middle=None, back=None
+):
     "The step with one part replaced."
     hat = sigma * (1 + gamma)
     x = x + ((hat**2 - sigma**2) ** 0.5 if spread is None else spread) * z
     begin, middle = hat if begin is None else begin, (hat + after) / 2 if middle is None else middle
     y = x + (middle - begin) * _slope(D, x, hat if first is None else first)
-    return (x if back is None else y) + (after - (begin if back is None else back)) * _slope(D, y, middle)
+    return (x if back is None else y) + (after - (begin if back is None else back)) * _slope(
+        D, y, middle
+    )
 
 
-def _no_noise(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, spread=0.0)
-def _noise_by_growth(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, spread=gamma * sigma)
-def _noise_by_hat(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, spread=sigma * (1 + gamma))
-def _variance(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, spread=((1 + gamma) ** 2 - 1) * sigma**2)
-def _asked_at_old(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, first=sigma)
-def _from_old(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, begin=sigma, first=sigma, middle=(sigma + after) / 2)
-def _length_from_old(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, begin=sigma)
-def _middle_of_old(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, middle=(sigma + after) / 2)
-def _from_the_middle(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, back=(sigma * (1 + gamma) + after) / 2)
-def _whole_from_the_middle(D, x, sigma, after, gamma, z): return _any_midpoint(D, x, sigma, after, gamma, z, back=sigma * (1 + gamma))
+def _no_noise(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, spread=0.0)
+def _noise_by_growth(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, spread=gamma * sigma)
+def _noise_by_hat(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, spread=sigma * (1 + gamma))
+def _variance(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, spread=((1 + gamma) ** 2 - 1) * sigma**2)
+def _asked_at_old(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, first=sigma)
+def _from_old(D, x, sigma, after, gamma, z):
+    return _any_midpoint(
+        D, x, sigma, after, gamma, z, begin=sigma, first=sigma, middle=(sigma + after) / 2
+    )
+def _length_from_old(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, begin=sigma)
+def _middle_of_old(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, middle=(sigma + after) / 2)
+def _from_the_middle(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, back=(sigma * (1 + gamma) + after) / 2)
+def _whole_from_the_middle(D, x, sigma, after, gamma, z):
+    return _any_midpoint(D, x, sigma, after, gamma, z, back=sigma * (1 + gamma))
 
 
 def _euler(D, x, sigma, after, gamma, z):
@@ -160,7 +245,8 @@ def _euler(D, x, sigma, after, gamma, z):
     return x + (after - hat) * _slope(D, x, hat)
 
 
-def _uphill(D, x, sigma, after, gamma, z): return churned_midpoint(lambda x, s: 2 * x - D(x, s), x, sigma, after, gamma, z)
+def _uphill(D, x, sigma, after, gamma, z):
+    return churned_midpoint(lambda x, s: 2 * x - D(x, s), x, sigma, after, gamma, z)
 
 def _heun(D, x, sigma, after, gamma, z):
     hat = sigma * (1 + gamma)
@@ -179,19 +265,54 @@ def _from_unraised(D, x, sigma, after, gamma, z):
     return x + (after - hat) * _slope(D, y, middle)
 
 MIDPOINT = (
-    Mistake(_heun, "This is Heun, which looks at the end of the step. Midpoint looks half-way, and goes the whole way with the slope found there."),
-    Mistake(_slope_over_hat, "The slope in the middle is (y - D)/sigma with the sigma of the *middle*, where D was asked."),
-    Mistake(_from_unraised, "You added the step to x as it was before the noise was raised. It starts from the raised x."),
-    Mistake(_no_noise, "The raised level needs its noise: x must become a sample at (1 + gamma)·sigma before you ask."),
-    Mistake(_noise_by_growth, "Variances add, not spreads: noise of which spread takes sigma² to the raised level squared?"),
-    Mistake(_noise_by_hat, "You added noise of the whole raised level. Part of it is in x already."),
+    Mistake(
+        _heun,
+        "This is Heun, which looks at the end of the step. Midpoint looks half-way, and goes the "
+        "whole way with the slope found there.",
+    ),
+    Mistake(
+        _slope_over_hat,
+        "The slope in the middle is (y - D)/sigma with the sigma of the *middle*, where D was asked.",
+    ),
+    Mistake(
+        _from_unraised,
+        "You added the step to x as it was before the noise was raised. It starts from the raised x.",
+    ),
+    Mistake(
+        _no_noise,
+        "The raised level needs its noise: x must become a sample at (1 + gamma)·sigma before you ask.",
+    ),
+    Mistake(
+        _noise_by_growth,
+        "Variances add, not spreads: noise of which spread takes sigma² to the raised level squared?",
+    ),
+    Mistake(
+        _noise_by_hat, "You added noise of the whole raised level. Part of it is in x already."
+    ),
     Mistake(_variance, "This is the variance of the noise to add. z is scaled by its root."),
-    Mistake(_asked_at_old, "The first slope is taken after the noise was raised, so D must be told the raised level."),
-    Mistake(_from_old, "After the raise everything starts at the raised level: the first slope, the middle and the length of the step."),
-    Mistake(_length_from_old, "Slopes right, lengths wrong: both distances are measured from the raised level."),
+    Mistake(
+        _asked_at_old,
+        "The first slope is taken after the noise was raised, so D must be told the raised level.",
+    ),
+    Mistake(
+        _from_old,
+        "After the raise everything starts at the raised level: the first slope, the middle and "
+        "the length of the step.",
+    ),
+    Mistake(
+        _length_from_old,
+        "Slopes right, lengths wrong: both distances are measured from the raised level.",
+    ),
     Mistake(_middle_of_old, "The middle lies between the raised level and the new one."),
-    Mistake(_from_the_middle, "You went on from the middle, by half a step: two Euler steps. Midpoint goes the whole way again, from the beginning."),
-    Mistake(_whole_from_the_middle, "You took the whole step from the middle. It starts where the first half started."),
+    Mistake(
+        _from_the_middle,
+        "You went on from the middle, by half a step: two Euler steps. Midpoint goes the whole "
+        "way again, from the beginning.",
+    ),
+    Mistake(
+        _whole_from_the_middle,
+        "You took the whole step from the middle. It starts where the first half started.",
+    ),
     Mistake(_euler, "This is Euler. The slope in the middle is missing."),
     Mistake(_uphill, "The slope's sign: dx/dsigma is (x - D)/sigma, the noise."),
 )
@@ -202,27 +323,49 @@ def density_of_t(t, mean, std):
     return torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5) / (t * (1 - t))
 
 # %% ../../nbs/solutions/10_design_space.ipynb #47b9decd
-def _bell(l, mean, std): return torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5)
+def _bell(l, mean, std):
+    return torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5)
 def _l(t): return ((1 - t) / t).log()
 def _no_jacobian(t, mean, std): return _bell(_l(t), mean, std)
 def _jacobian_multiplied(t, mean, std): return _bell(_l(t), mean, std) * t * (1 - t)
 def _other_clock(t, mean, std): return _bell(-_l(t), mean, std) / (t * (1 - t))
 def _ratio_density(t, mean, std): return _bell(_l(t), mean, std) * t / (1 - t)
 def _half_jacobian(t, mean, std): return _bell(_l(t), mean, std) / t
-def _not_normalised(t, mean, std): return torch.exp(-((_l(t) - mean) ** 2) / (2 * std**2)) / (t * (1 - t))
+def _not_normalised(t, mean, std):
+    return torch.exp(-((_l(t) - mean) ** 2) / (2 * std**2)) / (t * (1 - t))
 def _std_as_variance(t, mean, std): return _bell(_l(t), mean, std**0.5) / (t * (1 - t))
-def _no_two(t, mean, std): return torch.exp(-((_l(t) - mean) ** 2) / std**2) / (std * (2 * math.pi) ** 0.5) / (t * (1 - t))
+def _no_two(t, mean, std):
+    return torch.exp(-((_l(t) - mean) ** 2) / std**2) / (std * (2 * math.pi) ** 0.5) / (t * (1 - t))
 def _log_density(t, mean, std): return density_of_t(t, mean, std).log()
 
 DENSITY = (
-    Mistake(_no_jacobian, "This is the density of log((1 - t)/t), read at t. Stretching an axis changes a density: by which factor?"),
-    Mistake(_jacobian_multiplied, "You multiplied by t(1 - t). Where t crowds many values of the logarithm together, its density is *larger*."),
-    Mistake(_other_clock, "The ratio is upside down: on the linear path noise over signal is (1 - t)/t."),
-    Mistake(_ratio_density, "This is the log-normal density of the *ratio*. You need the derivative of the logarithm in t, not in the ratio."),
+    Mistake(
+        _no_jacobian,
+        "This is the density of log((1 - t)/t), read at t. Stretching an axis changes a density: "
+        "by which factor?",
+    ),
+    Mistake(
+        _jacobian_multiplied,
+        "You multiplied by t(1 - t). Where t crowds many values of the logarithm together, its "
+        "density is *larger*.",
+    ),
+    Mistake(
+        _other_clock, "The ratio is upside down: on the linear path noise over signal is (1 - t)/t."
+    ),
+    Mistake(
+        _ratio_density,
+        "This is the log-normal density of the *ratio*. You need the derivative of the logarithm "
+        "in t, not in the ratio.",
+    ),
     Mistake(_half_jacobian, "The derivative isn't complete: log(1 - t) depends on t, too."),
-    Mistake(_not_normalised, "It doesn't integrate to one: the normal density has a factor in front."),
+    Mistake(
+        _not_normalised, "It doesn't integrate to one: the normal density has a factor in front."
+    ),
     Mistake(_std_as_variance, "You took std for the variance."),
-    Mistake(_no_two, "In the exponent of a normal density the square is divided by *twice* the variance."),
+    Mistake(
+        _no_two,
+        "In the exponent of a normal density the square is divided by *twice* the variance.",
+    ),
     Mistake(_log_density, "This is the logarithm of the density."),
 )
 
@@ -244,20 +387,51 @@ def _twice(s_churn, n, high, low): return 2 * _gamma(s_churn, n) * n / math.log(
 def _upside_down(s_churn, n, high, low): return math.log(high / low) / (_gamma(s_churn, n) * n)
 def _wide_cap(s_churn, n, high, low): return min(s_churn / n, 2**0.5) * n / math.log(high / low)
 
-def _exact_raise(s_churn, n, high, low): return ((1 + _gamma(s_churn, n)) ** 2 - 1) / 2 * n / math.log(high / low)
+def _exact_raise(s_churn, n, high, low):
+    return ((1 + _gamma(s_churn, n)) ** 2 - 1) / 2 * n / math.log(high / low)
 
 CHURN = (
-    Mistake(_exact_raise, "Exact for the raise, and of first order for the churn. Keep the first order on both sides: 2·gamma·sigma²."),
-    Mistake(_no_cap, "Right where no cap applies. gamma is never more than √2 - 1, even if the budget allows it."),
-    Mistake(_cap_on_budget, "The cap belongs to gamma, the share of a single step, not to the budget."),
-    Mistake(_gamma_alone, "This is gamma. A step of which length, in the logarithm of sigma, is it spent on?"),
-    Mistake(_whole_logarithm, "You spent one step's gamma on the whole way. How long is one of the n steps?"),
-    Mistake(_in_sigma, "Steps are even in the logarithm: their length is a share of log(high/low), not of high - low."),
-    Mistake(_base_ten, "The logarithm to base ten. d(log sigma) = dsigma/sigma holds for the natural one."),
-    Mistake(_base_two, "The logarithm to base two. d(log sigma) = dsigma/sigma holds for the natural one."),
-    Mistake(_twice, "A factor two: both ways of adding variance have one, 2·gamma·sigma² and 2·churn·sigma·dsigma."),
+    Mistake(
+        _exact_raise,
+        "Exact for the raise, and of first order for the churn. Keep the first order on both "
+        "sides: 2·gamma·sigma².",
+    ),
+    Mistake(
+        _no_cap,
+        "Right where no cap applies. gamma is never more than √2 - 1, even if the budget allows it.",
+    ),
+    Mistake(
+        _cap_on_budget, "The cap belongs to gamma, the share of a single step, not to the budget."
+    ),
+    Mistake(
+        _gamma_alone,
+        "This is gamma. A step of which length, in the logarithm of sigma, is it spent on?",
+    ),
+    Mistake(
+        _whole_logarithm,
+        "You spent one step's gamma on the whole way. How long is one of the n steps?",
+    ),
+    Mistake(
+        _in_sigma,
+        "Steps are even in the logarithm: their length is a share of log(high/low), not of high - low.",
+    ),
+    Mistake(
+        _base_ten,
+        "The logarithm to base ten. d(log sigma) = dsigma/sigma holds for the natural one.",
+    ),
+    Mistake(
+        _base_two,
+        "The logarithm to base two. d(log sigma) = dsigma/sigma holds for the natural one.",
+    ),
+    Mistake(
+        _twice,
+        "A factor two: both ways of adding variance have one, 2·gamma·sigma² and 2·churn·sigma·dsigma.",
+    ),
     Mistake(_upside_down, "Upside down: a larger gamma must give a larger churn."),
-    Mistake(_wide_cap, "The cap: with it the raised variance is at most twice the old one. (1 + gamma)² <= 2."),
+    Mistake(
+        _wide_cap,
+        "The cap: with it the raised variance is at most twice the old one. (1 + gamma)² <= 2.",
+    ),
 )
 
 # %% ../../nbs/solutions/10_design_space.ipynb #f128c4a5
@@ -276,23 +450,61 @@ def _shrunk_twice(s, sigma_max): return s * sigma_max**2 / (s**2 + sigma_max**2)
 def _named(s, sigma_max): return s**2 * sigma_max / (s**2 + sigma_max**2)
 
 SPREAD = (
-    Mistake(_no_harm, "That would be right for a true start. Yours lacks the data's share of the spread, and the ODE keeps ratios."),
+    Mistake(
+        _no_harm,
+        "That would be right for a true start. Yours lacks the data's share of the spread, and "
+        "the ODE keeps ratios.",
+    ),
     Mistake(_start, "This is the spread at the start. Follow the ODE down to zero noise."),
     Mistake(_true_start, "This is the spread that a true start would have."),
     Mistake(_too_wide, "Upside down: you start too narrow, so you must end too narrow."),
     Mistake(_variance_of_it, "This is the variance. The spread was asked for."),
-    Mistake(_factor_alone, "This is the factor by which every point shrinks. Times which starting spread?"),
+    Mistake(
+        _factor_alone,
+        "This is the factor by which every point shrinks. Times which starting spread?",
+    ),
     Mistake(_linear, "Independent spreads add as squares."),
-    Mistake(_shrunk_twice, "The factor, squared. Solve dlog(x)/dsigma = sigma/(s² + sigma²): a logarithm of a square, halved."),
-    Mistake(_named, "This is one jump to the predicted data, the mean. The ODE, solved exactly, doesn't lose that much spread."),
+    Mistake(
+        _shrunk_twice,
+        "The factor, squared. Solve dlog(x)/dsigma = sigma/(s² + sigma²): a logarithm of a square, halved.",
+    ),
+    Mistake(
+        _named,
+        "This is one jump to the predicted data, the mean. The ODE, solved exactly, doesn't lose "
+        "that much spread.",
+    ),
 )
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b6987c9f
 EXERCISES = {
-    "centred_denoise": Exercise(centred_denoise, _centred_cases, CENTRED, "Latents of an autoencoder have such a mean: you can precondition them now."),
-    "eps_weight": Exercise(eps_weight, _weight_cases, WEIGHT, "Any weight on one target is a weight on every other."),
-    "churned_midpoint": Exercise(churned_midpoint, _midpoint_cases, MIDPOINT, "A second-order stochastic sampler that never asks at sigma = 0."),
-    "density_of_t": Exercise(density_of_t, _density_cases, DENSITY, "This is the logit-normal that Stable Diffusion 3 trains with."),
-    "churn_of": Exercise(churn_of, _churn_cases, CHURN, "You can read one paper's stochasticity in another's unit."),
-    "final_spread": Exercise(final_spread, _spread_cases, SPREAD, "So sigma_max = 80 costs 0.008 % of the spread for data of spread one; sigma_max = 1 costs 29 %."),
+    "centred_denoise": Exercise(
+        centred_denoise,
+        _centred_cases,
+        CENTRED,
+        "Latents of an autoencoder have such a mean: you can precondition them now.",
+    ),
+    "eps_weight": Exercise(
+        eps_weight, _weight_cases, WEIGHT, "Any weight on one target is a weight on every other."
+    ),
+    "churned_midpoint": Exercise(
+        churned_midpoint,
+        _midpoint_cases,
+        MIDPOINT,
+        "A second-order stochastic sampler that never asks at sigma = 0.",
+    ),
+    "density_of_t": Exercise(
+        density_of_t,
+        _density_cases,
+        DENSITY,
+        "This is the logit-normal that Stable Diffusion 3 trains with.",
+    ),
+    "churn_of": Exercise(
+        churn_of, _churn_cases, CHURN, "You can read one paper's stochasticity in another's unit."
+    ),
+    "final_spread": Exercise(
+        final_spread,
+        _spread_cases,
+        SPREAD,
+        "So sigma_max = 80 costs 0.008 % of the spread for data of spread one; sigma_max = 1 costs 29 %.",
+    ),
 }

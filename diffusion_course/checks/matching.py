@@ -10,188 +10,328 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
 __all__ = ['COSINE', 'STUCK', 'AVERAGE', 'FLOOR', 'MEAN', 'EXERCISES', 'cosine_loss', 'stuck_at', 'moving_average',
            'floor_of_two', 'data_mean']
 
-# %% ../../nbs/solutions/05_flow_matching.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _loss_cases() -> list[tuple]:
-    times = lambda n: torch.linspace(0.1, 0.9, n, dtype=torch.float64)
-    return [(_normal(n, d, seed=0), _normal(n, d, seed=1), _normal(n, d, seed=2), times(n)) for n, d in ((7, 2), (4, 5))]
-
-
-def _target_cases() -> list[tuple]: return [(2 * _normal(9, 2, seed=3) + 1,), (_normal(6, 3, seed=4),)]
-def _average_cases() -> list[tuple]: return [(_normal(8, 3, seed=5), 0.9), (_normal(5, 2, seed=6), 0.5)]
-
-
-def _two_cases() -> list[tuple]:
-    a, b = torch.tensor([-1.0, 0.5]).double(), torch.tensor([1.0, 1.5]).double()
-    return [(_normal(8, 2, seed=7), a, b, 0.4), (_normal(8, 2, seed=8), a, b, 0.0), (_normal(4, 1, seed=9), a[:1], b[:1], 0.6), (80 * _normal(4, 2, seed=9), a, b, 0.9)]
-
-
-def _cosine_field(x: Tensor, t: Tensor | float) -> Tensor:
-    "The exact velocity of the cosine path for data that sit in three points."
-    t = float(torch.as_tensor(t).flatten()[0])  # one time for all points, given as a number or as a batch
-    data = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
-    alpha, sigma = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
-    share = (-(torch.cdist(x, alpha * data) ** 2) / (2 * sigma**2)).softmax(1)
-    x1 = share @ data
-    return math.pi / 2 * (sigma * x1 - alpha * (x - alpha * x1) / sigma)
-
-
-def _mean_cases() -> list[tuple]: return [(_cosine_field, _normal(6, 2, seed=10))]
-
 # %% ../../nbs/solutions/05_flow_matching.ipynb #61629758
 def cosine_loss(output, x1, eps, t):
-    angle = math.pi / 2 * t[:, None]
-    target = math.pi / 2 * (angle.cos() * x1 - angle.sin() * eps)
+    "output, x1 and eps (B, D), t (B,) -> the loss, a number"
+    phi = math.pi / 2 * t[:, None]
+    target = math.pi / 2 * (phi.cos() * x1 - phi.sin() * eps)
     return (output - target).square().mean()
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #7f505617
-def _against(output, target): return (output - target).square().mean()
-def _angle(t): return math.pi / 2 * t[:, None]
-def _linear_target(output, x1, eps, t): return _against(output, x1 - eps)
-def _no_inner_derivative(output, x1, eps, t): return _against(output, _angle(t).cos() * x1 - _angle(t).sin() * eps)
-def _the_point_itself(output, x1, eps, t): return _against(output, _angle(t).sin() * x1 + _angle(t).cos() * eps)
-def _wrong_sign(output, x1, eps, t): return _against(output, math.pi / 2 * (_angle(t).cos() * x1 + _angle(t).sin() * eps))
-def _not_differentiated(output, x1, eps, t): return _against(output, math.pi / 2 * (_angle(t).sin() * x1 - _angle(t).cos() * eps))
+def _mse(output, target): return (output - target).square().mean()
+def _phi(t): return math.pi / 2 * t[:, None]
+
+
+def _linear_target(output, x1, eps, t): return _mse(output, x1 - eps)
+
+
+def _no_inner_derivative(output, x1, eps, t):
+    return _mse(output, _phi(t).cos() * x1 - _phi(t).sin() * eps)
+
+
+def _x_t(output, x1, eps, t):
+    return _mse(output, _phi(t).sin() * x1 + _phi(t).cos() * eps)
+
+
+def _wrong_sign(output, x1, eps, t):
+    return _mse(output, math.pi / 2 * (_phi(t).cos() * x1 + _phi(t).sin() * eps))
+
+
+def _not_differentiated(output, x1, eps, t):
+    return _mse(output, math.pi / 2 * (_phi(t).sin() * x1 - _phi(t).cos() * eps))
+
+
 def _summed(output, x1, eps, t): return cosine_loss(output, x1, eps, t) * output.shape[1]
 def _rooted(output, x1, eps, t): return cosine_loss(output, x1, eps, t).sqrt()
 
+
 COSINE = (
-    Mistake(_linear_target, "x1 - eps is the velocity of the linear path. On this one differentiate sin and cos."),
-    Mistake(_no_inner_derivative, "The inner derivative is missing: the angle is π/2·t, so everything is multiplied by π/2."),
-    Mistake(_the_point_itself, "This target is x_t itself. The network learns its *derivative* with respect to t."),
-    Mistake(_wrong_sign, "The derivative of the cosine is minus the sine: eps enters with a minus."),
-    Mistake(_not_differentiated, "The factors have not changed places: the derivative of sin is cos, and x1 gets the cosine."),
-    Mistake(_summed, "You summed over the dimensions. Average over everything, so that the loss does not depend on D."),
-    Mistake(_rooted, "You took a root at the end. The mean of the squares has the conditional mean as its minimum; its root trains differently."),
+    Mistake(_linear_target,
+            "x1 - eps is the velocity of the linear path. On this one differentiate sin and cos."),
+    Mistake(_no_inner_derivative,
+            "The inner derivative is missing: the angle "
+            "is π/2·t, so everything is multiplied by π/2."),
+    Mistake(_x_t,
+            "This target is x_t itself. The network learns its *derivative* with respect to t."),
+    Mistake(_wrong_sign,
+            "The derivative of the cosine is minus the sine: eps enters with a minus."),
+    Mistake(_not_differentiated,
+            "The factors have not changed places: the derivative "
+            "of sin is cos, so x1 is multiplied by the cosine."),
+    Mistake(_summed,
+            "You summed over the dimensions. Average over "
+            "everything, so that the loss does not depend on D."),
+    Mistake(_rooted,
+            "You took a root at the end. The mean of the squares has the "
+            "conditional mean as its minimum; its root trains differently."),
 )
+
+
+def _loss_cases() -> list[tuple]:
+    def tensors(B: int, D: int) -> tuple:
+        t = torch.linspace(0.1, 0.9, B, dtype=torch.float64)
+        return normal(B, D, seed=0), normal(B, D, seed=1), normal(B, D, seed=2), t
+    return [tensors(7, 2), tensors(4, 5)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #17e58571
 def stuck_at(targets):
+    "targets (n, D) -> the vector (D,), and the loss that is left, a number"
     mean = targets.mean(0)
     return mean, (targets - mean).square().mean()
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #d49d6fb4
-def _medians(targets): return targets.median(0).values, (targets - targets.median(0).values).square().mean()
-def _down_to_zero(targets): return targets.mean(0), 0.0 * targets.mean()
-def _deviation(targets): return targets.mean(0), stuck_at(targets)[1].sqrt()
+def _median(targets):
+    median = targets.median(0).values
+    return median, (targets - median).square().mean()
+
+
+def _zero_loss(targets): return targets.mean(0), 0.0 * targets.mean()
+
+
+def _standard_deviation(targets):
+    mean, variance = stuck_at(targets)
+    return mean, variance.sqrt()
+
+
 def _unbiased(targets): return targets.mean(0), targets.var(0).mean()
-def _sum_over_dimensions(targets): return targets.mean(0), (targets - targets.mean(0)).square().sum(1).mean()
-def _one_mean_for_all(targets): return targets.mean().expand(targets.shape[1]), (targets - targets.mean()).square().mean()
+
+
+def _sum_over_dimensions(targets):
+    mean = targets.mean(0)
+    return mean, (targets - mean).square().sum(1).mean()
+
+
+def _one_mean_for_all(targets):
+    mean = targets.mean()
+    return mean.expand(targets.shape[1]), (targets - mean).square().mean()
+
+
 def _second_moment(targets): return targets.mean(0), targets.square().mean()
 
+
 STUCK = (
-    Mistake(_medians, "The median minimises the mean *absolute* error. For squares it is the mean."),
-    Mistake(_down_to_zero, "The loss does not go to zero: the targets differ, and one vector cannot equal them all. What is left is their variance."),
-    Mistake(_deviation, "The loss is made of squares: what is left is the variance, not its root."),
+    Mistake(_median, "The median minimises the mean *absolute* error. For squares it is the mean."),
+    Mistake(_zero_loss,
+            "The loss does not go to zero: the targets differ, and one "
+            "vector cannot equal them all. What is left is their variance."),
+    Mistake(_standard_deviation,
+            "The loss is made of squares: what is left is the variance, not its root."),
     Mistake(_unbiased, "You divided by n - 1. The loss is a mean over n samples, so divide by n."),
-    Mistake(_sum_over_dimensions, "You summed over the dimensions. The loss is the mean over samples and dimensions."),
-    Mistake(_one_mean_for_all, "You took one mean over all dimensions. The vector has an entry for each: targets.mean(0)."),
-    Mistake(_second_moment, "You left the mean in. What is left are the squares *around* the mean."),
+    Mistake(_sum_over_dimensions,
+            "You summed over the dimensions. The loss is the mean over samples and dimensions."),
+    Mistake(_one_mean_for_all,
+            "You took one mean over all dimensions. The "
+            "vector has an entry for each: targets.mean(0)."),
+    Mistake(_second_moment,
+            "You left the mean in. What is left of the loss are the squares *around* the mean."),
 )
+
+
+def _target_cases() -> list[tuple]:
+    return [(2 * normal(9, 2, seed=3) + 1,), (normal(6, 3, seed=4),)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6f9852d4
 def moving_average(weights, decay):
+    "weights (n, D), one row a step; decay d a number -> the average after the last step, (D,)"
     average = weights[0]
     for w in weights[1:]:
         average = decay * average + (1 - decay) * w
     return average
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #de14e41a
-def _begun(average, weights, decay):
-    for w in weights: average = decay * average + (1 - decay) * w
+def _average_from(average, weights, decay):
+    for w in weights:
+        average = decay * average + (1 - decay) * w
     return average
-def _begun_with_zero(weights, decay): return _begun(torch.zeros_like(weights[0]), weights, decay)
+
+
+def _from_zero(weights, decay): return _average_from(0 * weights[0], weights, decay)
 def _roles_swapped(weights, decay): return moving_average(weights, 1 - decay)
 def _plain_mean(weights, decay): return weights.mean(0)
 def _last_only(weights, decay): return weights[-1] + 0
-def _first_twice(weights, decay): return _begun(weights[0], weights[:-1], decay)
+def _last_left_out(weights, decay): return _average_from(weights[0], weights[:-1], decay)
+
+
 def _not_normalised(weights, decay):
     average = weights[0]
-    for w in weights[1:]: average = decay * average + w
+    for w in weights[1:]:
+        average = decay * average + w
     return average
 
+
 AVERAGE = (
-    Mistake(_begun_with_zero, "You began with zero, which the average remembers for long. Begin with the first weights."),
-    Mistake(_roles_swapped, "The roles are swapped: the decay is what *stays*, 1 - decay is what enters."),
-    Mistake(_plain_mean, "This is the mean of all steps. A moving average forgets: early steps count less and less."),
+    Mistake(_from_zero,
+            "You began with zero, which the average remembers "
+            "for long. Begin with the first weights."),
+    Mistake(_roles_swapped,
+            "The roles are swapped: the decay is what *stays*, 1 - decay is what enters."),
+    Mistake(_plain_mean,
+            "This is the mean of all steps. A moving average "
+            "forgets: early steps count less and less."),
     Mistake(_last_only, "These are the raw weights of the last step."),
-    Mistake(_first_twice, "You stopped one step early: the last weights enter too."),
-    Mistake(_not_normalised, "The new weights enter with the share 1 - decay, or the average grows."),
+    Mistake(_last_left_out, "You stopped one step early: the last weights enter too."),
+    Mistake(_not_normalised,
+            "The new weights enter with the factor 1 - decay, or the average grows."),
 )
 
+
+def _average_cases() -> list[tuple]:
+    return [(normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.5)]
+
 # %% ../../nbs/solutions/05_flow_matching.ipynb #12880cca
-def _share(x, a, b, t):
-    closeness = torch.stack([-(x - t * p).square().sum(1) / (2 * (1 - t) ** 2) for p in (a, b)], 1)
-    return closeness.softmax(1)[:, 0]
+def _probability_of_a(x, a, b, t):
+    "The probability that x is on its way to a, not to b: (n,)"
+    log_weights = [-(x - t * x1).square().sum(1) / (2 * (1 - t) ** 2) for x1 in (a, b)]
+    return torch.stack(log_weights, 1).softmax(1)[:, 0]
 
 
 def floor_of_two(x, a, b, t):
-    w = _share(x, a, b, t)
+    "x (n, D), a and b (D,), t a number < 1 -> the floor at each x, shape (n,)"
+    w = _probability_of_a(x, a, b, t)
     return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #4f923d78
-def _half_and_half(x, a, b, t): return (0.25 * (a - b).square().mean() / (1 - t) ** 2).expand(len(x))
-def _no_time(x, a, b, t): return floor_of_two(x, a, b, t) * (1 - t) ** 2
-def _once_divided(x, a, b, t): return floor_of_two(x, a, b, t) * (1 - t)
-def _summed_over_d(x, a, b, t): return floor_of_two(x, a, b, t) * x.shape[1]
-def _share_unmoved(x, a, b, t):
-    w = torch.stack([-(x - p).square().sum(1) / (2 * (1 - t) ** 2) for p in (a, b)], 1).softmax(1)[:, 0]
-    return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
+def _variance(w, a, b, t): return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
+
+
+def _half_and_half(x, a, b, t):
+    return (0.25 * (a - b).square().mean() / (1 - t) ** 2).expand(len(x))
+
+
+def _variance_of_x1(x, a, b, t): return floor_of_two(x, a, b, t) * (1 - t) ** 2
+def _divided_once(x, a, b, t): return floor_of_two(x, a, b, t) * (1 - t)
+def _summed_over_dimensions(x, a, b, t): return floor_of_two(x, a, b, t) * x.shape[1]
+
+
+def _points_not_scaled(x, a, b, t):
+    log_weights = [-(x - x1).square().sum(1) / (2 * (1 - t) ** 2) for x1 in (a, b)]
+    return _variance(torch.stack(log_weights, 1).softmax(1)[:, 0], a, b, t)
+
+
 def _sigma_not_squared(x, a, b, t):
-    w = torch.stack([-(x - t * p).square().sum(1) / (2 * (1 - t)) for p in (a, b)], 1).softmax(1)[:, 0]
-    return w * (1 - w) * (a - b).square().mean() / (1 - t) ** 2
-def _weight_of_one(x, a, b, t): return _share(x, a, b, t) * (a - b).square().mean() / (1 - t) ** 2
-def _spread_of_data(x, a, b, t): return _share(x, a, b, t) * (1 - _share(x, a, b, t)) * ((a - b) / 2).square().mean() / (1 - t) ** 2
+    log_weights = [-(x - t * x1).square().sum(1) / (2 * (1 - t)) for x1 in (a, b)]
+    return _variance(torch.stack(log_weights, 1).softmax(1)[:, 0], a, b, t)
+
+
+def _one_weight(x, a, b, t):
+    return _probability_of_a(x, a, b, t) * (a - b).square().mean() / (1 - t) ** 2
+
+
+def _half_the_difference(x, a, b, t):
+    return _variance(_probability_of_a(x, a, b, t), a / 2, b / 2, t)
+
+
 def _by_exponentials(x, a, b, t):
-    p, q = (torch.exp(-(x - t * z).square().sum(1) / (2 * (1 - t) ** 2)) for z in (a, b))
+    p, q = (torch.exp(-(x - t * x1).square().sum(1) / (2 * (1 - t) ** 2)) for x1 in (a, b))
     return p * q / (p + q) ** 2 * (a - b).square().mean() / (1 - t) ** 2
 
+
 FLOOR = (
-    Mistake(_half_and_half, "You weighed a and b equally everywhere. At x one of them is more probable: use the posterior shares."),
-    Mistake(_no_time, "This is the spread of x1. The target is (x1 - x)/(1 - t), so its variance is divided by (1 - t)²."),
-    Mistake(_once_divided, "A variance scales with the square: divide by (1 - t)², not by 1 - t."),
-    Mistake(_summed_over_d, "You summed over the dimensions. The loss averages over them."),
-    Mistake(_share_unmoved, "The shares compare x with a and b. At time t they have been shrunk to t·a and t·b."),
-    Mistake(_sigma_not_squared, "The shares are normal densities of spread sigma = 1 - t: the exponent is divided by 2·sigma², not by 2·sigma."),
-    Mistake(_weight_of_one, "A two-valued variable has variance w(1 - w) times the squared difference: where it is decided, w = 1, nothing is left."),
-    Mistake(_spread_of_data, "You used half the difference. With weights w and 1 - w the variance is w(1 - w)·|a - b|²: the halves are in the weights."),
-    Mistake(_by_exponentials, "Right near the path, NaN far from it: the exponentials underflow. Use softmax."),
+    Mistake(_half_and_half,
+            "You gave a and b equal weights everywhere. At x one of "
+            "them is more probable: use the posterior probabilities."),
+    Mistake(_variance_of_x1,
+            "This is the variance of x1. The target is (x1 - "
+            "x)/(1 - t), so its variance is divided by (1 - t)²."),
+    Mistake(_divided_once, "A variance scales with the square: divide by (1 - t)², not by 1 - t."),
+    Mistake(_summed_over_dimensions,
+            "You summed over the dimensions. The loss averages over them."),
+    Mistake(_points_not_scaled,
+            "The probabilities compare x with a and b. At "
+            "time t these have been shrunk to t·a and t·b."),
+    Mistake(_sigma_not_squared,
+            "The probabilities come from normal densities with standard deviation "
+            "sigma = 1 - t: the exponent is divided by 2·sigma², not by 2·sigma."),
+    Mistake(_one_weight,
+            "A two-valued variable has variance w(1 - w) times the squared "
+            "difference: where it is decided, w = 1, nothing is left."),
+    Mistake(_half_the_difference,
+            "You used half the difference. With weights w and 1 - w the "
+            "variance is w(1 - w)·|a - b|²: the halves are in the weights."),
+    Mistake(_by_exponentials,
+            "This is right near the path and NaN far from "
+            "it: the exponentials underflow. Use softmax."),
 )
+
+
+def _two_cases() -> list[tuple]:
+    def points(D: int) -> tuple[Tensor, Tensor]:
+        a = torch.tensor([-1.0, 0.5]).double()
+        b = torch.tensor([1.0, 1.5]).double()
+        return a[:D], b[:D]
+
+    return [
+        (normal(8, 2, seed=7), *points(2), 0.4),
+        (normal(8, 2, seed=8), *points(2), 0.0),
+        (normal(4, 1, seed=9), *points(1), 0.6),
+        (80 * normal(4, 2, seed=9), *points(2), 0.9),
+    ]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b123ad8d
 def data_mean(u, x):
+    "u(x, t) the exact velocity of the cosine path, x (n, D) noise -> the mean of the data, (n, D)"
     return 2 / math.pi * u(x, 0.0)
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6ede310c
 def _euler_step(u, x): return x + u(x, 0.0)
 def _no_factor(u, x): return u(x, 0.0)
 def _factor_upside_down(u, x): return math.pi / 2 * u(x, 0.0)
-def _asked_at_the_end(u, x): return 2 / math.pi * u(x, 1 - 1e-6)
+def _at_the_end(u, x): return 2 / math.pi * u(x, 1 - 1e-6)
 def _factor_and_step(u, x): return x + 2 / math.pi * u(x, 0.0)
-def _averaged_over_x(u, x): return (2 / math.pi * u(x, 0.0) + x.mean(0))
+def _mean_of_x_added(u, x): return 2 / math.pi * u(x, 0.0) + x.mean(0)
+
 
 MEAN = (
-    Mistake(_euler_step, "This is a whole Euler step, which lands on the mean on the *linear* path. Here sigma' is 0 at t = 0: the velocity holds no -eps, so x is not to be added."),
+    Mistake(_euler_step,
+            "This is a whole Euler step, which lands on the mean on the *linear* path. Here "
+            "sigma' is 0 at t = 0: the velocity holds no -eps, so x is not to be added."),
     Mistake(_no_factor, "At t = 0 the velocity is alpha'·E[x1], and alpha' is π/2: divide by it."),
     Mistake(_factor_upside_down, "The velocity is π/2 times the mean. Divide by π/2."),
-    Mistake(_asked_at_the_end, "You asked at the end, where x is taken for nearly finished data. Ask at t = 0."),
-    Mistake(_factor_and_step, "The factor is right. But on this path the velocity at t = 0 holds no -x, so x is not to be added."),
-    Mistake(_averaged_over_x, "The noise does not enter: at t = 0 the velocity depends on the data's mean alone."),
+    Mistake(_at_the_end,
+            "You took the velocity at the end, where x counts "
+            "as nearly finished data. Take it at t = 0."),
+    Mistake(_factor_and_step,
+            "The factor is right. But on this path the velocity "
+            "at t = 0 holds no -x, so x is not to be added."),
+    Mistake(_mean_of_x_added,
+            "The noise does not enter: at t = 0 the "
+            "velocity depends on the mean of the data alone."),
 )
+
+
+def _cosine_field(x: Tensor, t: Tensor | float) -> Tensor:
+    "The exact velocity of the cosine path for data that sit in three points."
+    t = float(torch.as_tensor(t).flatten()[0])  # one time for all points, a number or a batch
+    alpha, sigma = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
+    data = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
+    weights = (-(torch.cdist(x, alpha * data) ** 2) / (2 * sigma**2)).softmax(1)
+    x1 = weights @ data
+    return math.pi / 2 * (sigma * x1 - alpha * (x - alpha * x1) / sigma)
+
+
+def _mean_cases() -> list[tuple]: return [(_cosine_field, normal(6, 2, seed=10))]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b6987c9f
 EXERCISES = {
-    "cosine_loss": Exercise(cosine_loss, _loss_cases, COSINE, "The same line trains a U-Net on pictures in lesson 14."),
-    "stuck_at": Exercise(stuck_at, _target_cases, STUCK, "This is why the loss does not go to zero."),
-    "moving_average": Exercise(moving_average, _average_cases, AVERAGE, "Every diffusion model that you download is such an average."),
-    "floor_of_two": Exercise(floor_of_two, _two_cases, FLOOR, "You have computed an irreducible loss in closed form."),
-    "data_mean": Exercise(data_mean, _mean_cases, MEAN, "One evaluation tells the mean of the data, and no more."),
+    "cosine_loss": Exercise(
+        cosine_loss, _loss_cases, COSINE,
+        "The same line trains a U-Net on images in lesson 14."),
+    "stuck_at": Exercise(
+        stuck_at, _target_cases, STUCK,
+        "This is why the loss does not go to zero."),
+    "moving_average": Exercise(
+        moving_average, _average_cases, AVERAGE,
+        "Every diffusion model that you download is such an average."),
+    "floor_of_two": Exercise(
+        floor_of_two, _two_cases, FLOOR,
+        "You have computed an irreducible loss in closed form."),
+    "data_mean": Exercise(
+        data_mean, _mean_cases, MEAN,
+        "One evaluation tells the mean of the data, and no more."),
 }

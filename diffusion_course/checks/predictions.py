@@ -8,126 +8,177 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['VELOCITY', 'SD3', 'DIFFERENCE', 'POSTERIOR', 'LEFT_OUT', 'ERROR', 'EXERCISES', 'x1_from_velocity', 'score_from_sd3',
-           'eps_from_difference', 'posterior', 'leave_one_out', 'velocity_error']
-
-# %% ../../nbs/solutions/04_predictions.ipynb #047fc4a2
-def _points(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _numbers(n: int, lo: float, hi: float, seed: int) -> Tensor:
-    return lo + (hi - lo) * torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _velocity_cases() -> list[tuple]:
-    coefficients = lambda n, seed: (_numbers(n, 0.2, 0.9, seed), _numbers(n, 0.2, 0.9, seed + 1), _numbers(n, 0.5, 1.5, seed + 2), _numbers(n, -1.5, -0.5, seed + 3))
-    return [(_points(4, 4, seed=0), _points(4, 4, seed=1), *coefficients(4, 2)), (_points(3, 2, 3, seed=6), _points(3, 2, 3, seed=7), *coefficients(3, 8))]
-
-
-def _sd3_cases() -> list[tuple]: return [(_points(5, 2, seed=12), _points(5, 2, seed=13), s) for s in (0.2, 0.7, 0.95)]
-def _difference_cases() -> list[tuple]: return [(_points(5, 2, seed=14), _points(5, 2, seed=15), a, s) for a, s in ((0.3, 0.9), (0.8, 0.6), (1.0, 4.0))]
-
-
-def _posterior_cases() -> list[tuple]:
-    spreads = (torch.tensor([0.4, 1.7], dtype=torch.float64), torch.tensor([0.3, 0.9, 2.0], dtype=torch.float64))
-    return [(_points(5, len(s), seed=16), a, b, _points(len(s), seed=17), s) for s in spreads for a, b in ((0.3, 0.8), (0.9, 0.2))]
-
-
-def _left_out_cases() -> list[tuple]:
-    data = _points(7, 2, seed=18)
-    near = [(a * data + s * _points(7, 2, seed=19), a, s, data) for a, s in ((0.5, 0.6), (0.7, 0.4), (0.98, 0.02))]
-    return [*near, (0.1 * data + 3, 0.1, 0.05, data)]  # far from all data
-
-
-def _error_cases() -> list[tuple]:
-    return [(_numbers(6, -1.0, 1.0, 20), _numbers(6, -1.0, 1.0, 21), _numbers(6, 0.2, 0.9, 22), _numbers(6, 0.2, 0.9, 23), _numbers(6, 0.5, 1.5, 24), _numbers(6, -1.5, 0.5, 25))]
+__all__ = ['VELOCITY', 'SD3', 'DIFFERENCE', 'POSTERIOR', 'LEAVE_ONE_OUT', 'ERROR', 'EXERCISES', 'x1_from_velocity',
+           'score_from_sd3', 'eps_from_difference', 'posterior', 'leave_one_out', 'velocity_error']
 
 # %% ../../nbs/solutions/04_predictions.ipynb #46db8776
 def x1_from_velocity(x, u, alpha, sigma, d_alpha, d_sigma):
+    "x and u (B, ...), the coefficients (B,) -> x1 (B, ...)"
     shape = (-1,) + (1,) * (x.ndim - 1)
     alpha, sigma, d_alpha, d_sigma = (c.reshape(shape) for c in (alpha, sigma, d_alpha, d_sigma))
-    return (d_sigma * x - sigma * u) / (alpha * d_sigma - sigma * d_alpha)
+    D = alpha * d_sigma - sigma * d_alpha
+    return (d_sigma * x - sigma * u) / D
 
 # %% ../../nbs/solutions/04_predictions.ipynb #3fa4bcb7
-def _shaped(x, *coefficients): return (c.reshape((-1,) + (1,) * (x.ndim - 1)) for c in coefficients)
-def _wrong_axis(x, u, alpha, sigma, d_alpha, d_sigma): return (d_sigma * x - sigma * u) / (alpha * d_sigma - sigma * d_alpha)
-def _other_determinant(x, u, *c): return -x1_from_velocity(x, u, *c)
-def _undivided(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+def _reshaped(x, *coefficients):
+    return (c.reshape((-1,) + (1,) * (x.ndim - 1)) for c in coefficients)
+
+
+def _wrong_axis(x, u, alpha, sigma, d_alpha, d_sigma):
+    return (d_sigma * x - sigma * u) / (alpha * d_sigma - sigma * d_alpha)
+
+
+def _other_determinant(x, u, *coefficients): return -x1_from_velocity(x, u, *coefficients)
+
+
+def _undivided(x, u, *coefficients):
+    _, sigma, _, d_sigma = _reshaped(x, *coefficients)
     return d_sigma * x - sigma * u
-def _negated(x, u, *c): return -_undivided(x, u, *c)
-def _the_noise(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _negated(x, u, *coefficients): return -_undivided(x, u, *coefficients)
+
+
+def _eps(x, u, *coefficients):
+    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
     return (alpha * u - d_alpha * x) / (alpha * d_sigma - sigma * d_alpha)
-def _walk_on(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _straight_on(x, u, *coefficients):
+    _, sigma, _, _ = _reshaped(x, *coefficients)
     return x + sigma * u
-def _linear_noise(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _straight_on_by_alpha(x, u, *coefficients):
+    alpha, _, _, _ = _reshaped(x, *coefficients)
     return x + (1 - alpha) * u
-def _plus_in_determinant(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _plus_in_determinant(x, u, *coefficients):
+    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
     return (d_sigma * x - sigma * u) / (alpha * d_sigma + sigma * d_alpha)
-def _plus_above(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _plus_in_numerator(x, u, *coefficients):
+    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
     return (d_sigma * x + sigma * u) / (alpha * d_sigma - sigma * d_alpha)
-def _without_sigma_slope(x, u, *c):
-    alpha, sigma, d_alpha, d_sigma = _shaped(x, *c)
+
+
+def _without_noise(x, u, *coefficients):
+    _, _, d_alpha, _ = _reshaped(x, *coefficients)
     return u / d_alpha
 
+
 VELOCITY = (
-    Mistake(_wrong_axis, "The formula is right and the axis is wrong: coefficients of shape (B,) line up with the *last* axis of x. Reshape them to (B, 1, ...)."),
-    Mistake(_other_determinant, "The sign is off: D = alpha · d_sigma - sigma · d_alpha, and above it stands d_sigma · x - sigma · u."),
-    Mistake(_undivided, "Divide by D = alpha · d_sigma - sigma · d_alpha. On the linear path it is -1, elsewhere it is not."),
-    Mistake(_negated, "This is sigma · u - d_sigma · x. Divide by -D instead of leaving it out: D is -1 on the linear path only."),
-    Mistake(_the_noise, "This is the noise. The data are (d_sigma · x - sigma · u) / D."),
-    Mistake(_walk_on, "x + sigma · u walks straight on for the rest of the time. That is right on the linear path only; solve the two equations with the slopes that you are given."),
-    Mistake(_linear_noise, "x + (1 - alpha) · u walks straight on for the rest of the time. That is right on the linear path only; solve with the slopes that you are given."),
-    Mistake(_plus_in_determinant, "A determinant is a difference: D = alpha · d_sigma - sigma · d_alpha."),
-    Mistake(_plus_above, "Above D the two terms have opposite signs: d_sigma · x - sigma · u. Substitute x and u, and eps must cancel."),
-    Mistake(_without_sigma_slope, "You left the noise out: u = d_alpha · x1 + d_sigma · eps. Use x to get rid of eps."),
+    Mistake(_wrong_axis,
+            "The formula is right and the axis is wrong: coefficients of shape "
+            "(B,) line up with the *last* axis of x. Reshape them to (B, 1, ...)."),
+    Mistake(_other_determinant,
+            "The sign is off: D = alpha · d_sigma - sigma · "
+            "d_alpha, and the numerator is d_sigma · x - sigma · u."),
+    Mistake(_undivided,
+            "Divide by D = alpha · d_sigma - sigma · d_alpha. "
+            "On the linear path it is -1, elsewhere it is not."),
+    Mistake(_negated,
+            "This is sigma · u - d_sigma · x. Divide by -D instead "
+            "of leaving it out: D is -1 on the linear path only."),
+    Mistake(_eps, "This is the noise. The data are (d_sigma · x - sigma · u) / D."),
+    Mistake(_straight_on,
+            "x + sigma · u walks straight on for the rest of the time. That is right on "
+            "the linear path only; solve the two equations with the slopes that you have."),
+    Mistake(_straight_on_by_alpha,
+            "x + (1 - alpha) · u walks straight on for the rest of the time. That is right "
+            "on the linear path only; solve the two equations with the slopes that you have."),
+    Mistake(_plus_in_determinant,
+            "A determinant is a difference: D = alpha · d_sigma - sigma · d_alpha."),
+    Mistake(_plus_in_numerator,
+            "In the numerator the two terms have opposite signs: d_sigma "
+            "· x - sigma · u. Substitute x and u, and eps must cancel."),
+    Mistake(_without_noise,
+            "You left the noise out: u = d_alpha · x1 + d_sigma · eps. Use x to get rid of eps."),
 )
+
+
+def _between(lo: float, hi: float, n: int, seed: int) -> Tensor:
+    return lo + (hi - lo) * uniform(n, seed=seed)
+
+
+def _coefficients(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "alpha, sigma, d_alpha and d_sigma, each (n,), of no path in particular."
+    alpha = _between(0.2, 0.9, n, seed)
+    sigma = _between(0.2, 0.9, n, seed + 1)
+    d_alpha = _between(0.5, 1.5, n, seed + 2)
+    d_sigma = _between(-1.5, -0.5, n, seed + 3)
+    return alpha, sigma, d_alpha, d_sigma
+
+
+def _velocity_cases() -> list[tuple]:
+    return [
+        (normal(4, 4, seed=0), normal(4, 4, seed=1), *_coefficients(4, seed=2)),
+        (normal(3, 2, 3, seed=6), normal(3, 2, 3, seed=7), *_coefficients(3, seed=8)),
+    ]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #a1edb973
 def score_from_sd3(z, v, s):
+    "z and v (n, D), s a number in (0, 1] -> the gradient of the log density at z, (n, D)"
     noise = z + (1 - s) * v
     return -noise / s
 
 # %% ../../nbs/solutions/04_predictions.ipynb #0ffa1551
 def _our_velocity(z, v, s): return -(z - (1 - s) * v) / s
 def _our_time(z, v, s): return -(z + s * v) / s
-def _all_ours(z, v, s): return -(z - s * v) / (1 - s)
-def _uphill_lost(z, v, s): return (z + (1 - s) * v) / s
-def _noise_itself(z, v, s): return z + (1 - s) * v
+def _our_time_and_scale(z, v, s): return -(z - s * v) / (1 - s)
+def _wrong_sign(z, v, s): return (z + (1 - s) * v) / s
+def _noise(z, v, s): return z + (1 - s) * v
 def _minus_noise(z, v, s): return -(z + (1 - s) * v)
-def _twice_divided(z, v, s): return -(z + (1 - s) * v) / s**2
+def _divided_twice(z, v, s): return -(z + (1 - s) * v) / s**2
 def _data_for_noise(z, v, s): return -(z - s * v) / s
-def _reversed_score(z, v, s): return (z - (1 - s) * v) / s
-def _the_velocity(z, v, s): return -v / s
+def _both_reversed(z, v, s): return (z - (1 - s) * v) / s
+def _velocity_for_noise(z, v, s): return -v / s
+
 
 SD3 = (
-    Mistake(_our_velocity, "You took v for data - noise, as in this course. Theirs is noise - data: its sign is the other one, so noise = z + (1 - s) · v."),
-    Mistake(_our_time, "The noise is z + (1 - s) · v: their s is the share of the noise, and 1 - s is left to walk."),
-    Mistake(_all_ours, "You read s as our time, with 1 - s as the scale of the noise. In z the noise has the scale s."),
-    Mistake(_uphill_lost, "The sign is off: the score points away from the noise, -noise / s. Reversing time does not change that."),
-    Mistake(_noise_itself, "This is the noise. The score is -noise / s."),
+    Mistake(_our_velocity,
+            "You took v for data - noise, as in this course. Theirs is noise "
+            "- data: its sign is the other one, so noise = z + (1 - s) · v."),
+    Mistake(_our_time,
+            "The noise is z + (1 - s) · v: their s is the "
+            "fraction of the noise, and 1 - s is left to walk."),
+    Mistake(_our_time_and_scale,
+            "You read s as our time, with 1 - s as the scale "
+            "of the noise. In z the noise has the scale s."),
+    Mistake(_wrong_sign,
+            "The sign is off: the score points away from the noise, "
+            "-noise / s. Reversing time does not change that."),
+    Mistake(_noise, "This is the noise. The score is -noise / s."),
     Mistake(_minus_noise, "Divide by the scale of the noise in z, which is s."),
-    Mistake(_twice_divided, "You divided by s². The noise has unit variance, so the score is -noise / s; s² belongs to (z - (1 - s) · data) / s²."),
-    Mistake(_data_for_noise, "z - s · v is the data. The score is made of the noise, z + (1 - s) · v."),
-    Mistake(_reversed_score, "You turned both the velocity and the score around. Theirs is v = noise - data, so noise = z + (1 - s) · v, and the score is -noise / s in either direction of time."),
-    Mistake(_the_velocity, "You took v for the noise. It is noise - data: noise = z + (1 - s) · v."),
+    Mistake(_divided_twice,
+            "You divided by s². The noise has unit variance, so the score "
+            "is -noise / s; s² belongs to -(z - (1 - s) · data) / s²."),
+    Mistake(_data_for_noise,
+            "z - s · v is the data. The score is made of the noise, z + (1 - s) · v."),
+    Mistake(_both_reversed,
+            "You turned both the velocity and the score around. Theirs is v = noise - data, so "
+            "noise = z + (1 - s) · v, and the score is -noise / s in either direction of time."),
+    Mistake(_velocity_for_noise,
+            "You took v for the noise. It is noise - data: noise = z + (1 - s) · v."),
 )
+
+
+def _sd3_cases() -> list[tuple]:
+    return [(normal(5, 2, seed=12), normal(5, 2, seed=13), s) for s in (0.2, 0.7, 0.95)]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #3f9e6af2
 def eps_from_difference(x, y, alpha, sigma):
+    "x and y (n, D), alpha and sigma numbers -> eps, (n, D)"
     return (x - alpha * y) / (alpha + sigma)
 
 # %% ../../nbs/solutions/04_predictions.ipynb #d9ae567f
 def _linear_only(x, y, alpha, sigma): return x - alpha * y
-def _the_data(x, y, alpha, sigma): return (x + sigma * y) / (alpha + sigma)
+def _data(x, y, alpha, sigma): return (x + sigma * y) / (alpha + sigma)
 def _opposite(x, y, alpha, sigma): return -eps_from_difference(x, y, alpha, sigma)
 def _other_sign_of_y(x, y, alpha, sigma): return (x + alpha * y) / (alpha + sigma)
 def _singular(x, y, alpha, sigma): return (x - alpha * y) / (sigma - alpha)
@@ -135,146 +186,348 @@ def _squared_scales(x, y, alpha, sigma): return (x - alpha * y) / (alpha**2 + si
 def _sigma_for_alpha(x, y, alpha, sigma): return (x - sigma * y) / (alpha + sigma)
 def _over_sigma(x, y, alpha, sigma): return (x - alpha * y) / sigma
 
+
 DIFFERENCE = (
-    Mistake(_linear_only, "Right on the linear path, where alpha + sigma = 1. In general divide by alpha + sigma."),
-    Mistake(_the_data, "This is the data. The noise is (x - alpha · y) / (alpha + sigma)."),
-    Mistake(_opposite, "The sign is off. With the row (1, -1) the determinant is D = -(alpha + sigma), and eps = (alpha · y - x) / D."),
-    Mistake(_other_sign_of_y, "Put x1 = y + eps into x = alpha · x1 + sigma · eps: then alpha · y is subtracted from x."),
-    Mistake(_singular, "Yours breaks down where alpha = sigma, as the sum x1 + eps would. For the difference b = -1, and D = alpha · b - sigma · a = -(alpha + sigma)."),
-    Mistake(_squared_scales, "alpha² + sigma² is the determinant of v. For the row (1, -1) it is -(alpha + sigma)."),
+    Mistake(_linear_only,
+            "This is right on the linear path, where alpha + "
+            "sigma = 1. In general divide by alpha + sigma."),
+    Mistake(_data, "This is the data. The noise is (x - alpha · y) / (alpha + sigma)."),
+    Mistake(_opposite,
+            "The sign is off. With the row (1, -1) the determinant "
+            "is D = -(alpha + sigma), and eps = (alpha · y - x) / D."),
+    Mistake(_other_sign_of_y,
+            "Put x1 = y + eps into x = alpha · x1 + sigma "
+            "· eps: then alpha · y is subtracted from x."),
+    Mistake(_singular,
+            "Yours is singular where alpha = sigma, as the target x1 + eps would be. For "
+            "the difference b = -1, and D = alpha · b - sigma · a = -(alpha + sigma)."),
+    Mistake(_squared_scales,
+            "alpha² + sigma² is the determinant of v. For the row (1, -1) it is -(alpha + sigma)."),
     Mistake(_sigma_for_alpha, "eps = (alpha · y - a · x) / D: it is alpha that multiplies y."),
-    Mistake(_over_sigma, "You took y for the data: (x - alpha · x1) / sigma. But y = x1 - eps, so another alpha · eps goes to the left side."),
+    Mistake(_over_sigma,
+            "You took y for the data: (x - alpha · x1) / sigma. But y "
+            "= x1 - eps, so another alpha · eps goes to the left side."),
 )
+
+
+def _difference_cases() -> list[tuple]:
+    scales = ((0.3, 0.9), (0.8, 0.6), (1.0, 4.0))  # alpha and sigma
+    return [(normal(5, 2, seed=14), normal(5, 2, seed=15), alpha, sigma) for alpha, sigma in scales]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #fcad0d6e
 def posterior(x, alpha, sigma, mean, std):
-    variance = alpha**2 * std**2 + sigma**2
-    return mean + alpha * std**2 / variance * (x - alpha * mean), std * sigma / variance.sqrt()
+    "x (n, D), alpha and sigma numbers, mean and std (D,) -> the mean (n, D), the std (D,)"
+    variance_x = alpha**2 * std**2 + sigma**2
+    posterior_mean = mean + alpha * std**2 / variance_x * (x - alpha * mean)
+    posterior_std = std * sigma / variance_x.sqrt()
+    return posterior_mean, posterior_std
 
 # %% ../../nbs/solutions/04_predictions.ipynb #974c4cc5
-def _left_variance(x, alpha, sigma, mean, std):
-    centre, spread = posterior(x, alpha, sigma, mean, std)
-    return centre, spread**2
-def _spread_of_x(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[0], (alpha**2 * std**2 + sigma**2).sqrt()
-def _no_alpha_in_gain(x, alpha, sigma, mean, std):
-    variance = alpha**2 * std**2 + sigma**2
-    return mean + std**2 / variance * (x - alpha * mean), std * sigma / variance.sqrt()
+def _mean(*args): return posterior(*args)[0]
+def _std(*args): return posterior(*args)[1]
+def _variance_x(alpha, sigma, std): return alpha**2 * std**2 + sigma**2
+
+
+def _posterior_variance(*args): return _mean(*args), _std(*args) ** 2
+
+
+def _std_of_x(x, alpha, sigma, mean, std):
+    return _mean(x, alpha, sigma, mean, std), _variance_x(alpha, sigma, std).sqrt()
+
+
+def _no_alpha_in_correction(x, alpha, sigma, mean, std):
+    correction = std**2 / _variance_x(alpha, sigma, std) * (x - alpha * mean)
+    return mean + correction, _std(x, alpha, sigma, mean, std)
+
+
 def _off_from_mean(x, alpha, sigma, mean, std):
-    variance = alpha**2 * std**2 + sigma**2
-    return mean + alpha * std**2 / variance * (x - mean), std * sigma / variance.sqrt()
+    correction = alpha * std**2 / _variance_x(alpha, sigma, std) * (x - mean)
+    return mean + correction, _std(x, alpha, sigma, mean, std)
+
+
 def _stds_added(x, alpha, sigma, mean, std):
-    return mean + std / (alpha * std + sigma) * (x - alpha * mean), std * sigma / (alpha * std + sigma)
-def _rescaled_only(x, alpha, sigma, mean, std): return x / alpha, torch.full_like(std, sigma / alpha)
-def _left_precision(x, alpha, sigma, mean, std):
-    centre, spread = posterior(x, alpha, sigma, mean, std)
-    return centre, spread**-2
-def _no_alpha_at_all(x, alpha, sigma, mean, std):
+    std_x = alpha * std + sigma
+    return mean + std / std_x * (x - alpha * mean), std * sigma / std_x
+
+
+def _x_alone(x, alpha, sigma, mean, std): return x / alpha, torch.full_like(std, sigma / alpha)
+def _posterior_precision(*args): return _mean(*args), _std(*args) ** -2
+
+
+def _noisy_x1(x, alpha, sigma, mean, std):
     precision = std**-2 + sigma**-2
     return (mean * std**-2 + x * sigma**-2) / precision, precision**-0.5
-def _before_x(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[0], std
-def _fraction_left(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[0], sigma / (alpha**2 * std**2 + sigma**2).sqrt()
-def _swapped(x, alpha, sigma, mean, std): return posterior(x, alpha, sigma, mean, std)[::-1]
-def _means_of_precision(x, alpha, sigma, mean, std):
+
+
+def _prior_std(x, alpha, sigma, mean, std): return _mean(x, alpha, sigma, mean, std), std
+
+
+def _fraction_of_std(x, alpha, sigma, mean, std):
+    return _mean(x, alpha, sigma, mean, std), sigma / _variance_x(alpha, sigma, std).sqrt()
+
+
+def _swapped(*args): return posterior(*args)[::-1]
+
+
+def _no_alpha_in_mean(x, alpha, sigma, mean, std):
     precision = 1 / std**2 + alpha**2 / sigma**2
     return (mean / std**2 + x / sigma**2) / precision, precision**-0.5
-def _precision_without_alpha(x, alpha, sigma, mean, std):
+
+
+def _no_alpha_in_precision(x, alpha, sigma, mean, std):
     precision = 1 / std**2 + 1 / sigma**2
     return (mean / std**2 + alpha * x / sigma**2) / precision, precision**-0.5
 
+
 POSTERIOR = (
-    Mistake(_left_variance, "The mean is right; the second output is the variance. Take its root."),
-    Mistake(_spread_of_x, "The mean is right; the second output is the spread of x. What is left of x1 is std · sigma / √(alpha² std² + sigma²), smaller than std."),
-    Mistake(_no_alpha_in_gain, "The correction of the mean lacks an alpha: it is the covariance of x1 and x, alpha · std², over the variance of x."),
+    Mistake(_posterior_variance,
+            "The mean is right; the second output is the variance. Take its root."),
+    Mistake(_std_of_x,
+            "The mean is right; the second output is the standard deviation of x. That "
+            "of x1 given x is std · sigma / √(alpha² std² + sigma²), smaller than std."),
+    Mistake(_no_alpha_in_correction,
+            "The correction of the mean lacks an alpha: it is the "
+            "covariance of x1 and x, alpha · std², over the variance of x."),
     Mistake(_off_from_mean, "Compare x with where the mean is at that time, alpha · mean."),
     Mistake(_stds_added, "You added standard deviations. Variances add up: alpha² std² + sigma²."),
-    Mistake(_rescaled_only, "This is what x says by itself, x / alpha ± sigma / alpha. Weigh it against what the data say, mean ± std."),
-    Mistake(_left_precision, "The mean is right; the second output is the precision, one over the variance. The standard deviation is its inverse root."),
-    Mistake(_no_alpha_at_all, "You took x for a noisy x1. It is a noisy alpha·x1: what x says is that x1 is near x / alpha, with precision alpha²/sigma²."),
-    Mistake(_before_x, "The mean is right; the second output is the spread before x is seen. Seeing x narrows it: 1/std² + alpha²/sigma² is one over the variance left."),
-    Mistake(_fraction_left, "The mean is right; the second output is the fraction of the spread that is left. Multiply it by std."),
-    Mistake(_swapped, "Both are right, in the other order: the mean first."),
-    Mistake(_means_of_precision, "x says that x1 is near x / alpha, with precision alpha² / sigma²; their product is alpha · x / sigma², with an alpha."),
-    Mistake(_precision_without_alpha, "What x says about x1 has the standard deviation sigma / alpha, so its precision is alpha² / sigma²."),
+    Mistake(_x_alone,
+            "This is what x says by itself, x / alpha ± sigma / "
+            "alpha. Weigh it against what the data say, mean ± std."),
+    Mistake(_posterior_precision,
+            "The mean is right; the second output is the precision, one "
+            "over the variance. The standard deviation is its inverse root."),
+    Mistake(_noisy_x1,
+            "You took x for a noisy x1. It is a noisy alpha·x1: what x says "
+            "is that x1 is near x / alpha, with precision alpha²/sigma²."),
+    Mistake(_prior_std,
+            "The mean is right; the second output is the standard deviation before x is seen. "
+            "Seeing x narrows it: 1/std² + alpha²/sigma² is one over the variance that is left."),
+    Mistake(_fraction_of_std,
+            "The mean is right; the second output is the fraction of "
+            "the standard deviation that is left. Multiply it by std."),
+    Mistake(_swapped, "Both are right, in the other order: the mean comes first."),
+    Mistake(_no_alpha_in_mean,
+            "x says that x1 is near x / alpha, with precision alpha² / "
+            "sigma²; their product is alpha · x / sigma², with an alpha."),
+    Mistake(_no_alpha_in_precision,
+            "What x says about x1 has the standard deviation "
+            "sigma / alpha, so its precision is alpha² / sigma²."),
 )
+
+
+def _posterior_cases() -> list[tuple]:
+    cases = []
+    for std in ([0.4, 1.7], [0.3, 0.9, 2.0]):
+        D = len(std)
+        for alpha, sigma in ((0.3, 0.8), (0.9, 0.2)):
+            x = normal(5, D, seed=16)
+            mean = normal(D, seed=17)
+            cases.append((x, alpha, sigma, mean, torch.tensor(std, dtype=torch.float64)))
+    return cases
 
 # %% ../../nbs/solutions/04_predictions.ipynb #8df675ea
 def leave_one_out(x, alpha, sigma, data):
+    "x and data (n, D), alpha, sigma numbers -> the mean of x1 given x[i], without data[i], (n, D)"
     square = (x[:, None] - alpha * data).square().sum(-1)
-    closeness = (-square / (2 * sigma**2)).fill_diagonal_(-torch.inf)
-    return closeness.softmax(1) @ data
+    log_weights = (-square / (2 * sigma**2)).fill_diagonal_(-torch.inf)
+    return log_weights.softmax(1) @ data
 
 # %% ../../nbs/solutions/04_predictions.ipynb #d80a3b2d
-def _closeness(x, alpha, sigma, data): return -(x[:, None] - alpha * data).square().sum(-1) / (2 * sigma**2)
-def _oneself_kept(x, alpha, sigma, data): return _closeness(x, alpha, sigma, data).softmax(1) @ data
-def _zero_for_never(x, alpha, sigma, data): return _closeness(x, alpha, sigma, data).fill_diagonal_(0).softmax(1) @ data
-def _not_weighed_anew(x, alpha, sigma, data): return _closeness(x, alpha, sigma, data).softmax(1).fill_diagonal_(0) @ data
+def _log_weights(x, alpha, sigma, data):
+    return -(x[:, None] - alpha * data).square().sum(-1) / (2 * sigma**2)
+
+
+def _all_kept(x, alpha, sigma, data): return _log_weights(x, alpha, sigma, data).softmax(1) @ data
+
+
+def _zero_in_the_logarithm(x, alpha, sigma, data):
+    return _log_weights(x, alpha, sigma, data).fill_diagonal_(0).softmax(1) @ data
+
+
+def _not_renormalised(x, alpha, sigma, data):
+    return _log_weights(x, alpha, sigma, data).softmax(1).fill_diagonal_(0) @ data
+
+
 def _by_exponentials(x, alpha, sigma, data):
-    weight = _closeness(x, alpha, sigma, data).exp().fill_diagonal_(0)
-    return weight / weight.sum(1, keepdim=True) @ data
-def _guarded(x, alpha, sigma, data):
-    weight = _closeness(x, alpha, sigma, data).exp().fill_diagonal_(0)
-    return weight / (weight.sum(1, keepdim=True) + 1e-12) @ data
-def _weighed_anew(x, alpha, sigma, data):
-    weight = _closeness(x, alpha, sigma, data).softmax(1).fill_diagonal_(0)
-    return weight / weight.sum(1, keepdim=True) @ data
+    weights = _log_weights(x, alpha, sigma, data).exp().fill_diagonal_(0)
+    return weights / weights.sum(1, keepdim=True) @ data
+
+
+def _epsilon_added(x, alpha, sigma, data):
+    weights = _log_weights(x, alpha, sigma, data).exp().fill_diagonal_(0)
+    return weights / (weights.sum(1, keepdim=True) + 1e-12) @ data
+
+
+def _renormalised(x, alpha, sigma, data):
+    weights = _log_weights(x, alpha, sigma, data).softmax(1).fill_diagonal_(0)
+    return weights / weights.sum(1, keepdim=True) @ data
+
+
 def _unscaled_data(x, alpha, sigma, data): return leave_one_out(x, 1.0, sigma, data)
 def _no_half(x, alpha, sigma, data): return leave_one_out(x, alpha, sigma / 2**0.5, data)
 def _sigma_not_squared(x, alpha, sigma, data): return leave_one_out(x, alpha, sigma**0.5, data)
-def _not_squared(x, alpha, sigma, data): return (-torch.cdist(x, alpha * data) / (2 * sigma**2)).fill_diagonal_(-torch.inf).softmax(1) @ data
-def _wrong_sum(x, alpha, sigma, data): return _closeness(x, alpha, sigma, data).fill_diagonal_(-torch.inf).softmax(0) @ data
-def _the_nearest(x, alpha, sigma, data): return data[_closeness(x, alpha, sigma, data).fill_diagonal_(-torch.inf).argmax(1)]
-def _noisy_mean(x, alpha, sigma, data): return alpha * leave_one_out(x, alpha, sigma, data)
 
-LEFT_OUT = (
-    Mistake(_oneself_kept, "data[i] still has a weight for x[i]. Set the diagonal to -inf before the softmax."),
-    Mistake(_zero_for_never, "A logarithm of 0 stands for a weight of 1: the left-out point got the largest weight of all. Use -inf."),
-    Mistake(_not_weighed_anew, "You removed a weight after the softmax, and the rest no longer add up to one. Set the diagonal to -inf before it."),
-    Mistake(_by_exponentials, "Right for much noise, and NaN for little: the exponentials underflow, 0/0. Let softmax work on the exponents."),
-    Mistake(_guarded, "A small number in the denominator avoids NaN and returns the origin: with little noise every weight has underflowed. Let softmax work on the exponents."),
-    Mistake(_weighed_anew, "Right for much noise. With little, data[i] takes the whole softmax and the others underflow before you weigh them anew. Set the diagonal to -inf before the softmax."),
+
+def _distance_not_squared(x, alpha, sigma, data):
+    log_weights = -torch.cdist(x, alpha * data) / (2 * sigma**2)
+    return log_weights.fill_diagonal_(-torch.inf).softmax(1) @ data
+
+
+def _wrong_axis_of_softmax(x, alpha, sigma, data):
+    return _log_weights(x, alpha, sigma, data).fill_diagonal_(-torch.inf).softmax(0) @ data
+
+
+def _nearest(x, alpha, sigma, data):
+    return data[_log_weights(x, alpha, sigma, data).fill_diagonal_(-torch.inf).argmax(1)]
+
+
+def _scaled_mean(x, alpha, sigma, data): return alpha * leave_one_out(x, alpha, sigma, data)
+
+
+LEAVE_ONE_OUT = (
+    Mistake(_all_kept,
+            "data[i] still has a weight for x[i]. Set the diagonal to -inf before the softmax."),
+    Mistake(_zero_in_the_logarithm,
+            "A logarithm of 0 stands for a weight of 1: the "
+            "left-out point got the largest weight of all. Use -inf."),
+    Mistake(_not_renormalised,
+            "You removed a weight after the softmax, and the others no "
+            "longer add up to one. Set the diagonal to -inf before it."),
+    Mistake(_by_exponentials,
+            "This is right for much noise and NaN for little: the "
+            "exponentials underflow, 0/0. Let softmax work on the exponents."),
+    Mistake(_epsilon_added,
+            "A small number in the denominator avoids NaN and returns the origin: with "
+            "little noise every weight has underflowed. Let softmax work on the exponents."),
+    Mistake(_renormalised,
+            "This is right for much noise. With little, data[i] takes the "
+            "whole softmax and the others underflow before you normalise "
+            "them again. Set the diagonal to -inf before the softmax."),
     Mistake(_unscaled_data, "Compare x with where the data are at that time, alpha · data."),
     Mistake(_no_half, "The exponent of a Gaussian is -square / (2 sigma²), with the two."),
     Mistake(_sigma_not_squared, "You divided by 2 sigma. The exponent is -square / (2 sigma²)."),
-    Mistake(_not_squared, "The distances are not squared: a Gaussian falls with the square."),
-    Mistake(_wrong_sum, "The softmax runs over the wrong axis: for each x the weights of the data add up to one, softmax(1)."),
-    Mistake(_the_nearest, "You took the nearest of the others. That is the limit of little noise; in general it is a weighted mean."),
-    Mistake(_noisy_mean, "This is the mean of alpha · data. The data themselves are asked for."),
+    Mistake(_distance_not_squared,
+            "The distances are not squared: a Gaussian falls with the square."),
+    Mistake(_wrong_axis_of_softmax,
+            "The softmax runs over the wrong axis: for each x "
+            "the weights of the data add up to one, softmax(1)."),
+    Mistake(_nearest,
+            "You took the nearest of the others. That is the limit "
+            "of little noise; in general it is a weighted mean."),
+    Mistake(_scaled_mean,
+            "This is the mean of alpha · data. Return the mean of the data themselves."),
 )
+
+
+def _left_out_cases() -> list[tuple]:
+    def data() -> Tensor: return normal(7, 2, seed=18)
+
+    cases = []
+    for alpha, sigma in ((0.5, 0.6), (0.7, 0.4), (0.98, 0.02)):
+        cases.append((alpha * data() + sigma * normal(7, 2, seed=19), alpha, sigma, data()))
+    return [*cases, (0.1 * data() + 3, 0.1, 0.05, data())]  # the last is far from all data
 
 # %% ../../nbs/solutions/04_predictions.ipynb #f2e15e34
 def velocity_error(a, b, alpha, sigma, d_alpha, d_sigma):
-    return ((alpha * d_sigma - sigma * d_alpha) / (alpha * b - sigma * a)).abs()
+    "six tensors (k,) -> the size of the error of the velocity, (k,)"
+    D_velocity = alpha * d_sigma - sigma * d_alpha
+    D_target = alpha * b - sigma * a
+    return (D_velocity / D_target).abs()
 
 # %% ../../nbs/solutions/04_predictions.ipynb #b2698eed
 def _determinant(a, b, alpha, sigma): return alpha * b - sigma * a
-def _signed(a, b, alpha, sigma, d_alpha, d_sigma): return _determinant(d_alpha, d_sigma, alpha, sigma) / _determinant(a, b, alpha, sigma)
-def _upside_down(a, b, alpha, sigma, d_alpha, d_sigma): return 1 / velocity_error(a, b, alpha, sigma, d_alpha, d_sigma)
-def _sizes_added(a, b, alpha, sigma, d_alpha, d_sigma): return ((d_alpha * sigma).abs() + (d_sigma * alpha).abs()) / _determinant(a, b, alpha, sigma).abs()
-def _as_if_independent(a, b, alpha, sigma, d_alpha, d_sigma): return ((d_alpha * sigma) ** 2 + (d_sigma * alpha) ** 2).sqrt() / _determinant(a, b, alpha, sigma).abs()
-def _same_direction(a, b, alpha, sigma, d_alpha, d_sigma): return ((d_alpha * sigma + d_sigma * alpha) / _determinant(a, b, alpha, sigma)).abs()
-def _data_only(a, b, alpha, sigma, d_alpha, d_sigma): return (d_alpha * sigma / _determinant(a, b, alpha, sigma)).abs()
-def _noise_only(a, b, alpha, sigma, d_alpha, d_sigma): return (d_sigma * alpha / _determinant(a, b, alpha, sigma)).abs()
-def _linear_velocity(a, b, alpha, sigma, d_alpha, d_sigma): return 1 / _determinant(a, b, alpha, sigma).abs()
-def _crossed(a, b, alpha, sigma, d_alpha, d_sigma): return ((d_alpha * alpha - d_sigma * sigma) / _determinant(a, b, alpha, sigma)).abs()
+
+
+def _signed(a, b, alpha, sigma, d_alpha, d_sigma):
+    return _determinant(d_alpha, d_sigma, alpha, sigma) / _determinant(a, b, alpha, sigma)
+
+
+def _upside_down(*args): return 1 / velocity_error(*args)
+
+
+def _sizes_added(a, b, alpha, sigma, d_alpha, d_sigma):
+    D = _determinant(a, b, alpha, sigma)
+    return ((d_alpha * sigma).abs() + (d_sigma * alpha).abs()) / D.abs()
+
+
+def _as_if_independent(a, b, alpha, sigma, d_alpha, d_sigma):
+    D = _determinant(a, b, alpha, sigma)
+    return ((d_alpha * sigma) ** 2 + (d_sigma * alpha) ** 2).sqrt() / D.abs()
+
+
+def _same_direction(a, b, alpha, sigma, d_alpha, d_sigma):
+    D = _determinant(a, b, alpha, sigma)
+    return ((d_alpha * sigma + d_sigma * alpha) / D).abs()
+
+
+def _data_only(a, b, alpha, sigma, d_alpha, d_sigma):
+    return (d_alpha * sigma / _determinant(a, b, alpha, sigma)).abs()
+
+
+def _noise_only(a, b, alpha, sigma, d_alpha, d_sigma):
+    return (d_sigma * alpha / _determinant(a, b, alpha, sigma)).abs()
+
+
+def _linear_velocity(a, b, alpha, sigma, d_alpha, d_sigma):
+    return 1 / _determinant(a, b, alpha, sigma).abs()
+
+
+def _crossed(a, b, alpha, sigma, d_alpha, d_sigma):
+    D = _determinant(a, b, alpha, sigma)
+    return ((d_alpha * alpha - d_sigma * sigma) / D).abs()
+
 
 ERROR = (
     Mistake(_signed, "The size is right. The exercise asks for it without its sign."),
-    Mistake(_upside_down, "Upside down: a target whose determinant is small makes the error large."),
-    Mistake(_sizes_added, "You added the sizes of two errors. They have signs: x stays, so when x1 moves by -sigma · e/D, eps moves by +alpha · e/D."),
-    Mistake(_as_if_independent, "You combined the errors of x1 and eps as if they were independent. They come from the same e: x1 moves by -sigma · e/D, eps by +alpha · e/D."),
-    Mistake(_same_direction, "The errors of x1 and eps have opposite signs, so that alpha · x1 + sigma · eps stays x: -sigma · e/D and +alpha · e/D."),
+    Mistake(_upside_down,
+            "The ratio is upside down: a target whose determinant is small makes the error large."),
+    Mistake(_sizes_added,
+            "You added the sizes of two errors. They have signs: x stays, "
+            "so when x1 moves by -sigma · e/D, eps moves by +alpha · e/D."),
+    Mistake(_as_if_independent,
+            "You combined the errors of x1 and eps as if they were independent. They "
+            "come from the same e: x1 moves by -sigma · e/D, eps by +alpha · e/D."),
+    Mistake(_same_direction,
+            "The errors of x1 and eps have opposite signs, so that alpha "
+            "· x1 + sigma · eps stays x: -sigma · e/D and +alpha · e/D."),
     Mistake(_data_only, "The noise is off as well: add d_sigma · alpha/D, with its sign."),
     Mistake(_noise_only, "The data are off as well: add -d_alpha · sigma/D."),
-    Mistake(_linear_velocity, "Right on the linear path, where the determinant of the velocity is -1. In general it stands above."),
-    Mistake(_crossed, "The error of x1 is sigma · e/D and that of eps alpha · e/D; d_alpha multiplies the first, d_sigma the second."),
+    Mistake(_linear_velocity,
+            "This is right on the linear path, where the determinant of "
+            "the velocity is -1. In general it stands in the numerator."),
+    Mistake(_crossed,
+            "The error of x1 is sigma · e/D and that of eps alpha · "
+            "e/D; d_alpha multiplies the first, d_sigma the second."),
 )
+
+
+def _error_cases() -> list[tuple]:
+    a = _between(-1.0, 1.0, 6, seed=20)
+    b = _between(-1.0, 1.0, 6, seed=21)
+    alpha = _between(0.2, 0.9, 6, seed=22)
+    sigma = _between(0.2, 0.9, 6, seed=23)
+    d_alpha = _between(0.5, 1.5, 6, seed=24)
+    d_sigma = _between(-1.5, 0.5, 6, seed=25)
+    return [(a, b, alpha, sigma, d_alpha, d_sigma)]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #b6987c9f
 EXERCISES = {
-    "x1_from_velocity": Exercise(x1_from_velocity, _velocity_cases, VELOCITY, "Samplers show you the picture to come with it, at every step."),
-    "score_from_sd3": Exercise(score_from_sd3, _sd3_cases, SD3, "You can now run a stochastic sampler on a model that was trained for flows."),
-    "eps_from_difference": Exercise(eps_from_difference, _difference_cases, DIFFERENCE, "It is singular nowhere, whatever the schedule."),
-    "posterior": Exercise(posterior, _posterior_cases, POSTERIOR, "That spread is the part of the loss that no network can remove (lesson 5)."),
-    "leave_one_out": Exercise(leave_one_out, _left_out_cases, LEFT_OUT, "It judges a denoiser on points that it has not seen."),
-    "velocity_error": Exercise(velocity_error, _error_cases, ERROR, "An error travels from one target to another by the ratio of their determinants."),
+    "x1_from_velocity": Exercise(
+        x1_from_velocity, _velocity_cases, VELOCITY,
+        "Samplers show you the image to come with it, at every step."),
+    "score_from_sd3": Exercise(
+        score_from_sd3, _sd3_cases, SD3,
+        "You can now run a stochastic sampler on a model that was trained for flows."),
+    "eps_from_difference": Exercise(
+        eps_from_difference, _difference_cases, DIFFERENCE,
+        "It is singular nowhere, whatever the schedule."),
+    "posterior": Exercise(
+        posterior, _posterior_cases, POSTERIOR,
+        "That variance is the part of the loss that no network can remove (lesson 5)."),
+    "leave_one_out": Exercise(
+        leave_one_out, _left_out_cases, LEAVE_ONE_OUT,
+        "It tests a denoiser on points that it has not seen."),
+    "velocity_error": Exercise(
+        velocity_error, _error_cases, ERROR,
+        "An error travels from one target to another by the ratio of their determinants."),
 }

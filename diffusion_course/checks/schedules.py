@@ -8,58 +8,80 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['MIX', 'TOWARDS', 'LEVELS', 'COSINE', 'FIELD', 'EXERCISES', 'mix_pictures', 'velocity_towards', 'ddpm_levels',
-           'cosine_time', 'field_of_points']
-
-# %% ../../nbs/solutions/03_paths.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor: return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _picture_cases() -> list[tuple]:
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
-    return [(_normal(*s, seed=0), _normal(*s, seed=1), _uniform(s[0], 2)) for s in shapes]
-
-
-def _towards_cases() -> list[tuple]: return [(_normal(5, d, seed=3), _normal(5, d, seed=4), 0.95 * _uniform(5, 5)) for d in (2, 5)]
-def _beta_cases() -> list[tuple]: return [(torch.linspace(1e-4, 0.02, 8, dtype=torch.float64),), (0.05 + 0.3 * _uniform(6, 6),)]
-def _time_cases() -> list[tuple]: return [(torch.linspace(0.05, 0.95, 7, dtype=torch.float64),)]
-def _field_cases() -> list[tuple]:
-    return [(scale * _normal(6, 2, seed=7), _normal(9, 2, seed=8), t) for scale, t in ((1.0, 0.3), (1.0, 0.0), (60.0, 0.9))]
+__all__ = ['MIX', 'TOWARDS', 'DDPM_LEVELS', 'COSINE_TIME', 'FIELD', 'EXERCISES', 'mix_pictures', 'velocity_towards',
+           'ddpm_levels', 'cosine_time', 'field_of_points']
 
 # %% ../../nbs/solutions/03_paths.ipynb #89c43e80
 def mix_pictures(x1, eps, alpha):
+    "x1 and eps (B, C, H, W), alpha (B,) -> x_t, shape (B, C, H, W)"
     alpha = alpha[:, None, None, None]
-    return alpha * x1 + (1 - alpha**2).sqrt() * eps
+    sigma = (1 - alpha**2).sqrt()
+    return alpha * x1 + sigma * eps
 
 # %% ../../nbs/solutions/03_paths.ipynb #e65277ea
-def _column(alpha): return alpha[:, None, None, None]
-def _linear_sigma(x1, eps, alpha): return _column(alpha) * x1 + (1 - _column(alpha)) * eps
-def _variances(x1, eps, alpha): return _column(alpha) ** 2 * x1 + (1 - _column(alpha) ** 2) * eps
+def _as_column(alpha): return alpha[:, None, None, None]
+
+
+def _variance_as_sigma(x1, eps, alpha):
+    alpha = _as_column(alpha)
+    return alpha * x1 + (1 - alpha**2) * eps
+
+
+def _linear_sigma(x1, eps, alpha):
+    alpha = _as_column(alpha)
+    return alpha * x1 + (1 - alpha) * eps
+
+
+def _variances(x1, eps, alpha):
+    alpha = _as_column(alpha)
+    return alpha**2 * x1 + (1 - alpha**2) * eps
+
+
 def _swapped(x1, eps, alpha): return mix_pictures(eps, x1, alpha)
-def _rooted(x1, eps, alpha): return _column(alpha).sqrt() * x1 + (1 - _column(alpha)).sqrt() * eps
-def _noise_unscaled(x1, eps, alpha): return _column(alpha) * x1 + eps
+
+
+def _rooted(x1, eps, alpha):
+    alpha = _as_column(alpha)
+    return alpha.sqrt() * x1 + (1 - alpha).sqrt() * eps
+
+
+def _noise_unscaled(x1, eps, alpha): return _as_column(alpha) * x1 + eps
 def _one_level_for_all(x1, eps, alpha): return mix_pictures(x1, eps, alpha[:1].expand(len(x1)))
 
-def _variance_as_sigma(x1, eps, alpha): return _column(alpha) * x1 + (1 - _column(alpha) ** 2) * eps
 
 MIX = (
-    Mistake(_variance_as_sigma, "1 - alpha² is the *variance* of the noise. What multiplies the noise is its root."),
-    Mistake(_linear_sigma, "1 - alpha is the noise of the linear path. Variance preserving means alpha² + sigma² = 1: sigma = √(1 - alpha²)."),
-    Mistake(_variances, "These are the shares of the variance. What multiplies data and noise are their roots, alpha and √(1 - alpha²)."),
+    Mistake(_variance_as_sigma,
+            "1 - alpha² is the *variance* of the noise. What multiplies the noise is its root."),
+    Mistake(_linear_sigma,
+            "1 - alpha is the noise of the linear path. Variance "
+            "preserving means alpha² + sigma² = 1: sigma = √(1 - alpha²)."),
+    Mistake(_variances,
+            "These are the fractions of the variance. What multiplies "
+            "data and noise are their roots, alpha and √(1 - alpha²)."),
     Mistake(_swapped, "Data and noise have changed places: alpha belongs to the data."),
-    Mistake(_rooted, "You took the root of alpha. That is DDPM's alpha-bar, which is our alpha squared; here alpha is given."),
-    Mistake(_noise_unscaled, "The noise is added at full strength. Mix: multiply it by √(1 - alpha²)."),
-    Mistake(_one_level_for_all, "Every picture got the level of the first. Each has its own: shape alpha as (B, 1, 1, 1)."),
+    Mistake(_rooted,
+            "You took the root of alpha. That is right for DDPM's "
+            "alpha-bar, which is our alpha squared; here you have alpha."),
+    Mistake(_noise_unscaled,
+            "The noise is added at full strength. Mix: multiply it by √(1 - alpha²)."),
+    Mistake(_one_level_for_all,
+            "Every image got the level of the first. Each "
+            "has its own: shape alpha as (B, 1, 1, 1)."),
 )
+
+
+def _image_cases() -> list[tuple]:
+    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
+    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))
+    return [(normal(*s, seed=0), normal(*s, seed=1), uniform(s[0], seed=2)) for s in shapes]
 
 # %% ../../nbs/solutions/03_paths.ipynb #6f67fc3f
 def velocity_towards(x, x1, t):
+    "x and x1 (B, D), t (B,) with t < 1 -> the velocity, shape (B, D)"
     return (x1 - x) / (1 - t)[:, None]
 
 # %% ../../nbs/solutions/03_paths.ipynb #af5c2b4a
@@ -68,113 +90,236 @@ def _divided_by_t(x, x1, t): return (x1 - x) / t[:, None]
 def _backwards(x, x1, t): return (x - x1) / (1 - t)[:, None]
 def _eps_not_divided(x, x1, t): return x1 - (x - t[:, None] * x1)
 def _x_for_eps(x, x1, t): return t[:, None] * x1 - (1 - t)[:, None] * x
-def _to_where_it_began(x, x1, t): return (x - t[:, None] * x1) / (1 - t)[:, None]
+def _eps(x, x1, t): return (x - t[:, None] * x1) / (1 - t)[:, None]
+
 
 TOWARDS = (
-    Mistake(_whole_distance, "This is the distance that is left. Divide it by the time that is left, 1 - t."),
-    Mistake(_divided_by_t, "You divided by the time that has passed. What counts is the time that is left, 1 - t."),
+    Mistake(_whole_distance,
+            "This is the distance that is left. Divide it by the time that is left, 1 - t."),
+    Mistake(_divided_by_t,
+            "You divided by the time that has passed. "
+            "What counts is the time that is left, 1 - t."),
     Mistake(_backwards, "Your arrow leads away from the data point."),
     Mistake(_eps_not_divided, "eps is (x - t·x1) / (1 - t): you left out the division."),
-    Mistake(_x_for_eps, "You mixed where you should differentiate. The velocity is x1 - eps, and eps follows from x = t·x1 + (1 - t)·eps."),
-    Mistake(_to_where_it_began, "This is eps, the noise you came from. The velocity is x1 - eps."),
+    Mistake(_x_for_eps,
+            "You mixed where you should differentiate. The velocity "
+            "is x1 - eps, and eps follows from x = t·x1 + (1 - t)·eps."),
+    Mistake(_eps, "This is eps, the noise you came from. The velocity is x1 - eps."),
 )
+
+
+def _towards_cases() -> list[tuple]:
+    return [(normal(5, D, seed=3), normal(5, D, seed=4), 0.95 * uniform(5, seed=5)) for D in (2, 5)]
 
 # %% ../../nbs/solutions/03_paths.ipynb #f39169c3
 def ddpm_levels(betas):
+    "betas (T,) -> alpha (T,) and sigma (T,) after 1, 2, ..., T steps"
     alpha_bar = (1 - betas).cumprod(0)
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 # %% ../../nbs/solutions/03_paths.ipynb #db365fe3
-def _no_roots(betas): return (1 - betas).cumprod(0), 1 - (1 - betas).cumprod(0)
+def _no_roots(betas):
+    alpha_bar = (1 - betas).cumprod(0)
+    return alpha_bar, 1 - alpha_bar
+
+
+def _alpha_not_rooted(betas):
+    alpha = (1 - betas).cumprod(0)
+    return alpha, (1 - alpha**2).sqrt()
+
+
 def _of_one_step(betas): return (1 - betas).sqrt(), betas.sqrt()
-def _summed(betas): return (1 - betas.cumsum(0)).clamp_min(0).sqrt(), betas.cumsum(0).clamp(max=1).sqrt()
-def _product_of_betas(betas): return betas.cumprod(0).sqrt(), (1 - betas.cumprod(0)).sqrt()
-def _one_step_late(betas): return ddpm_levels(torch.cat([torch.zeros(1).to(betas), betas[:-1]]))
-def _rest_of_alpha(betas): return ddpm_levels(betas)[0], 1 - ddpm_levels(betas)[0]
+
+
+def _summed(betas):
+    total = betas.cumsum(0)
+    return (1 - total).clamp_min(0).sqrt(), total.clamp(max=1).sqrt()
+
+
+def _product_of_betas(betas):
+    product = betas.cumprod(0)
+    return product.sqrt(), (1 - product).sqrt()
+
+
+def _one_step_late(betas): return ddpm_levels(torch.cat([betas.new_zeros(1), betas[:-1]]))
+
+
+def _one_minus_alpha(betas):
+    alpha, _ = ddpm_levels(betas)
+    return alpha, 1 - alpha
+
+
 def _swapped_levels(betas): return ddpm_levels(betas)[::-1]
 
-def _alpha_not_rooted(betas): return (1 - betas).cumprod(0), (1 - (1 - betas).cumprod(0) ** 2).sqrt()
 
-LEVELS = (
-    Mistake(_alpha_not_rooted, "The shares 1 - beta are of the *variance*. Their product is alpha², so take its root for alpha."),
+DDPM_LEVELS = (
+    Mistake(_alpha_not_rooted,
+            "The fractions 1 - beta are of the *variance*. Their "
+            "product is alpha², so take its root for alpha."),
     Mistake(_no_roots, "These are the variances, alpha² and sigma². Take their roots."),
-    Mistake(_of_one_step, "This is what a single step does. The steps before it count too: multiply the shares 1 - beta up, with cumprod."),
-    Mistake(_summed, "You summed the betas. Each step takes a share of what is *left*, so the shares 1 - beta are multiplied."),
+    Mistake(_of_one_step,
+            "This is what a single step does. The steps before it count "
+            "too: multiply the fractions 1 - beta up, with cumprod."),
+    Mistake(_summed,
+            "You summed the betas. Each step takes a fraction of what "
+            "is *left*, so the fractions 1 - beta are multiplied."),
     Mistake(_product_of_betas, "You multiplied the betas. What a step keeps is 1 - beta."),
-    Mistake(_one_step_late, "Off by one: after the first step alpha² is 1 - betas[0], not 1."),
-    Mistake(_rest_of_alpha, "sigma is not 1 - alpha here. The squares add up to one: sigma = √(1 - alpha²)."),
+    Mistake(_one_step_late,
+            "You are off by one: after the first step alpha² is 1 - betas[0], not 1."),
+    Mistake(_one_minus_alpha,
+            "sigma is not 1 - alpha here. The squares add up to one: sigma = √(1 - alpha²)."),
     Mistake(_swapped_levels, "Signal and noise have changed places: alpha starts near one."),
 )
 
+
+def _beta_cases() -> list[tuple]:
+    linear = torch.linspace(1e-4, 0.02, 8, dtype=torch.float64)
+    return [(linear,), (0.05 + 0.3 * uniform(6, seed=6),)]
+
 # %% ../../nbs/solutions/03_paths.ipynb #1e98544d
 def cosine_time(t):
-    return 2 / math.pi * torch.atan(t / (1 - t))
+    "t (n,), strictly between 0 and 1 -> the time of equal signal-to-noise on the cosine path, (n,)"
+    ratio = t / (1 - t)
+    return 2 / math.pi * torch.atan(ratio)
 
 # %% ../../nbs/solutions/03_paths.ipynb #0438bd0d
 def _upside_down(t): return 2 / math.pi * torch.atan((1 - t) / t)
 def _squared_ratio(t): return 2 / math.pi * torch.atan((t / (1 - t)) ** 2)
 def _same_alpha(t): return 2 / math.pi * torch.asin(t)
 def _same_sigma(t): return 2 / math.pi * torch.acos(1 - t)
-def _no_scale(t): return torch.atan(t / (1 - t))
+def _angle(t): return torch.atan(t / (1 - t))
 def _same_time(t): return t + 0
-def _unpaired(t): return 2 / math.pi * torch.atan(t)
+def _no_sigma(t): return 2 / math.pi * torch.atan(t)
 
-COSINE = (
-    Mistake(_upside_down, "You used noise over signal. The ratio that rises with t is alpha/sigma."),
-    Mistake(_squared_ratio, "tan(πt'/2) is alpha/sigma itself. If you square one side, square the other."),
-    Mistake(_same_alpha, "At this time the *signal* is equally strong. Equally noisy means the same alpha/sigma."),
-    Mistake(_same_sigma, "At this time the *noise* is equally strong. Equally noisy means the same alpha/sigma."),
-    Mistake(_no_scale, "This is the angle. It runs from 0 to π/2; time runs from 0 to 1."),
-    Mistake(_same_time, "The two paths are equally noisy only at 0, ½ and 1. Set their alpha/sigma equal and solve for the time."),
-    Mistake(_unpaired, "The ratio on the linear path is t / (1 - t): you left the noise out."),
+
+COSINE_TIME = (
+    Mistake(_upside_down,
+            "You used noise over signal. The ratio that rises with t is alpha/sigma."),
+    Mistake(_squared_ratio,
+            "tan(πt'/2) is alpha/sigma itself. If you square one side, square the other."),
+    Mistake(_same_alpha,
+            "At this time the *signal* is equally strong. "
+            "Equally noisy means the same alpha/sigma."),
+    Mistake(_same_sigma,
+            "At this time the *noise* is equally strong. "
+            "Equally noisy means the same alpha/sigma."),
+    Mistake(_angle, "This is the angle. It runs from 0 to π/2; time runs from 0 to 1."),
+    Mistake(_same_time,
+            "The two paths are equally noisy at the same time only at 0, "
+            "½ and 1. Set their alpha/sigma equal and solve for the time."),
+    Mistake(_no_sigma, "The ratio on the linear path is t / (1 - t): you left the noise out."),
 )
 
+
+def _time_cases() -> list[tuple]: return [(torch.linspace(0.05, 0.95, 7, dtype=torch.float64),)]
+
 # %% ../../nbs/solutions/03_paths.ipynb #44415dfe
-def _closeness(x, data, t): return -torch.cdist(x, t * data).square() / (2 * (1 - t) ** 2)
+def _log_weights(x, data, t):
+    "log N(x; t x1, (1 - t)² I) up to a constant, for each x and each data point x1: (m, n)"
+    return -torch.cdist(x, t * data).square() / (2 * (1 - t) ** 2)
 
 
 def field_of_points(x, data, t):
-    weights = _closeness(x, data, t).softmax(1)
+    "x (m, D), data (n, D), t a number < 1 -> the marginal velocity at each x, shape (m, D)"
+    weights = _log_weights(x, data, t).softmax(1)
     return (weights @ data - x) / (1 - t)
 
 # %% ../../nbs/solutions/03_paths.ipynb #07169199
-def _all_alike(x, data, t): return (data.mean(0) - x) / (1 - t)
-def _nearest(x, data, t): return (data[_closeness(x, data, t).argmax(1)] - x) / (1 - t)
-def _divided_exponentials(x, data, t):
-    weights = _closeness(x, data, t).exp()
-    return (weights / weights.sum(1, keepdim=True) @ data - x) / (1 - t)
-def _not_normalised(x, data, t): return (_closeness(x, data, t).exp() @ data - x) / (1 - t)
-def _data_not_moved(x, data, t): return ((-torch.cdist(x, data).square() / (2 * (1 - t) ** 2)).softmax(1) @ data - x) / (1 - t)
-def _no_half(x, data, t): return ((2 * _closeness(x, data, t)).softmax(1) @ data - x) / (1 - t)
-def _sigma_not_squared(x, data, t): return ((_closeness(x, data, t) * (1 - t)).softmax(1) @ data - x) / (1 - t)
-def _over_the_points(x, data, t): return (_closeness(x, data, t).softmax(0) @ data - x) / (1 - t)
-def _no_time_left(x, data, t): return _closeness(x, data, t).softmax(1) @ data - x
+def _towards(x, x1, t): return (x1 - x) / (1 - t)
 
-def _guarded(x, data, t):
-    weights = _closeness(x, data, t).exp()
-    return (weights / (weights.sum(1, keepdim=True) + 1e-12) @ data - x) / (1 - t)
+
+def _epsilon_added(x, data, t):
+    weights = _log_weights(x, data, t).exp()
+    return _towards(x, weights / (weights.sum(1, keepdim=True) + 1e-12) @ data, t)
+
+
 def _distance_not_squared(x, data, t):
-    return ((-torch.cdist(x, t * data) / (2 * (1 - t) ** 2)).softmax(1) @ data - x) / (1 - t)
+    log_weights = -torch.cdist(x, t * data) / (2 * (1 - t) ** 2)
+    return _towards(x, log_weights.softmax(1) @ data, t)
+
+
+def _equal_weights(x, data, t): return _towards(x, data.mean(0), t)
+def _nearest(x, data, t): return _towards(x, data[_log_weights(x, data, t).argmax(1)], t)
+
+
+def _divided_exponentials(x, data, t):
+    weights = _log_weights(x, data, t).exp()
+    return _towards(x, weights / weights.sum(1, keepdim=True) @ data, t)
+
+
+def _not_normalised(x, data, t): return _towards(x, _log_weights(x, data, t).exp() @ data, t)
+
+
+def _data_not_scaled(x, data, t):
+    log_weights = -torch.cdist(x, data).square() / (2 * (1 - t) ** 2)
+    return _towards(x, log_weights.softmax(1) @ data, t)
+
+
+def _no_half(x, data, t): return _towards(x, (2 * _log_weights(x, data, t)).softmax(1) @ data, t)
+
+
+def _sigma_not_squared(x, data, t):
+    log_weights = -torch.cdist(x, t * data).square() / (2 * (1 - t))
+    return _towards(x, log_weights.softmax(1) @ data, t)
+
+
+def _over_the_points(x, data, t): return _towards(x, _log_weights(x, data, t).softmax(0) @ data, t)
+def _not_divided(x, data, t): return _log_weights(x, data, t).softmax(1) @ data - x
+
 
 FIELD = (
-    Mistake(_guarded, "A small number in the denominator avoids NaN and returns the origin for far points: every weight has underflowed. Use softmax."),
-    Mistake(_distance_not_squared, "The distances are not squared: the exponent of a Gaussian is -|x - t·x1|² / (2 sigma²)."),
-    Mistake(_all_alike, "You averaged over all data alike. Weigh each data point by how probable it is that x is on its way to it."),
-    Mistake(_nearest, "You follow the nearest data point alone. The field is the *mean* of what all of them propose, weighted."),
-    Mistake(_divided_exponentials, "Right near the path, NaN far from it: every exponential underflows and 0/0 is left. Use softmax."),
-    Mistake(_not_normalised, "The weights must add up to one at each x: divide by their sum, or use softmax."),
-    Mistake(_data_not_moved, "The weights compare x with the data. At time t the data point has been shrunk to t·x1: compare with that."),
+    Mistake(_epsilon_added,
+            "A small number in the denominator avoids NaN and returns the "
+            "origin for far points: every weight has underflowed. Use softmax."),
+    Mistake(_distance_not_squared,
+            "The distances are not squared: the exponent "
+            "of a Gaussian is -|x - t·x1|² / (2 sigma²)."),
+    Mistake(_equal_weights,
+            "You averaged over all data alike. Weight each data "
+            "point by how probable it is that x is on its way to it."),
+    Mistake(_nearest,
+            "You followed the nearest data point alone. The field "
+            "is the weighted *mean* of what all of them propose."),
+    Mistake(_divided_exponentials,
+            "This is right near the path and NaN far from it: every "
+            "exponential underflows and 0/0 is left. Use softmax."),
+    Mistake(_not_normalised,
+            "The weights must add up to one at each x: divide by their sum, or use softmax."),
+    Mistake(_data_not_scaled,
+            "The weights compare x with the data. At time t the "
+            "data point has been shrunk to t·x1: compare with that."),
     Mistake(_no_half, "The exponent of a Gaussian is -|x - t·x1|² / (2 sigma²): the 2 is missing."),
-    Mistake(_sigma_not_squared, "The squared distance is divided by sigma = 1 - t. It is divided by 2·sigma²."),
-    Mistake(_over_the_points, "The softmax runs over the wrong dimension: the weights of all *data* points add up to one, at each x."),
-    Mistake(_no_time_left, "This is the distance that is left. Divide it by the time that is left, 1 - t."),
+    Mistake(_sigma_not_squared,
+            "You divided the squared distance by 2·sigma, "
+            "with sigma = 1 - t. It is divided by 2·sigma²."),
+    Mistake(_over_the_points,
+            "The softmax runs over the wrong dimension: the "
+            "weights of all *data* points add up to one, at each x."),
+    Mistake(_not_divided,
+            "This is the distance that is left. Divide it by the time that is left, 1 - t."),
 )
+
+
+def _field_cases() -> list[tuple]:
+    scales = ((1.0, 0.3), (1.0, 0.0), (60.0, 0.9))  # of x, and the time
+    return [(scale * normal(6, 2, seed=7), normal(9, 2, seed=8), t) for scale, t in scales]
 
 # %% ../../nbs/solutions/03_paths.ipynb #b6987c9f
 EXERCISES = {
-    "mix_pictures": Exercise(mix_pictures, _picture_cases, MIX, "Every training step of a diffusion model begins with this line."),
-    "velocity_towards": Exercise(velocity_towards, _towards_cases, TOWARDS, "The distance that is left, over the time that is left."),
-    "ddpm_levels": Exercise(ddpm_levels, _beta_cases, LEVELS, "You can read any DDPM checkpoint's noise levels."),
-    "cosine_time": Exercise(cosine_time, _time_cases, COSINE, "In this way a model trained on one schedule can be sampled on another."),
-    "field_of_points": Exercise(field_of_points, _field_cases, FIELD, "This is the perfect generative model of a training set. Lesson 4 shows what it generates."),
+    "mix_pictures": Exercise(
+        mix_pictures, _image_cases, MIX,
+        "Every training step of a diffusion model begins with this line."),
+    "velocity_towards": Exercise(
+        velocity_towards, _towards_cases, TOWARDS,
+        "It is the distance that is left, over the time that is left."),
+    "ddpm_levels": Exercise(
+        ddpm_levels, _beta_cases, DDPM_LEVELS,
+        "You can read any DDPM checkpoint's noise levels."),
+    "cosine_time": Exercise(
+        cosine_time, _time_cases, COSINE_TIME,
+        "In this way a model trained on one schedule can be sampled on another."),
+    "field_of_points": Exercise(
+        field_of_points, _field_cases, FIELD,
+        "This is the perfect generative model of a "
+        "training set. Lesson 4 shows what it generates."),
 }

@@ -6,33 +6,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['DENOISE', 'LOSS', 'STEP', 'DRIFT', 'VARIANCE', 'EXERCISES', 'denoise_with_score', 'picture_loss', 'step_to_noise',
-           'generating_drift', 'settled_variance']
-
-# %% ../../nbs/solutions/06_score_matching.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor: return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor: return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _denoise_cases() -> list[tuple]: return [(_normal(5, d, seed=0), _normal(5, d, seed=1), a, s) for d, a, s in ((2, 0.7, 0.4), (3, 0.3, 0.9))]
-
-
-def _picture_cases() -> list[tuple]:
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
-    return [(3 * _normal(*s, seed=2), _normal(*s, seed=3), _uniform(s[0], 4) * (torch.arange(s[0]) > 0)) for s in shapes]
-
-
-def _step_cases() -> list[tuple]: return [(*(_normal(5, 2, seed=k) for k in (5, 6, 7)), t, h, _normal(5, 2, seed=8)) for t, h in ((0.7, 0.05), (0.4, 0.1))]
-def _drift_cases() -> list[tuple]: return [(_normal(5, 2, seed=9), _normal(5, 2, seed=10), b, lam) for b, lam in ((0.3, 0.4), (8.0, 1.0), (2.0, 1.7), (5.0, 0.0))]
-def _variance_cases() -> list[tuple]: return [(0.5 + _uniform(6, 11), 0.05 + 0.4 * _uniform(6, 12))]
+__all__ = ['DENOISE', 'LOSS', 'STEP', 'DRIFT', 'SETTLED_VARIANCE', 'EXERCISES', 'denoise_with_score', 'picture_loss',
+           'step_to_noise', 'generating_drift', 'settled_variance']
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #94ddf3bd
 def denoise_with_score(x, score, alpha, sigma):
+    "x and score (B, D), alpha and sigma numbers -> the predicted x1, (B, D)"
     eps = -sigma * score
     return (x - sigma * eps) / alpha
 
@@ -43,75 +26,178 @@ def _still_scaled(x, score, alpha, sigma): return x + sigma**2 * score
 def _multiplied(x, score, alpha, sigma): return (x + sigma**2 * score) * alpha
 def _only_the_score_scaled(x, score, alpha, sigma): return x + sigma**2 * score / alpha
 def _score_as_noise(x, score, alpha, sigma): return (x - sigma * score) / alpha
-def _divided_twice(x, score, alpha, sigma): return (x + score) / alpha
+def _no_sigma(x, score, alpha, sigma): return (x + score) / alpha
+
 
 DENOISE = (
-    Mistake(_downhill, "You went downhill. The score is *minus* the noise over sigma, and minus times minus adds it."),
-    Mistake(_one_sigma, "One sigma is missing: one turns the score into eps, another scales eps in x."),
+    Mistake(_downhill,
+            "You went downhill. The score is *minus* the "
+            "noise over sigma, and minus times minus adds it."),
+    Mistake(_one_sigma,
+            "One sigma is missing: one turns the score into eps, another scales eps in x."),
     Mistake(_still_scaled, "This is alpha·x1. Divide by alpha."),
-    Mistake(_multiplied, "You multiplied by alpha where you should divide: x = alpha·x1 + sigma·eps."),
-    Mistake(_only_the_score_scaled, "Divide the whole of x + sigma²·score by alpha, not the score alone."),
+    Mistake(_multiplied,
+            "You multiplied by alpha where you should divide: x = alpha·x1 + sigma·eps."),
+    Mistake(_only_the_score_scaled,
+            "Divide the whole of x + sigma²·score by alpha, not the score alone."),
     Mistake(_score_as_noise, "You used the score as if it were eps. eps is -sigma·score."),
-    Mistake(_divided_twice, "You took sigma·eps for -score. It is -sigma²·score: multiply by sigma, not divide."),
+    Mistake(_no_sigma,
+            "You took sigma·eps for -score. It is -sigma²·score: "
+            "multiply by sigma, don't divide by it."),
 )
+
+
+def _denoise_cases() -> list[tuple]:
+    return [
+        (normal(5, 2, seed=0), normal(5, 2, seed=1), 0.7, 0.4),
+        (normal(5, 3, seed=0), normal(5, 3, seed=1), 0.3, 0.9),
+    ]
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #58467b5b
 def picture_loss(score, eps, sigma):
-    return (sigma[:, None, None, None] * score + eps).square().mean()
+    "score and eps (B, C, H, W), sigma (B,), some of them 0 -> weight σ², mean over all pixels"
+    sigma = sigma[:, None, None, None]
+    return (sigma * score + eps).square().mean()
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #761b2006
-def _column(sigma): return sigma[:, None, None, None]
-def _divided(score, eps, sigma): return (_column(sigma) ** 2 * (score + eps / _column(sigma)).square()).mean()
-def _wrong_sign(score, eps, sigma): return (_column(sigma) * score - eps).square().mean()
-def _eps_is_score(score, eps, sigma): return (score - eps).square().mean()
-def _weighted_eps_too(score, eps, sigma): return (_column(sigma) * (score + eps)).square().mean()
-def _sigma_squared_inside(score, eps, sigma): return (_column(sigma) ** 2 * score + eps).square().mean()
-def _summed(score, eps, sigma): return (_column(sigma) * score + eps).square().flatten(1).sum(1).mean()
-def _absolute(score, eps, sigma): return (_column(sigma) * score + eps).abs().mean()
-def _zero_where_sigma_is(score, eps, sigma): return (_column(sigma) ** 2 * (score + eps / _column(sigma).clamp(min=1e-12)).square()).mean()
+def _as_column(sigma): return sigma[:, None, None, None]
+
+
+def _divided(score, eps, sigma):
+    sigma = _as_column(sigma)
+    return (sigma**2 * (score + eps / sigma).square()).mean()
+
+
+def _wrong_sign(score, eps, sigma): return (_as_column(sigma) * score - eps).square().mean()
+def _eps_as_target(score, eps, sigma): return (score - eps).square().mean()
+def _eps_weighted_too(score, eps, sigma): return (_as_column(sigma) * (score + eps)).square().mean()
+
+
+def _sigma_squared_inside(score, eps, sigma):
+    return (_as_column(sigma) ** 2 * score + eps).square().mean()
+
+
+def _summed(score, eps, sigma):
+    return (_as_column(sigma) * score + eps).square().flatten(1).sum(1).mean()
+
+
+def _absolute(score, eps, sigma): return (_as_column(sigma) * score + eps).abs().mean()
+
+
+def _clamped(score, eps, sigma):
+    sigma = _as_column(sigma)
+    return (sigma**2 * (score + eps / sigma.clamp(min=1e-12)).square()).mean()
+
+
 def _one_sigma_for_all(score, eps, sigma): return (sigma.mean() * score + eps).square().mean()
 
+
 LOSS = (
-    Mistake(_divided, "Right where sigma > 0, and 0/0 where it is 0. Multiply the weight into the square first: (sigma·score + eps)²."),
-    Mistake(_wrong_sign, "A sign: the target is *minus* eps/sigma."),
-    Mistake(_eps_is_score, "You compared the score with the noise itself. Multiply the score by -sigma first."),
-    Mistake(_weighted_eps_too, "Here the target is -eps. It is -eps/sigma, so the weight sigma² cancels under eps."),
+    Mistake(_divided,
+            "This is right where sigma > 0, and 0/0 where it is 0. Multiply "
+            "the weight into the square first: (sigma·score + eps)²."),
+    Mistake(_wrong_sign, "The sign is off: the target is *minus* eps/sigma."),
+    Mistake(_eps_as_target,
+            "You compared the score with the noise itself. Multiply the score by -sigma first."),
+    Mistake(_eps_weighted_too,
+            "Here your target is -eps. It is -eps/sigma, so under eps the weight sigma² cancels."),
     Mistake(_sigma_squared_inside, "Inside the square the weight sigma² is only sigma."),
-    Mistake(_summed, "You summed over the pixels. Take the mean, so that the loss doesn't grow with the picture."),
-    Mistake(_absolute, "You took the absolute value. The loss is the square: only the square has the mean as its minimum."),
-    Mistake(_zero_where_sigma_is, "Where sigma is 0 nothing is left of your loss. The limit is |eps|²: multiply the weight in before you divide."),
-    Mistake(_one_sigma_for_all, "Every picture has its own sigma: shape it (B, 1, 1, 1)."),
+    Mistake(_summed,
+            "You summed over the pixels. Take the mean, "
+            "so that the loss doesn't grow with the image."),
+    Mistake(_absolute,
+            "You took the absolute value. The loss is the "
+            "square: only the square has the mean as its minimum."),
+    Mistake(_clamped,
+            "Where sigma is 0 nothing is left of your loss. The limit "
+            "is |eps|²: multiply the weight in before you divide."),
+    Mistake(_one_sigma_for_all, "Every image has its own sigma: shape it (B, 1, 1, 1)."),
 )
+
+
+def _image_cases() -> list[tuple]:
+    cases = []
+    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
+    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+        B = shape[0]
+        sigma = uniform(B, seed=4) * (torch.arange(B) > 0)
+        cases.append((3 * normal(*shape, seed=2), normal(*shape, seed=3), sigma))
+    return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #72ca2a57
 def step_to_noise(x, velocity, score, t, h, z):
-    return x + h * (-velocity + (1 - t) * score) + (2 * (1 - t) * h) ** 0.5 * z
+    "x, velocity, score and z (B, D), t and h > 0 numbers -> x at time t - h, (B, D)"
+    g2 = 2 * (1 - t)
+    return x + h * (-velocity + g2 / 2 * score) + (g2 * h) ** 0.5 * z
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #084a46b8
-def _both_flipped(x, velocity, score, t, h, z): return x + h * (-velocity - (1 - t) * score) + (2 * (1 - t) * h) ** 0.5 * z
-def _towards_data(x, velocity, score, t, h, z): return x + h * (velocity + (1 - t) * score) + (2 * (1 - t) * h) ** 0.5 * z
-def _whole_g2(x, velocity, score, t, h, z): return x + h * (-velocity + 2 * (1 - t) * score) + (2 * (1 - t) * h) ** 0.5 * z
-def _noise_by_h(x, velocity, score, t, h, z): return x + h * (-velocity + (1 - t) * score) + (2 * (1 - t)) ** 0.5 * h * z
-def _noise_by_g2(x, velocity, score, t, h, z): return x + h * (-velocity + (1 - t) * score) + 2 * (1 - t) * h**0.5 * z
-def _no_pull(x, velocity, score, t, h, z): return x - h * velocity + (2 * (1 - t) * h) ** 0.5 * z
-def _no_noise(x, velocity, score, t, h, z): return x + h * (-velocity + (1 - t) * score)
-def _noise_not_scaled(x, velocity, score, t, h, z): return x + h * (-velocity + (1 - t) * score) + (2 * (1 - t)) ** 0.5 * z
-def _g_at_t(x, velocity, score, t, h, z): return x + h * (-velocity + t * score) + (2 * t * h) ** 0.5 * z
+def _g2(t): return 2 * (1 - t)
+def _drift(velocity, score, t): return -velocity + _g2(t) / 2 * score
+
+
+def _both_flipped(x, velocity, score, t, h, z):
+    return x + h * (-velocity - _g2(t) / 2 * score) + (_g2(t) * h) ** 0.5 * z
+
+
+def _towards_data(x, velocity, score, t, h, z):
+    return x + h * (velocity + _g2(t) / 2 * score) + (_g2(t) * h) ** 0.5 * z
+
+
+def _whole_g2(x, velocity, score, t, h, z):
+    return x + h * (-velocity + _g2(t) * score) + (_g2(t) * h) ** 0.5 * z
+
+
+def _noise_by_h(x, velocity, score, t, h, z):
+    return x + h * _drift(velocity, score, t) + _g2(t) ** 0.5 * h * z
+
+
+def _noise_by_g2(x, velocity, score, t, h, z):
+    return x + h * _drift(velocity, score, t) + _g2(t) * h**0.5 * z
+
+
+def _no_score(x, velocity, score, t, h, z): return x - h * velocity + (_g2(t) * h) ** 0.5 * z
+def _no_noise(x, velocity, score, t, h, z): return x + h * _drift(velocity, score, t)
+
+
+def _noise_not_scaled(x, velocity, score, t, h, z):
+    return x + h * _drift(velocity, score, t) + _g2(t) ** 0.5 * z
+
+
+def _t_for_sigma(x, velocity, score, t, h, z):
+    return step_to_noise(x, velocity, score, 1 - t, h, z)
+
 
 STEP = (
-    Mistake(_both_flipped, "You flipped the score too. Noise spreads in either direction, and the score has to gather it: +g²/2 both ways."),
-    Mistake(_towards_data, "This step goes towards data. With the clock reversed the velocity changes its sign."),
+    Mistake(_both_flipped,
+            "You flipped the score too. Noise spreads in either "
+            "direction, and the score has to gather it: +g²/2 both ways."),
+    Mistake(_towards_data,
+            "This step goes towards data. With the clock reversed the velocity changes its sign."),
     Mistake(_whole_g2, "The score comes with g²/2, not g²."),
     Mistake(_noise_by_h, "You scaled the noise by h. Noise grows with the root of the step."),
-    Mistake(_noise_by_g2, "You scaled the noise by g². That is the rate of the variance; the noise is scaled by g."),
-    Mistake(_no_pull, "There is noise, but no score to hold the cloud together: add g²/2·score to the drift."),
+    Mistake(_noise_by_g2,
+            "You scaled the noise by g². That is the rate "
+            "of the variance; the noise is scaled by g."),
+    Mistake(_no_score,
+            "There is noise, but no score to hold the "
+            "cloud together: add g²/2·score to the drift."),
     Mistake(_no_noise, "The score gathers and nothing spreads: the noise is missing."),
     Mistake(_noise_not_scaled, "The noise isn't scaled with the step: multiply by the root of h."),
-    Mistake(_g_at_t, "You used t for sigma. On the linear path sigma is 1 - t: g² = 2(1 - t)."),
+    Mistake(_t_for_sigma,
+            "You used t for sigma. On the linear path sigma is 1 - t: g² = 2(1 - t)."),
 )
+
+
+def _step_cases() -> list[tuple]:
+    cases = []
+    for t, h in ((0.7, 0.05), (0.4, 0.1)):
+        x, velocity, score, z = (normal(5, 2, seed=seed) for seed in (5, 6, 7, 8))
+        cases.append((x, velocity, score, t, h, z))
+    return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #005d95ab
 def generating_drift(x, score, beta, kappa):
+    "x and score (B, D), beta and kappa numbers -> the drift, (B, D)"
     return beta / 2 * (x + (1 + kappa**2) * score)
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #94ef2327
@@ -123,53 +209,100 @@ def _x_not_flipped(x, score, beta, kappa): return beta / 2 * (-x + (1 + kappa**2
 def _subtracted(x, score, beta, kappa): return beta / 2 * (x + (1 - kappa**2) * score)
 def _no_half(x, score, beta, kappa): return beta / 2 * x + (1 + kappa**2) * beta * score
 def _rooted(x, score, beta, kappa): return beta**0.5 / 2 * (x + (1 + kappa**2) * score)
+def _whole_score_scaled(x, score, beta, kappa): return beta / 2 * x + kappa**2 * beta * score
 
-def _kappa_on_the_whole_score(x, score, beta, kappa): return beta / 2 * x + kappa**2 * beta * score
 
 DRIFT = (
-    Mistake(_kappa_on_the_whole_score, "Right at kappa = 1. But at kappa = 0 no score is left, and the ODE needs beta/2·score: scale only the part that belongs to the noise."),
-    Mistake(_only_ode, "This is the ODE, right for kappa = 0 alone. Noise of strength g needs g²/2·score more in the drift."),
-    Mistake(_always_full, "This is the reverse SDE, right for kappa = 1 alone. Start from the ODE and add the part that belongs to *your* noise."),
+    Mistake(_whole_score_scaled,
+            "This is right at kappa = 1. But at kappa = 0 no score is left, and the "
+            "ODE needs beta/2·score: scale only the part that belongs to the noise."),
+    Mistake(_only_ode,
+            "This is the ODE, right for kappa = 0 alone. Noise of "
+            "strength g needs an extra g²/2·score in the drift."),
+    Mistake(_always_full,
+            "This is the reverse SDE, right for kappa = 1 alone. Start "
+            "from the ODE and add the part that belongs to *your* noise."),
     Mistake(_kappa_not_squared, "The score goes with g², and g is kappa·√beta: square kappa."),
-    Mistake(_only_the_noise, "At kappa = 0 a score must remain: the ODE of this process is beta/2·(x + score)."),
-    Mistake(_x_not_flipped, "The clock is reversed, so the term that shrank x must now expand it: +beta/2·x."),
-    Mistake(_subtracted, "This drift belongs to the clock that runs to noise, in its score. Here both parts of the score add up."),
-    Mistake(_no_half, "Twice too much score: it comes with g²/2, for the ODE's part and for the noise."),
-    Mistake(_rooted, "You took the root of beta in the drift. The root belongs to the noise; the drift goes with beta."),
+    Mistake(_only_the_noise,
+            "At kappa = 0 a score must remain: the ODE of this process is beta/2·(x + score)."),
+    Mistake(_x_not_flipped,
+            "The clock is reversed, so the term that shrank x must expand it here: +beta/2·x."),
+    Mistake(_subtracted,
+            "The score in this drift belongs to the clock that "
+            "runs to noise. Here both parts of the score add up."),
+    Mistake(_no_half,
+            "There is twice too much score: it comes with "
+            "g²/2, for the ODE's part and for the noise."),
+    Mistake(_rooted,
+            "You took the root of beta in the drift. The root "
+            "belongs to the noise; the drift goes with beta."),
 )
+
+
+def _drift_cases() -> list[tuple]:
+    rates = ((0.3, 0.4), (8.0, 1.0), (2.0, 1.7), (5.0, 0.0))  # beta and kappa
+    return [(normal(5, 2, seed=9), normal(5, 2, seed=10), beta, kappa) for beta, kappa in rates]
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #e01d3955
 def settled_variance(s, delta):
-    return 2 * delta / (1 - (1 - delta / s**2) ** 2)
+    "s (n,), delta (n,) with delta < 2 s² -> the variance in the end, (n,)"
+    a = 1 - delta / s**2
+    return 2 * delta / (1 - a**2)
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #2a847b78
+def _a(s, delta): return 1 - delta / s**2
+
+
 def _exactly(s, delta): return s**2 + 0 * delta
-def _a_not_squared(s, delta): return 2 * delta / (1 - (1 - delta / s**2))
-def _noise_once(s, delta): return delta / (1 - (1 - delta / s**2) ** 2)
-def _noise_squared(s, delta): return (2 * delta) ** 0.5 / (1 - (1 - delta / s**2) ** 2)
+def _a_not_squared(s, delta): return 2 * delta / (1 - _a(s, delta))
+def _noise_once(s, delta): return delta / (1 - _a(s, delta) ** 2)
+def _rooted_noise(s, delta): return (2 * delta) ** 0.5 / (1 - _a(s, delta) ** 2)
 def _std_in_score(s, delta): return 2 * delta / (1 - (1 - delta / s) ** 2)
 def _no_memory(s, delta): return 2 * delta + 0 * s
-def _one_step(s, delta): return (1 - delta / s**2) ** 2 * s**2 + 2 * delta
-def _spread(s, delta): return (2 * delta / (1 - (1 - delta / s**2) ** 2)).sqrt()
+def _one_step(s, delta): return _a(s, delta) ** 2 * s**2 + 2 * delta
+def _standard_deviation(s, delta): return settled_variance(s, delta).sqrt()
 def _too_narrow(s, delta): return s**2 / (1 + delta / (2 * s**2))
 
-VARIANCE = (
-    Mistake(_exactly, "That is where it settles for tiny steps. Write one step as x ← a·x + noise and ask which variance stays the same."),
+
+SETTLED_VARIANCE = (
+    Mistake(_exactly,
+            "That is where it settles for tiny steps. Write one step "
+            "as x ← a·x + noise and ask which variance stays the same."),
     Mistake(_a_not_squared, "Multiplying x by a multiplies its variance by a²."),
     Mistake(_noise_once, "The noise is √(2·delta)·z: its variance is 2·delta."),
-    Mistake(_noise_squared, "√(2·delta) scales z. Its variance, which you need here, is 2·delta."),
+    Mistake(_rooted_noise, "√(2·delta) scales z. Its variance, which you need here, is 2·delta."),
     Mistake(_std_in_score, "The score of N(0, s²) is -x/s²: s is squared."),
-    Mistake(_no_memory, "This is the variance that one step adds. What is left of all earlier steps counts too."),
-    Mistake(_one_step, "This is the variance after one step from N(0, s²). Repeat until it no longer changes: solve v = a²·v + 2·delta."),
-    Mistake(_spread, "This is the standard deviation. The variance was asked for."),
-    Mistake(_too_narrow, "A sign: a finite step leaves the cloud too wide, not too narrow. Solve v = a²·v + 2·delta again."),
+    Mistake(_no_memory,
+            "This is the variance that one step adds. "
+            "What is left of all earlier steps counts too."),
+    Mistake(_one_step,
+            "This is the variance after one step from N(0, s²). Repeat "
+            "until it no longer changes: solve v = a²·v + 2·delta."),
+    Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
+    Mistake(_too_narrow,
+            "The sign is off: a finite step leaves the cloud too "
+            "wide, not too narrow. Solve v = a²·v + 2·delta again."),
 )
+
+
+def _variance_cases() -> list[tuple]:
+    return [(0.5 + uniform(6, seed=11), 0.05 + 0.4 * uniform(6, seed=12))]
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #b6987c9f
 EXERCISES = {
-    "denoise_with_score": Exercise(denoise_with_score, _denoise_cases, DENOISE, "Any score model is a denoiser, and the other way round."),
-    "picture_loss": Exercise(picture_loss, _picture_cases, LOSS, "Add a U-Net and this trains on pictures; lesson 14 does."),
-    "step_to_noise": Exercise(step_to_noise, _step_cases, STEP, "The same score serves both directions of the clock."),
-    "generating_drift": Exercise(generating_drift, _drift_cases, DRIFT, "You derived the reverse SDE and the probability-flow ODE in one line."),
-    "settled_variance": Exercise(settled_variance, _variance_cases, VARIANCE, "This is why a corrector's steps are kept small."),
+    "denoise_with_score": Exercise(
+        denoise_with_score, _denoise_cases, DENOISE,
+        "Any score model is a denoiser, and the other way round."),
+    "picture_loss": Exercise(
+        picture_loss, _image_cases, LOSS,
+        "Add a U-Net and this trains on images; lesson 14 does."),
+    "step_to_noise": Exercise(
+        step_to_noise, _step_cases, STEP,
+        "The same score serves both directions of the clock."),
+    "generating_drift": Exercise(
+        generating_drift, _drift_cases, DRIFT,
+        "You derived the reverse SDE and the probability-flow ODE in one line."),
+    "settled_variance": Exercise(
+        settled_variance, _variance_cases, SETTLED_VARIANCE,
+        "This is why a corrector's steps are kept small."),
 }

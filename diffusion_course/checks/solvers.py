@@ -10,39 +10,17 @@ import math
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['EULER', 'RALSTON', 'EM', 'OU', 'LANGEVIN', 'ORDER', 'EXERCISES', 'my_euler_step', 'ralston_step', 'my_em_step',
-           'ou_step', 'langevin_step', 'order']
-
-# %% ../../nbs/solutions/02_simulation.ipynb #90177fd1
-def _field(x: Tensor, t: float) -> Tensor: return torch.stack([t - x[:, 1], x[:, 0] * x[:, 1] + t * t], 1)
-def _spread(x: Tensor, t: float) -> Tensor: return 0.3 + t + 0.2 * x.square()
-def _pull(x: Tensor) -> Tensor: return -x / 0.49 + x.sin()
-
-
-def _points(n: int, seed: int) -> Tensor: return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _step_cases() -> list[tuple]: return [(_field, _points(5, 0), 0.2, 0.5), (_field, _points(5, 1), 0.9, 0.7)]
-def _noisy_cases() -> list[tuple]: return [(_field, _spread, _points(5, 2), 0.2, 0.5, _points(5, 3)), (_field, _spread, _points(5, 4), 0.0, 0.04, _points(5, 5))]
-
-
-def _ou_cases() -> list[tuple]: return [(_points(5, 10), h, theta, g, _points(5, 11)) for h, theta, g in ((0.1, 3.0, 1.5), (0.8, 0.7, 2.0), (1.0, 20.0, 3.0))]
-
-
-def _langevin_cases() -> list[tuple]: return [(_pull, _points(6, 6), 0.05, 1.0, _points(6, 7)), (_pull, _points(6, 8), 0.02, 2.5, _points(6, 9))]
-
-
-def _order_cases() -> list[tuple]:
-    n = torch.tensor([10.0, 20.0, 40.0, 80.0], dtype=torch.float64)
-    wobble = torch.tensor([1.02, 0.99, 1.01, 0.98], dtype=torch.float64)
-    return [(n, 3 * n**-p * wobble) for p in (1, 2, 4)]
+__all__ = ['EULER_STEP', 'RALSTON_STEP', 'EM_STEP', 'OU_STEP', 'LANGEVIN_STEP', 'ORDER', 'EXERCISES', 'my_euler_step',
+           'ralston_step', 'my_em_step', 'ou_step', 'langevin_step', 'order']
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b09f4215
 def my_euler_step(u, x, t, s):
-    return x + (s - t) * u(x, t)
+    "u(x, t) a field, x (n, D), times t and s -> x at time s"
+    h = s - t
+    return x + h * u(x, t)
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b9e009cd
 def _whole_arrow(u, x, t, s): return x + u(x, t)
@@ -51,162 +29,431 @@ def _multiplied(u, x, t, s): return x * u(x, t) * (s - t)
 def _multiplied_and_added(u, x, t, s): return x + x * u(x, t) * (s - t)
 def _never_backwards(u, x, t, s): return x + abs(s - t) * u(x, t)
 def _against_the_arrow(u, x, t, s): return x + (t - s) * u(x, t)
-def _only_the_move(u, x, t, s): return (s - t) * u(x, t)
+def _increment_only(u, x, t, s): return (s - t) * u(x, t)
 
-EULER = (
-    Mistake(_whole_arrow, "You walked the whole arrow. It is a velocity: multiply it by the length of the step, s - t."),
-    Mistake(_arrow_at_the_end, "You asked for the arrow at the time of arrival. Euler asks now: u(x, t)."),
+
+EULER_STEP = (
+    Mistake(_whole_arrow,
+            "You walked the whole arrow. It is a velocity: "
+            "multiply it by the length of the step, s - t."),
+    Mistake(_arrow_at_the_end,
+            "You took the arrow at the time of arrival. Euler takes it now: u(x, t)."),
     Mistake(_multiplied, "You multiplied x by the arrow. A step adds to x: x + (s - t) · u."),
-    Mistake(_multiplied_and_added, "The arrow is multiplied by x as well. It stands for itself: x + (s - t) · u."),
-    Mistake(_never_backwards, "Right forwards, wrong backwards: the length of a step is s - t with its sign."),
-    Mistake(_against_the_arrow, "You walked against the arrow: the length of the step is s - t, not t - s."),
-    Mistake(_only_the_move, "This is the move alone. Add it to where you were."),
+    Mistake(_multiplied_and_added,
+            "The arrow is multiplied by x as well. It stands for itself: x + (s - t) · u."),
+    Mistake(_never_backwards,
+            "This is right forwards and wrong backwards: "
+            "the length of a step is s - t, with its sign."),
+    Mistake(_against_the_arrow,
+            "You walked against the arrow: the length of the step is s - t, not t - s."),
+    Mistake(_increment_only, "This is the move alone. Add it to where you were."),
 )
+
+
+def _field(x: Tensor, t: float) -> Tensor:
+    return torch.stack([t - x[:, 1], x[:, 0] * x[:, 1] + t * t], 1)
+
+
+def _step_cases() -> list[tuple]:
+    return [(_field, normal(5, 2, seed=0), 0.2, 0.5), (_field, normal(5, 2, seed=1), 0.9, 0.7)]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #ada8dbe9
 def ralston_step(u, x, t, s):
+    "u(x, t) a field, x (n, D), times t and s -> x at time s"
     h = s - t
     k1 = u(x, t)
     k2 = u(x + 2 / 3 * h * k1, t + 2 / 3 * h)
     return x + h * (k1 + 3 * k2) / 4
 
 # %% ../../nbs/solutions/02_simulation.ipynb #4571d3af
-def _two_thirds(u, x, t, s): return x + 2 / 3 * (s - t) * u(x, t), t + 2 / 3 * (s - t)
-def _stopped_clock(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], t)) / 4
-def _arrival_time(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], s)) / 4
-def _whole_arrow_ahead(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x + (s - t) * u(x, t), t + 2 / 3 * (s - t))) / 4
-def _weights_swapped(u, x, t, s): return x + (s - t) * (3 * u(x, t) + u(*_two_thirds(u, x, t, s))) / 4
-def _equal_weights(u, x, t, s): return x + (s - t) * (u(x, t) + u(*_two_thirds(u, x, t, s))) / 2
-def _stayed_in_place(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x, t + 2 / 3 * (s - t))) / 4
-def _forgot_the_step(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(x + 2 / 3 * u(x, t), t + 2 / 3 * (s - t))) / 4
-def _two_thirds_of_time(u, x, t, s): return x + (s - t) * (u(x, t) + 3 * u(_two_thirds(u, x, t, s)[0], 2 / 3 * (s - t))) / 4
-def _second_only(u, x, t, s): return x + (s - t) * u(*_two_thirds(u, x, t, s))
+def _stopped_clock(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * h * k1, t)
+    return x + h * (k1 + 3 * k2) / 4
 
-RALSTON = (
-    Mistake(_stopped_clock, "The second arrow is asked for at the right place and the wrong time: two thirds of the way it is t + 2/3·h. On a field that does not change with time you would never notice."),
-    Mistake(_arrival_time, "The second arrow is asked for at the time of arrival. Two thirds of the way it is t + 2/3·h."),
-    Mistake(_whole_arrow_ahead, "The second arrow is asked for at the end of the first. Go two thirds of it: x + 2/3·h·k1."),
+
+def _arrival_time(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * h * k1, s)
+    return x + h * (k1 + 3 * k2) / 4
+
+
+def _place_of_arrival(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + h * k1, t + 2 / 3 * h)
+    return x + h * (k1 + 3 * k2) / 4
+
+
+def _weights_swapped(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * h * k1, t + 2 / 3 * h)
+    return x + h * (3 * k1 + k2) / 4
+
+
+def _equal_weights(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * h * k1, t + 2 / 3 * h)
+    return x + h * (k1 + k2) / 2
+
+
+def _stayed_in_place(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x, t + 2 / 3 * h)
+    return x + h * (k1 + 3 * k2) / 4
+
+
+def _forgot_the_step(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * k1, t + 2 / 3 * h)
+    return x + h * (k1 + 3 * k2) / 4
+
+
+def _time_from_zero(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    k2 = u(x + 2 / 3 * h * k1, 2 / 3 * h)
+    return x + h * (k1 + 3 * k2) / 4
+
+
+def _second_only(u, x, t, s):
+    h = s - t
+    k1 = u(x, t)
+    return x + h * u(x + 2 / 3 * h * k1, t + 2 / 3 * h)
+
+
+RALSTON_STEP = (
+    Mistake(_stopped_clock,
+            "The second arrow is taken at the right place and the wrong "
+            "time: two thirds of the way it is t + 2/3·h. On a field "
+            "that does not change with time you would never notice."),
+    Mistake(_arrival_time,
+            "The second arrow is taken at the time of "
+            "arrival. Two thirds of the way it is t + 2/3·h."),
+    Mistake(_place_of_arrival,
+            "The second arrow is taken at the end of the "
+            "first. Go two thirds of it: x + 2/3·h·k1."),
     Mistake(_weights_swapped, "The weights are swapped: ¼ of the first arrow, ¾ of the second."),
-    Mistake(_equal_weights, "You took the mean of both arrows, as Heun does. Ralston asks elsewhere, and so weighs them ¼ and ¾: otherwise the second order is lost."),
-    Mistake(_stayed_in_place, "The second arrow is asked for at the old place. Move two thirds of the way first: x + 2/3·h·k1."),
-    Mistake(_forgot_the_step, "On the way to the second question you walked 2/3 of the whole arrow. An arrow is a velocity: 2/3·h·k1."),
-    Mistake(_two_thirds_of_time, "The second question is asked at time 2/3·h. The step begins at t: t + 2/3·h."),
-    Mistake(_second_only, "You walk along the second arrow alone. A quarter of the way belongs to the first."),
+    Mistake(_equal_weights,
+            "You took the mean of both arrows, as Heun does. Ralston takes the second "
+            "elsewhere, and so weights them ¼ and ¾: otherwise the second order is lost."),
+    Mistake(_stayed_in_place,
+            "The second arrow is taken at the old place. "
+            "Move two thirds of the way first: x + 2/3·h·k1."),
+    Mistake(_forgot_the_step,
+            "On the way to the second arrow you walked 2/3 of the "
+            "whole first one. An arrow is a velocity: 2/3·h·k1."),
+    Mistake(_time_from_zero,
+            "The second arrow is taken at time 2/3·h. The step begins at t: t + 2/3·h."),
+    Mistake(_second_only,
+            "You walked along the second arrow alone. A quarter of the way belongs to the first."),
 )
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d225ab55
 def my_em_step(u, g, x, t, s, z):
+    "u(x, t) and g(x, t), x (n, D), times t and s, z (n, D) -> x at time s"
     h = s - t
     return x + h * u(x, t) + h**0.5 * g(x, t) * z
 
 # %% ../../nbs/solutions/02_simulation.ipynb #fc2f1787
-def _no_root(u, g, x, t, s, z): return x + (s - t) * u(x, t) + (s - t) * g(x, t) * z
-def _noise_twice(u, g, x, t, s, z): return x + (s - t) * u(x, t) + (s - t) ** 0.5 * g(x, t) * z * z
-def _squared(u, g, x, t, s, z): return x + (s - t) * u(x, t) + (s - t) ** 0.5 * g(x, t) ** 2 * z
-def _root_for_both(u, g, x, t, s, z): return x + (s - t) ** 0.5 * (u(x, t) + g(x, t) * z)
-def _unscaled_push(u, g, x, t, s, z): return x + (s - t) * u(x, t) + g(x, t) * z
-def _anticipating(u, g, x, t, s, z): return x + (s - t) * u(x, t) + (s - t) ** 0.5 * g(x + (s - t) * u(x, t), s) * z
-def _root_of_g(u, g, x, t, s, z): return x + (s - t) * u(x, t) + ((s - t) * g(x, t)) ** 0.5 * z
+def _no_root(u, g, x, t, s, z):
+    h = s - t
+    return x + h * u(x, t) + h * g(x, t) * z
 
-EM = (
-    Mistake(_no_root, "The noise is multiplied by h. Variances add up, so it is the variance that grows with h, and the noise with its root."),
+
+def _noise_twice(u, g, x, t, s, z):
+    h = s - t
+    return x + h * u(x, t) + h**0.5 * g(x, t) * z * z
+
+
+def _squared(u, g, x, t, s, z):
+    h = s - t
+    return x + h * u(x, t) + h**0.5 * g(x, t) ** 2 * z
+
+
+def _root_for_both(u, g, x, t, s, z):
+    h = s - t
+    return x + h**0.5 * (u(x, t) + g(x, t) * z)
+
+
+def _unscaled_noise(u, g, x, t, s, z):
+    h = s - t
+    return x + h * u(x, t) + g(x, t) * z
+
+
+def _anticipating(u, g, x, t, s, z):
+    h = s - t
+    arrival = x + h * u(x, t)
+    return arrival + h**0.5 * g(arrival, s) * z
+
+
+def _root_of_g(u, g, x, t, s, z):
+    h = s - t
+    return x + h * u(x, t) + (h * g(x, t)) ** 0.5 * z
+
+
+EM_STEP = (
+    Mistake(_no_root,
+            "The noise is multiplied by h. Variances add up, so it is "
+            "the variance that grows with h, and the noise with its root."),
     Mistake(_noise_twice, "The noise enters twice. z is all the randomness there is: √h · g · z."),
-    Mistake(_squared, "The noise is multiplied by g². That is its variance; the noise itself is multiplied by g."),
-    Mistake(_root_for_both, "The drift is multiplied by √h too. Only the noise is; the drift moves by h · u."),
-    Mistake(_unscaled_push, "The push does not shrink with the step: multiply it by √h."),
-    Mistake(_anticipating, "g is taken at the end of the step. Itô's integral takes it at the start, before the noise is known."),
+    Mistake(_squared,
+            "The noise is multiplied by g². That is its "
+            "variance; the noise itself is multiplied by g."),
+    Mistake(_root_for_both,
+            "The drift is multiplied by √h too. Only the noise is; the drift moves x by h · u."),
+    Mistake(_unscaled_noise, "The noise does not shrink with the step: multiply it by √h."),
+    Mistake(_anticipating,
+            "You took g at the end of the step. Itô's integral "
+            "takes it at the start, before the noise is known."),
     Mistake(_root_of_g, "The root goes over h only. g is a standard deviation already."),
 )
 
+
+def _diffusion(x: Tensor, t: float) -> Tensor: return 0.3 + t + 0.2 * x.square()
+
+
+def _noisy_cases() -> list[tuple]:
+    return [
+        (_field, _diffusion, normal(5, 2, seed=2), 0.2, 0.5, normal(5, 2, seed=3)),
+        (_field, _diffusion, normal(5, 2, seed=4), 0.0, 0.04, normal(5, 2, seed=5)),
+    ]
+
 # %% ../../nbs/solutions/02_simulation.ipynb #80c659cc
 def ou_step(x, h, theta, g, z):
+    "x (n, D), h, theta and g numbers, z (n, D) -> x after the time h"
     std = g * math.sqrt((1 - math.exp(-2 * theta * h)) / (2 * theta))
     return math.exp(-theta * h) * x + std * z
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d0c92eb6
-def _ou(x, h, theta, variance, z): return math.exp(-theta * h) * x + math.sqrt(variance) * z
-def _small_step(x, h, theta, g, z): return x - theta * x * h + g * math.sqrt(h) * z
-def _variance_times_z(x, h, theta, g, z): return math.exp(-theta * h) * x + g**2 / (2 * theta) * (1 - math.exp(-2 * theta * h)) * z
-def _settled(x, h, theta, g, z): return _ou(x, h, theta, g**2 / (2 * theta), z)
-def _no_two(x, h, theta, g, z): return _ou(x, h, theta, g**2 / theta * (1 - math.exp(-2 * theta * h)), z)
-def _slow_variance(x, h, theta, g, z): return _ou(x, h, theta, g**2 / (2 * theta) * (1 - math.exp(-theta * h)), z)
-def _brownian(x, h, theta, g, z): return _ou(x, h, theta, g**2 * h, z)
-def _times_theta(x, h, theta, g, z): return _ou(x, h, theta, g**2 / 2 * theta * (1 - math.exp(-2 * theta * h)), z)
-def _no_memory(x, h, theta, g, z): return ou_step(0 * x, h, theta, g, z)
-def _centred_noise(x, h, theta, g, z): return math.exp(-theta * h) * (x + math.sqrt(g**2 / (2 * theta) * (1 - math.exp(-2 * theta * h))) * z)
+def _with_variance(variance, x, h, theta, z):
+    return math.exp(-theta * h) * x + math.sqrt(variance) * z
 
-OU = (
-    Mistake(_small_step, "This is an Euler-Maruyama step, right only when it is short. Use the mean and the variance that hold after any time."),
-    Mistake(_variance_times_z, "You multiplied z by the variance. Noise is multiplied by the standard deviation, its root."),
-    Mistake(_settled, "The variance is the one of the limit. After a time h it is smaller: multiply it by 1 - exp(-2θh)."),
+
+def _right_variance(h, theta, g): return g**2 / (2 * theta) * (1 - math.exp(-2 * theta * h))
+
+
+def _small_step(x, h, theta, g, z): return x - theta * x * h + g * math.sqrt(h) * z
+
+
+def _variance_times_z(x, h, theta, g, z):
+    return math.exp(-theta * h) * x + _right_variance(h, theta, g) * z
+
+
+def _variance_of_the_limit(x, h, theta, g, z):
+    return _with_variance(g**2 / (2 * theta), x, h, theta, z)
+
+
+def _no_two(x, h, theta, g, z):
+    variance = g**2 / theta * (1 - math.exp(-2 * theta * h))
+    return _with_variance(variance, x, h, theta, z)
+
+
+def _slow_variance(x, h, theta, g, z):
+    variance = g**2 / (2 * theta) * (1 - math.exp(-theta * h))
+    return _with_variance(variance, x, h, theta, z)
+
+
+def _brownian(x, h, theta, g, z): return _with_variance(g**2 * h, x, h, theta, z)
+
+
+def _times_theta(x, h, theta, g, z):
+    variance = g**2 / 2 * theta * (1 - math.exp(-2 * theta * h))
+    return _with_variance(variance, x, h, theta, z)
+
+
+def _no_memory(x, h, theta, g, z): return ou_step(0 * x, h, theta, g, z)
+
+
+def _noise_at_the_start(x, h, theta, g, z):
+    return math.exp(-theta * h) * (x + math.sqrt(_right_variance(h, theta, g)) * z)
+
+
+OU_STEP = (
+    Mistake(_small_step,
+            "This is an Euler-Maruyama step, which is right only when it is "
+            "short. Use the mean and the variance that hold after any time."),
+    Mistake(_variance_times_z,
+            "You multiplied z by the variance. Noise is "
+            "multiplied by the standard deviation, its root."),
+    Mistake(_variance_of_the_limit,
+            "This is the variance of the limit. After a time "
+            "h it is smaller: multiply it by 1 - exp(-2θh)."),
     Mistake(_no_two, "The variance is twice too large: it is g²/(2θ) · (1 - exp(-2θh))."),
-    Mistake(_slow_variance, "The mean forgets at rate θ, the variance at rate 2θ, because it is a square: 1 - exp(-2θh)."),
-    Mistake(_brownian, "The noise is that of Brownian motion, whose variance g²·h grows for ever. Here the pull limits it."),
-    Mistake(_times_theta, "Python reads g**2 / 2 * theta as (g²/2) · θ. Divide by (2 * theta), with brackets."),
+    Mistake(_slow_variance,
+            "The mean forgets at rate θ, the variance at "
+            "rate 2θ, because it is a square: 1 - exp(-2θh)."),
+    Mistake(_brownian,
+            "The noise is that of Brownian motion, whose variance "
+            "g²·h grows for ever. Here the pull limits it."),
+    Mistake(_times_theta,
+            "Python reads g**2 / 2 * theta as (g²/2) · θ. Divide by (2 * theta), with brackets."),
     Mistake(_no_memory, "The start is forgotten at once. The mean is exp(-θh) · x."),
-    Mistake(_centred_noise, "The noise decays with x. What is drawn is the noise at the *end* of the step: only x is multiplied by exp(-θh)."),
+    Mistake(_noise_at_the_start,
+            "The noise decays with x. What is drawn is the noise at "
+            "the *end* of the step: only x is multiplied by exp(-θh)."),
 )
+
+
+def _ou_cases() -> list[tuple]:
+    numbers = ((0.1, 3.0, 1.5), (0.8, 0.7, 2.0), (1.0, 20.0, 3.0))  # h, theta, g
+    return [(normal(5, 2, seed=10), *h_theta_g, normal(5, 2, seed=11)) for h_theta_g in numbers]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #7303730f
 def langevin_step(score, x, h, temperature, z):
+    "score(x) a function, x (n, D), h and temperature numbers, z (n, D) -> the next x"
     return x + h * score(x) + math.sqrt(2 * h * temperature) * z
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d824e411
-def _no_two_in_root(score, x, h, temperature, z): return x + h * score(x) + math.sqrt(h * temperature) * z
-def _away_from_data(score, x, h, temperature, z): return x - h * score(x) + math.sqrt(2 * h * temperature) * z
-def _temperature_outside(score, x, h, temperature, z): return x + h * score(x) + temperature * math.sqrt(2 * h) * z
-def _rootless(score, x, h, temperature, z): return x + h * score(x) + 2 * h * temperature * z
-def _half_score(score, x, h, temperature, z): return x + h / 2 * score(x) + math.sqrt(2 * h * temperature) * z
-def _half_of_both(score, x, h, temperature, z): return x + h / 2 * score(x) + math.sqrt(h * temperature) * z
-def _h_outside(score, x, h, temperature, z): return x + h * score(x) + h * math.sqrt(2 * temperature) * z
-def _cooled_score(score, x, h, temperature, z): return x + h * score(x) / temperature + math.sqrt(2 * h) * z
-def _heated_score(score, x, h, temperature, z): return x + h * temperature * score(x) + math.sqrt(2 * h * temperature) * z
+def _no_two_in_root(score, x, h, temperature, z):
+    return x + h * score(x) + math.sqrt(h * temperature) * z
 
-LANGEVIN = (
-    Mistake(_no_two_in_root, "The two is missing: the noise is √(2·h·temperature) · z. Without it the points settle in a cloud that is too tight."),
-    Mistake(_away_from_data, "The score points uphill, and so should you: x + h · score."),
-    Mistake(_temperature_outside, "The temperature stands under the root: it scales the variance of the noise."),
-    Mistake(_rootless, "The root is missing: noise grows with √h, √(2·h·temperature)."),
-    Mistake(_half_score, "You took half the score with the whole noise: the points settle in too wide a cloud. Here the score is multiplied by h."),
-    Mistake(_half_of_both, "Half of both: the same process at half the speed, which many papers write. Here the drift is the score itself: h · score and √(2·h·temperature)."),
-    Mistake(_h_outside, "The noise is multiplied by h. Only its root belongs there: √(2·h·temperature)."),
-    Mistake(_cooled_score, "You divided the score by the temperature. That settles in the same density, but it is another process; here the temperature scales the noise."),
-    Mistake(_heated_score, "The temperature multiplies the score as well, so it cancels: this settles in p at every temperature. It belongs to the noise alone."),
+
+def _downhill(score, x, h, temperature, z):
+    return x - h * score(x) + math.sqrt(2 * h * temperature) * z
+
+
+def _temperature_outside(score, x, h, temperature, z):
+    return x + h * score(x) + temperature * math.sqrt(2 * h) * z
+
+
+def _rootless(score, x, h, temperature, z):
+    return x + h * score(x) + 2 * h * temperature * z
+
+
+def _half_score(score, x, h, temperature, z):
+    return x + h / 2 * score(x) + math.sqrt(2 * h * temperature) * z
+
+
+def _half_of_both(score, x, h, temperature, z):
+    return x + h / 2 * score(x) + math.sqrt(h * temperature) * z
+
+
+def _h_outside(score, x, h, temperature, z):
+    return x + h * score(x) + h * math.sqrt(2 * temperature) * z
+
+
+def _divided_score(score, x, h, temperature, z):
+    return x + h * score(x) / temperature + math.sqrt(2 * h) * z
+
+
+def _multiplied_score(score, x, h, temperature, z):
+    return x + h * temperature * score(x) + math.sqrt(2 * h * temperature) * z
+
+
+LANGEVIN_STEP = (
+    Mistake(_no_two_in_root,
+            "The two is missing: the noise is √(2·h·temperature) · z. "
+            "Without it the points settle in a cloud that is too tight."),
+    Mistake(_downhill, "The score points uphill, and so should you: x + h · score."),
+    Mistake(_temperature_outside,
+            "The temperature stands under the root: it scales the variance of the noise."),
+    Mistake(_rootless,
+            "The root is missing: noise grows with √h, and is scaled by √(2·h·temperature)."),
+    Mistake(_half_score,
+            "You took half the score with the whole noise: the points settle "
+            "in a cloud that is too wide. Here the score is multiplied by h."),
+    Mistake(_half_of_both,
+            "You took half of both: the same process at half the speed, which many papers "
+            "write. Here the drift is the score itself: h · score and √(2·h·temperature)."),
+    Mistake(_h_outside,
+            "The noise is multiplied by h. Only its root belongs there: √(2·h·temperature)."),
+    Mistake(_divided_score,
+            "You divided the score by the temperature. That settles in the same "
+            "density, but it is another process; here the temperature scales the noise."),
+    Mistake(_multiplied_score,
+            "The temperature multiplies the score as well, so it cancels: this "
+            "settles in p at every temperature. It belongs to the noise alone."),
 )
+
+
+def _score(x: Tensor) -> Tensor: return -x / 0.49 + x.sin()
+
+
+def _langevin_cases() -> list[tuple]:
+    return [
+        (_score, normal(6, 2, seed=6), 0.05, 1.0, normal(6, 2, seed=7)),
+        (_score, normal(6, 2, seed=8), 0.02, 2.5, normal(6, 2, seed=9)),
+    ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #64fd1416
 def order(n_steps, errors):
-    h, e = -n_steps.log(), errors.log()
+    "n_steps (k,) and errors (k,), positive float64 -> the order, a number"
+    log_h = -n_steps.log()
+    log_h = log_h - log_h.mean()
+    return (log_h @ errors.log() / (log_h @ log_h)).item()
+
+# %% ../../nbs/solutions/02_simulation.ipynb #a23825d0
+def _slope(h, e):
     h = h - h.mean()
     return (h @ e / (h @ h)).item()
 
-# %% ../../nbs/solutions/02_simulation.ipynb #a23825d0
+
 def _negative(n_steps, errors): return -order(n_steps, errors)
-def _no_logarithm(n_steps, errors):
-    h = 1 / n_steps
-    return ((h - h.mean()) @ errors / ((h - h.mean()) @ (h - h.mean()))).item()
-def _ends_only(n_steps, errors): return ((errors[0] / errors[-1]).log() / (n_steps[-1] / n_steps[0]).log()).item()
-def _half_logarithm(n_steps, errors):
-    h = 1 / n_steps
-    return ((h - h.mean()) @ errors.log() / ((h - h.mean()) @ (h - h.mean()))).item()
+def _no_logarithm(n_steps, errors): return _slope(1 / n_steps, errors)
+
+
+def _ends_only(n_steps, errors):
+    rise = (errors[0] / errors[-1]).log()
+    run = (n_steps[-1] / n_steps[0]).log()
+    return (rise / run).item()
+
+
+def _half_logarithm(n_steps, errors): return _slope(1 / n_steps, errors.log())
+
+
 def _through_the_origin(n_steps, errors):
-    h = -n_steps.log()
-    return (h @ errors.log() / (h @ h)).item()
+    log_h = -n_steps.log()
+    return (log_h @ errors.log() / (log_h @ log_h)).item()
+
 
 ORDER = (
-    Mistake(_negative, "The sign is off: against the number of steps the line falls. Take the step, 1/n."),
-    Mistake(_no_logarithm, "This is the slope of the error against the step. The order is the slope of their logarithms."),
-    Mistake(_ends_only, "This is the slope between the first and the last point; the mean of the slopes between neighbours is the same. Let all points count: least squares."),
-    Mistake(_half_logarithm, "Only the error is under a logarithm. Take the logarithm of the step too."),
-    Mistake(_through_the_origin, "Your line is forced through the origin. It has an offset, log C: subtract the mean of the log steps first."),
+    Mistake(_negative,
+            "The sign is off: against the number of steps the line falls. Take the step, 1/n."),
+    Mistake(_no_logarithm,
+            "This is the slope of the error against the step. "
+            "The order is the slope of their logarithms."),
+    Mistake(_ends_only,
+            "This is the slope between the first and the last point; the mean of the "
+            "slopes between neighbours is the same. Let all points count: least squares."),
+    Mistake(_half_logarithm,
+            "Only the error is under a logarithm. Take the logarithm of the step too."),
+    Mistake(_through_the_origin,
+            "Your line is forced through the origin. It has an "
+            "offset, log C: subtract the mean of the log steps first."),
 )
+
+
+def _order_cases() -> list[tuple]:
+    cases = []
+    for p in (1, 2, 4):
+        n_steps = torch.tensor([10.0, 20.0, 40.0, 80.0], dtype=torch.float64)
+        wobble = torch.tensor([1.02, 0.99, 1.01, 0.98], dtype=torch.float64)
+        cases.append((n_steps, 3 * n_steps**-p * wobble))
+    return cases
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b6987c9f
 EXERCISES = {
-    "euler_step": Exercise(my_euler_step, _step_cases, EULER, "Every sampler of this course is this step, made better."),
-    "ralston_step": Exercise(ralston_step, _step_cases, RALSTON, "You can now write any explicit Runge-Kutta step from its table."),
-    "em_step": Exercise(my_em_step, _noisy_cases, EM, "It simulates any SDE of this course."),
-    "ou_step": Exercise(ou_step, _ou_cases, OU, "DDPM adds its noise in one such step (lesson 8)."),
-    "langevin_step": Exercise(langevin_step, _langevin_cases, LANGEVIN, "It comes back in lesson 6, to correct samples."),
-    "order": Exercise(order, _order_cases, ORDER, "Use it on any solver whose exact answer you know."),
+    "euler_step": Exercise(
+        my_euler_step, _step_cases, EULER_STEP,
+        "Every sampler of this course is this step, made better."),
+    "ralston_step": Exercise(
+        ralston_step, _step_cases, RALSTON_STEP,
+        "You can now write any explicit Runge-Kutta step from its table."),
+    "em_step": Exercise(my_em_step, _noisy_cases, EM_STEP, "It simulates any SDE of this course."),
+    "ou_step": Exercise(
+        ou_step, _ou_cases, OU_STEP,
+        "DDPM adds its noise in one such step (lesson 8)."),
+    "langevin_step": Exercise(
+        langevin_step, _langevin_cases, LANGEVIN_STEP,
+        "It comes back in lesson 6, to correct samples."),
+    "order": Exercise(
+        order, _order_cases, ORDER,
+        "Use it on any solver whose exact answer you know."),
 }

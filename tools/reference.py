@@ -1,0 +1,290 @@
+"""Write the reference pages, docs/reference/*.md, from the signatures and docstrings of the package.
+
+    python tools/reference.py            # write them
+    python tools/reference.py --check    # only say which are not fresh: exit status 1 if any
+
+A page for each module, and an index. What is written depends on the package alone.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "diffusion_course"
+PAGES = ROOT / "docs" / "reference"
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
+LONGEST = 16  # lines of a constant that are shown
+
+
+# ---- docstrings ------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Docstring:
+    """A docstring in the style of Google, taken apart.
+
+    Attributes:
+        text: its paragraphs before the first section.
+        entries: of the sections Args, Attributes and Raises: name -> explanation.
+        results: of the sections Returns and Yields: their text.
+    """
+
+    text: str
+    entries: dict[str, dict[str, str]]
+    results: dict[str, str]
+
+
+def parsed(docstring: str) -> Docstring:
+    """A docstring, taken apart.
+
+    Args:
+        docstring: as `inspect.getdoc` returns it.
+    """
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):[ \t]*$", docstring, flags=re.M)
+    bodies = {name: inspect.cleandoc("\n" + body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    entries = {s: _entries(bodies[s]) for s in ("Args", "Attributes", "Raises") if s in bodies}
+    results = {s: _one_line(bodies[s]) for s in ("Returns", "Yields") if s in bodies}
+    return Docstring(parts[0].strip(), entries, results)
+
+
+def _entries(body: str) -> dict[str, str]:
+    "name -> explanation; lines that are indented deeper carry an explanation on."
+    found = re.split(r"^(\*{0,2}\w[\w.]*(?:, \*{0,2}\w[\w.]*)*):[ \t]*", body, flags=re.M)
+    return {name: _one_line(text) for name, text in zip(found[1::2], found[2::2], strict=True)}
+
+
+def _one_line(text: str) -> str: return " ".join(text.split())
+
+
+# ---- signatures ------------------------------------------------------------------------------------
+
+def shown(value: Any) -> str:
+    """A default value as source code would have it: no address in memory, no path of a machine.
+
+    Args:
+        value: anything.
+    """
+    if callable(value): return str(getattr(value, "__name__", type(value).__name__))
+    text = repr(value)
+    return "..." if re.search(r" at 0x|^<|[/\\](home|root|tmp|work|Users)[/\\]", text) else text
+
+
+def parameter(p: inspect.Parameter) -> str:
+    """A parameter with its type and default.
+
+    Args:
+        p: of a signature.
+    """
+    stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+    text = stars + p.name
+    if p.annotation is not p.empty: text += f": {_annotation(p.annotation)}"
+    if p.default is not p.empty:
+        text += f"{' = ' if p.annotation is not p.empty else '='}{shown(p.default)}"
+    return text
+
+
+def _annotation(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def signature(name: str, obj: Any) -> str:
+    """The signature of a function or a class, in one line or with one parameter a line.
+
+    Args:
+        name: as it is shown.
+        obj: the function or class.
+    """
+    s = inspect.signature(obj)
+    parts: list[str] = []
+    keyword_only = False
+    for p in s.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not keyword_only and not any(q.startswith("*") for q in parts):
+            parts.append("*")
+        keyword_only = keyword_only or p.kind is p.KEYWORD_ONLY
+        parts.append(parameter(p))
+    plain = s.return_annotation is s.empty or inspect.isclass(obj)
+    result = "" if plain else f" -> {_annotation(s.return_annotation)}"
+    line = f"{name}({', '.join(parts)}){result}"
+    if len(line) <= 100: return line
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){result}"
+
+
+# ---- pages -----------------------------------------------------------------------------------------
+
+def modules() -> list[str]:
+    """The modules of the package: those of the lessons in order, then the toolbox."""
+    names = [p.stem for p in sorted(PACKAGE.glob("*.py")) if not p.stem.startswith("_")]
+    return sorted(names, key=lambda name: ("toolbox" in notebook(name), notebook(name)))
+
+
+def notebook(module: str) -> str:
+    """The notebook that a module is built from, as a path from the root.
+
+    Args:
+        module: its name.
+    """
+    text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    found = re.search(r"^# AUTOGENERATED.*edit: \.\./(\S+\.ipynb)\.$", text, re.M)
+    if not found: raise ValueError(f"{module}.py names no notebook: expected one that nbdev exported")
+    return found[1]
+
+
+def page(module: str) -> str:
+    """The page of a module, in Markdown.
+
+    Args:
+        module: its name.
+    """
+    m = import_module(f"diffusion_course.{module}")
+    path = notebook(module)
+    lines = [f"# {module}", "", parsed(inspect.getdoc(m) or "").text, ""]
+    lines += [f"Built in [{path}](../../{path}). [All modules](README.md).", ""]
+    for name in m.__all__: lines += [f"## {name}", "", *_object(m, name)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _object(m: ModuleType, name: str) -> Iterator[str]:
+    "The lines about a public name."
+    obj = vars(m)[name]
+    if not (inspect.isclass(obj) or inspect.isfunction(obj)):
+        yield from ["```python", *_assignment(m, name), "```", ""]
+        return
+    if getattr(obj, "_is_protocol", False): head = f"class {name}(Protocol)"
+    else: head = ("class " if inspect.isclass(obj) else "") + signature(name, obj)
+    yield from ["```python", head, "```", ""]
+    yield from _documented(obj)
+    if not inspect.isclass(obj): return
+    for key, member in vars(obj).items():
+        method = getattr(member, "__func__", member)
+        if isinstance(member, property) and not key.startswith("_"):
+            yield from [f"### {name}.{key}", "", "A property.", "", *_documented(member)]
+        elif inspect.isfunction(method) and not re.match(r"_(?!_call__$)", key) and _own_doc(method):
+            yield from [f"### {name}.{key}", "", "```python", signature(key, method), "```", ""]
+            yield from _documented(method)
+
+
+def _own_doc(obj: Any) -> str: return inspect.cleandoc(obj.__doc__ or "")
+
+
+def _documented(obj: Any) -> Iterator[str]:
+    "The docstring's text, and its sections as a table or a list."
+    doc = parsed(_own_doc(obj))
+    if doc.text: yield from [_markdown(doc.text), ""]
+    fields = {} if isinstance(obj, property) else _fields(obj)
+    for section, title in (("Args", "Parameter"), ("Attributes", "Attribute")):
+        if section not in doc.entries: continue
+        yield from [f"| {title} | Type | Default | |", "|---|---|---|---|"]
+        for name, text in doc.entries[section].items():
+            kind, default = fields.get(name, ("", ""))
+            cells = [f"`{name}`", kind and f"`{kind}`", default and f"`{default}`", _markdown(text)]
+            yield f"| {' | '.join(c.replace('|', chr(92) + '|') for c in cells)} |"
+        yield ""
+    for section, text in doc.results.items(): yield from [f"**{section}:** {_markdown(text)}", ""]
+    if "Raises" in doc.entries:
+        yield from [f"**Raises** `{name}`: {_markdown(text)}\n" for name, text in doc.entries["Raises"].items()]
+
+
+def _markdown(text: str) -> str:
+    "Text in which asterisks and angle brackets mean themselves; code in it stays as it is."
+    pieces = re.split(r"(`[^`]*`|^ {4}.*$)", text, flags=re.M)
+    escaped = lambda s: re.sub(r"(?<! )\*|\*(?! )|<(?=\w)", r"\\\g<0>", s)
+    return "".join(s if s.startswith(("`", "    ")) else escaped(s) for s in pieces)
+
+
+def _fields(obj: Any) -> dict[str, tuple[str, str]]:
+    "Types and defaults of parameters, and of a class's annotated attributes."
+    found: dict[str, tuple[str, str]] = {}
+    for base in reversed(obj.__mro__) if inspect.isclass(obj) else ():
+        if base.__module__.startswith("diffusion_course"):
+            found |= {k: (_annotation(v), "") for k, v in vars(base).get("__annotations__", {}).items()}
+    for p in inspect.signature(obj).parameters.values():
+        stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        kind = "" if p.annotation is p.empty else _annotation(p.annotation)
+        found[stars + p.name] = (kind, "" if p.default is p.empty else shown(p.default))
+    return found
+
+
+def _assignment(m: ModuleType, name: str) -> list[str]:
+    "The source lines that give a constant its value, at most LONGEST."
+    source = Path(m.__file__ or "").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+        names = {t.id for target in targets for t in ast.walk(target or ast.Pass()) if isinstance(t, ast.Name)}
+        if name in names and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            lines = source.split("\n")[node.lineno - 1:node.end_lineno]
+            return lines if len(lines) <= LONGEST else [*lines[:LONGEST - 1], "..."]
+    raise ValueError(f"{m.__name__} has no assignment to {name}: expected one at its top level")
+
+
+def index() -> str:
+    """The page that lists all modules, in Markdown."""
+    face = import_module("diffusion_course")
+    lines = [
+        "# Reference",
+        "",
+        "Every public name with its signature and its parameters. `python tools/reference.py` writes these pages"
+        " from the docstrings; `help()` shows the same. [Five tasks](../five-tasks.md) sets the library beside others.",
+        "",
+        "`import diffusion_course as dc` gives the names that are used together:",
+        "",
+    ]
+    for module, names in face._NAMES.items():
+        links = ", ".join(f"[{name}]({module}.md#{name.lower()})" for name in names)
+        lines.append(f"- `{module}`: {links}")
+    titles = {False: "Lessons", True: "Toolbox"}
+    previous = None
+    for module in modules():
+        toolbox = "toolbox" in notebook(module)
+        if toolbox != previous: lines += ["", f"## {titles[toolbox]}", "", "| Module | |", "|---|---|"]
+        previous = toolbox
+        doc = inspect.getdoc(import_module(f"diffusion_course.{module}")) or ""
+        first = doc.split("\n")[0].replace("|", "\\|")
+        lines.append(f"| [{module}]({module}.md) | {_markdown(first)} |")
+    return "\n".join(lines) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """All pages: file name -> text."""
+    return {"README.md": index()} | {f"{module}.md": page(module) for module in modules()}
+
+
+def stale(texts: dict[str, str]) -> list[str]:
+    """Names of files that are missing, differ, or belong to no module.
+
+    Args:
+        texts: what `pages` returns.
+    """
+    there = {p.name: p.read_bytes() for p in PAGES.glob("*.md")}
+    return sorted(n for n in {*texts, *there} if there.get(n) != texts.get(n, "").encode() or n not in texts)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say which pages are not fresh")
+    check = parser.parse_args().check
+    texts = pages()
+    names = stale(texts)
+    if check:
+        for name in names: print(f"docs/reference/{name} is not fresh: python tools/reference.py writes it")
+        sys.exit(bool(names))
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = PAGES / name
+        if name in texts: path.write_bytes(texts[name].encode())
+        else: path.unlink()
+    print(f"{len(texts)} pages, {len(names)} of them written anew")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
