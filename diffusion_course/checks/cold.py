@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['REVEAL', 'SHARPEN', 'GUESS', 'TIME', 'WALK', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'best_guess', 'time_of',
-           'end_of_walk', 'wave_velocity']
+__all__ = ['REVEAL', 'SHARPEN', 'GUESS', 'TIME', 'WALK_END', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'best_guess',
+           'time_of', 'end_of_walk', 'wave_velocity']
 
 # %% ../../nbs/solutions/20_cold.ipynb #3cdcbe53
 def reveal(x, guess, mask, next_mask):
@@ -275,7 +275,7 @@ def _divided_by_steps(guesses, ts): return end_of_walk(guesses, ts) / len(guesse
 def _negated(guesses, ts): return -end_of_walk(guesses, ts)
 
 
-WALK = (
+WALK_END = (
     Mistake(_plain_mean,
             "Steps may differ in length. Weight each guess with the length of its step."),
     Mistake(_last, "That is where the naive walk ends. The improved one remembers all guesses."),
@@ -393,7 +393,7 @@ EXERCISES = {
         time_of, _time_cases, TIME,
         "Coarse waves come first, fine ones last: a blur paints from coarse to fine as well."),
     "end_of_walk": Exercise(
-        end_of_walk, _walk_cases, WALK,
+        end_of_walk, _walk_cases, WALK_END,
         "The mean of all guesses: that is why fixed noise never arrives."),
     "wave_velocity": Exercise(
         wave_velocity, _velocity_cases, VELOCITY,

@@ -392,7 +392,7 @@ COPY_RATIO = (
             "This is the distance itself. Divide it by the mean distance to the k nearest."),
     Mistake(_others_only, "The nearest one counts in the mean as well."),
     Mistake(_to_the_last,
-            "You divided by the distance to the k-th. The mean over the k nearest was asked for."),
+            "You divided by the distance to the k-th. Divide by the mean over the k nearest."),
 )
 
 

@@ -138,7 +138,7 @@ NOISY = (
             "by the variance."),
     Mistake(_natural, "Decibels use the logarithm to base 10: 10^(d/10), not exp(d/10)."),
     Mistake(_along_width, "t of shape (B,) met the last axis, the width. Shape it (B, 1, 1, 1)."),
-    Mistake(_swapped, "You mixed with alpha and sigma exchanged: alpha = t belongs to the image."),
+    Mistake(_swapped, "You mixed with alpha and sigma swapped: alpha = t belongs to the image."),
 )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['PUT', 'VISITED', 'PSNR', 'SAFE', 'PUSH', 'UPS', 'EXERCISES', 'put_back', 'visited', 'untouched_psnr', 'safe_pixels',
-           'norm_push', 'two_ups']
+__all__ = ['PUT', 'VISITED', 'PSNR', 'SAFE', 'PUSH', 'TWO_UPS', 'EXERCISES', 'put_back', 'visited', 'untouched_psnr',
+           'safe_pixels', 'norm_push', 'two_ups']
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #ab5e9048
 def put_back(x, x1, eps, fill, t):
@@ -97,7 +97,7 @@ def visited(n, jump, repeats):
     return torch.tensor(times, dtype=torch.float64)
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #ba6ef56e
-def _stretches(n, jump): return [list(range(start, start + jump + 1)) for start in range(0, n, jump)]
+def _stretches(n, jump): return [[*range(start, start + jump + 1)] for start in range(0, n, jump)]
 def _times(counts, n): return torch.tensor(counts, dtype=torch.float64) / n
 
 
@@ -457,7 +457,7 @@ def _only_alpha(alpha, sigma, s, t, r):
     return alpha(r), std
 
 
-UPS = (
+TWO_UPS = (
     Mistake(_stds_added,
             "You added standard deviations. The two noises are independent: their variances add."),
     Mistake(_first_noise_unscaled, "The noise of the first step is scaled by the second one, too."),
@@ -507,6 +507,6 @@ EXERCISES = {
         "This is diffusion posterior sampling; any differentiable measurement "
         "can take the place of the mask."),
     "two_ups": Exercise(
-        two_ups, _up_cases, UPS,
+        two_ups, _up_cases, TWO_UPS,
         "Stopping on the way up changes nothing: the path to noise is a Markov chain."),
 }

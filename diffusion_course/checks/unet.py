@@ -100,7 +100,7 @@ NORM = (
             "Your groups take every n-th channel. Channels that follow each other "
             "belong together."),
     Mistake(_eps_outside_the_root,
-            "Add 1e-5 to the variance, under the root, not to the standard deviation."),
+            "Add 1e-5 to the variance, under the square root, not to the standard deviation."),
     Mistake(_not_centred, "The mean is still there: subtract it first."),
     Mistake(_by_variance,
             "You divided by the variance. Divide by its square root, which makes the "

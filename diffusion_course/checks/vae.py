@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['KL_BETWEEN', 'BELIEVED_NOISE', 'PSNR', 'TIME', 'BOUND', 'LINEAR', 'EXERCISES', 'kl_between', 'believed_noise',
+__all__ = ['KL', 'BELIEVED_NOISE', 'PSNR', 'TIME', 'BOUND', 'LINEAR', 'EXERCISES', 'kl_between', 'believed_noise',
            'psnr_of_bytes', 'same_time', 'tighter_bound', 'linear_posterior']
 
 # %% ../../nbs/solutions/17_vae.ipynb #aff04ca3
@@ -60,7 +60,7 @@ def _kl_undivided(mean_q, log_var_q, mean_p, log_var_p):
     return (log_var_p - log_var_q + squares - 1).sum(1) / 2
 
 
-KL_BETWEEN = (
+KL = (
     Mistake(_kl_the_other_way,
             "That is KL(p || q). The average is over q, so the squares are divided "
             "by the variance of p."),
@@ -179,7 +179,7 @@ PSNR = (
 
 
 def _bytes(seed: int, noise: int) -> tuple[Tensor, Tensor]:
-    "Random bytes, and the same with noise of whole numbers, whose size grows from channel to channel."
+    "Random bytes, and the same with noise of whole numbers, stronger from channel to channel."
     generator = torch.Generator().manual_seed(seed)
     a = torch.randint(0, 256, (3, 3, 4, 5), generator=generator)
     size = torch.tensor([1, 2, 3])[:, None, None, None]
@@ -411,7 +411,7 @@ def _linear_cases() -> list[tuple]:
 # %% ../../nbs/solutions/17_vae.ipynb #b6987c9f
 EXERCISES = {
     "kl_between": Exercise(
-        kl_between, _kl_cases, KL_BETWEEN,
+        kl_between, _kl_cases, KL,
         "The same formula lets a code's prior be learned."),
     "believed_noise": Exercise(
         believed_noise, _noise_cases, BELIEVED_NOISE,
