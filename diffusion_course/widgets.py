@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any, ClassVar
 
-import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .player import Player, Scene
 from .plots import Film
 from .style import png, shrink
+
+try: import ipywidgets as w
+except ImportError as error:
+    raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
 
 # %% auto #0
 __all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']
