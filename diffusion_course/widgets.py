@@ -19,13 +19,13 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .player import Player, Scene
-from .plots import Film
-from .style import png, shrink
-
 try: import ipywidgets as w
 except ImportError as error:
     raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
+
+from .player import Player, Scene
+from .plots import Film
+from .style import png, shrink
 
 # %% auto #0
 __all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']
