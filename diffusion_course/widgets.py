@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any, ClassVar
 
-import ipywidgets as w
 from matplotlib.figure import Figure
 from PIL import Image
+
+try: import ipywidgets as w
+except ImportError as error:
+    raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
 
 from .player import Player, Scene
 from .plots import Film
