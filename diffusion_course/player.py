@@ -14,10 +14,10 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -210,7 +210,7 @@ def play(
     xs = [_paths(entry) for entry in entries]
     times = []
     for entry, x, t in zip(entries, xs, _per_pane(ts, k, "ts"), strict=True):
-        times.append(_times(vars(entry)["ts"] if t is None and _is_trajectory(entry) else t, len(x)))
+        times.append(_times(entry.ts if t is None and isinstance(entry, _Trajectory) else t, len(x)))
     clock = (float(min(t[0] for t in times)), float(max(t[-1] for t in times)))
     extents = _per_pane(extent, k, "extent")
     views = [_view(extents[i], [x for x in xs if x.shape[2] == xs[i].shape[2]]) for i in range(k)]
@@ -342,7 +342,7 @@ def _split(paths: Any) -> tuple[list[str] | None, list]:
     "Titles where there are any, and one entry for each pane."
     if isinstance(paths, Mapping): return [str(k) for k in paths], list(paths.values())
     if not isinstance(paths, (list, tuple)) or not paths: return None, [paths]
-    shapes = [() if _is_trajectory(p) else _numpy(p).shape for p in paths]
+    shapes = [() if isinstance(p, _Trajectory) else _numpy(p).shape for p in paths]
     iterates = all(len(s) == 1 or (len(s) == 2 and s[1] in (1, 2)) for s in shapes)
     return None, [paths] if iterates else list(paths)
 
@@ -354,9 +354,12 @@ def _per_pane(value: Any, k: int, name: str) -> list:
     raise ValueError(f"{name} is a list of {len(value)} for {k} panes: expected one for each pane")
 
 
-def _is_trajectory(paths: Any) -> bool:
-    "Whether it holds iterates `xs` and their times `ts`, as `samplers.Trajectory`."
-    return is_dataclass(paths) and "xs" in vars(paths)
+@runtime_checkable
+class _Trajectory(Protocol):
+    "Iterates and their times, as `samplers.Trajectory` has them."
+
+    xs: Any
+    ts: Any
 
 
 def _is_number(value: Any) -> bool:
@@ -366,7 +369,7 @@ def _is_number(value: Any) -> bool:
 
 def _paths(x: Any) -> np.ndarray:
     "Iterates (T+1, n, D)."
-    x = _numpy(x.xs if _is_trajectory(x) else x)
+    x = _numpy(x.xs if isinstance(x, _Trajectory) else x)
     if x.ndim == 2: x = x[..., None]
     if x.ndim == 3 and x.shape[2] in (1, 2) and len(x) >= 2 and x.size: return x
     raise ValueError(f"paths has shape {x.shape}: expected (T+1, n, 2), (T+1, n, 1) or (T+1, n) "

@@ -132,8 +132,7 @@ def test_c_guidance_stresses_the_label() -> None:
     plain = {w: dc.sample(dc.classifier_free(space["model"], w), space["noise"], dc.uniform_grid(20), dc.ddim(),
                           y=space["y"]) for w in (0.0, 1.0)}
     assert agreement(plain[0.0], space) < 0.35
-    assert 0.85 < agreement(plain[1.0], space) < 0.97
-    assert agreement(space["drawn"], space) > 0.99
+    assert 0.9 < agreement(plain[1.0], space) < 0.985 < 0.995 < agreement(space["drawn"], space)
 
 
 def test_d_a_network_of_your_own_learns_labels() -> None:
@@ -169,6 +168,7 @@ def test_the_blocks_of_others_do_their_task(task: str, library: str) -> None:
     space = run(task, library)
     drawn = space["drawn"].cpu()
     assert drawn.isfinite().all()
-    if task in "ab": assert distance(drawn, space["points"]) < 0.06
+    if task == "a": assert distance(drawn, space["points"]) < distance(space["noise"], space["points"]) / 2
+    if task == "b": assert distance(drawn, space["points"]) < 0.03
     if task in "cd": assert agreement(drawn, space) > 0.95
     if task == "e": assert drawn.shape == (4, 1, 8, 8)

@@ -204,7 +204,7 @@ def _guess_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/20_cold.ipynb #6d22e4b3
 def time_of(k, fraction, width):
-    "k (n,) half turns along the side, k >= 1, fraction in (0, 1), width > 0 -> times in (0, 1), (n,)"
+    "k (n,) half turns along a side, k >= 1, fraction in (0, 1), width > 0 -> times in (0, 1), (n,)"
     sigma = math.sqrt(-2 * math.log(fraction)) / (math.pi * k)
     return width / (width + sigma)
 

@@ -6,419 +6,460 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'NEEDED', 'EXERCISES', 'respaced_betas', 'clipped_eps', 'mean_from_v',
-           'right_variance', 'increments_needed']
-
-# %% ../../nbs/solutions/08_ddpm.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor:
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _number(a: float) -> Tensor: return torch.tensor(a, dtype=torch.float64)
-
-
-def _respace_cases() -> list[tuple]:
-    chains = ((0.02 + 0.3 * _uniform(12, 0), [2, 5, 6, 11]), (0.01 + 0.2 * _uniform(9, 1), [0, 3, 8]))
-    return [(betas, torch.tensor(keep)) for betas, keep in chains]
-
-
-def _clip_cases() -> list[tuple]:
-    shapes = (
-        (3, 1, 4, 5),
-        (4, 3, 4, 4),
-    )  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
-    return [(_normal(*s, seed=2), _normal(*s, seed=3), 0.1 + 0.8 * _uniform(s[0], 4)) for s in shapes]
-
-
-def _v_cases() -> list[tuple]:
-    return [
-        (_normal(5, d, seed=5), _normal(5, d, seed=6), _number(b), _number(a))
-        for d, b, a in ((2, 0.1, 0.7), (3, 0.3, 0.2))
-    ]
-def _variance_cases() -> list[tuple]:
-    return [(0.05 + 0.5 * _uniform(6, 7), 0.05 + 0.9 * _uniform(6, 8), 0.2 + 1.5 * _uniform(6, 9))]
-def _needed_cases() -> list[tuple]:
-    return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
+__all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'INCREMENTS_NEEDED', 'EXERCISES', 'respaced_betas', 'clipped_eps',
+           'mean_from_v', 'right_variance', 'increments_needed']
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #745756eb
 def respaced_betas(betas, keep):
-    bar = (1 - betas).cumprod(0)[keep]
-    before = torch.cat([torch.ones_like(bar[:1]), bar[:-1]])
-    return 1 - bar / before
+    "betas (T,), keep (n,) rising indices, the last T - 1 -> the betas of the shorter chain, (n,)"
+    alpha_bar = (1 - betas).cumprod(0)[keep]
+    alpha_bar_before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return 1 - alpha_bar / alpha_bar_before
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #600a8295
-def _picked(betas, keep): return betas[keep]
-def _bar(betas, keep): return (1 - betas).cumprod(0)[keep]
-def _lost_so_far(betas, keep): return 1 - (1 - betas).cumprod(0)[keep]
-def _difference(betas, keep):
-    return -torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)[keep]]).diff()
-def _kept(betas, keep): return 1 - respaced_betas(betas, keep)
-def _rooted(betas, keep): return 1 - (1 - respaced_betas(betas, keep)).sqrt()
-def _first_forgotten(betas, keep):
-    return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
-def _summed(betas, keep): return torch.cat([betas.new_zeros(1), betas.cumsum(0)[keep]]).diff()
-def _off_by_one(betas, keep):
-    bar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])[keep]
-    return 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
+def _alpha_bar(betas): return (1 - betas).cumprod(0)
+
 
 def _first_dropped(betas, keep): return respaced_betas(betas, keep)[1:]
+def _picked(betas, keep): return betas[keep]
+def _alpha_bar_at_stops(betas, keep): return _alpha_bar(betas)[keep]
+def _lost_so_far(betas, keep): return 1 - _alpha_bar(betas)[keep]
+def _difference(betas, keep): return -torch.cat([betas.new_ones(1), _alpha_bar(betas)[keep]]).diff()
+def _kept(betas, keep): return 1 - respaced_betas(betas, keep)
+def _rooted(betas, keep): return 1 - (1 - respaced_betas(betas, keep)).sqrt()
+
+
+def _first_picked(betas, keep):
+    return torch.cat([betas[keep[:1]], respaced_betas(betas, keep)[1:]])
+
+
+def _summed(betas, keep): return torch.cat([betas.new_zeros(1), betas.cumsum(0)[keep]]).diff()
+
+
+def _off_by_one(betas, keep):
+    alpha_bar = torch.cat([betas.new_ones(1), _alpha_bar(betas)])[keep]
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+
 
 RESPACED = (
-    Mistake(
-        _first_dropped,
-        "One beta is missing: the first stop loses something too, against the clean data, whose "
-        "alpha-bar is 1.",
-    ),
-    Mistake(
-        _picked,
-        "You picked betas. A jump over several increments loses what all of them lose: go through alpha-bar.",
-    ),
-    Mistake(
-        _bar,
-        "This is alpha-bar at the stops. A beta is what one stop loses against the one before.",
-    ),
-    Mistake(
-        _lost_so_far,
-        "This is what is lost since the beginning. Divide by alpha-bar of the stop before, then "
-        "subtract from 1.",
-    ),
-    Mistake(
-        _difference,
-        "You subtracted alpha-bars. Increments multiply, so divide: 1 - bar / bar of the stop before.",
-    ),
+    Mistake(_first_dropped,
+            "One beta is missing: the first stop loses something "
+            "too, against the clean data, whose alpha-bar is 1."),
+    Mistake(_picked,
+            "You picked betas. A jump over several increments "
+            "loses what all of them lose: go through alpha-bar."),
+    Mistake(_alpha_bar_at_stops,
+            "This is alpha-bar at the stops. A beta is "
+            "what one stop loses against the one before."),
+    Mistake(_lost_so_far,
+            "This is what is lost since the beginning. Divide by "
+            "alpha-bar of the stop before, then subtract from 1."),
+    Mistake(_difference,
+            "You subtracted alpha-bars. Increments multiply, so "
+            "divide: 1 - alpha_bar / alpha_bar of the stop before."),
     Mistake(_kept, "This is what a jump keeps. Beta is what it loses: subtract it from 1."),
-    Mistake(
-        _rooted,
-        "No root here: 1 - beta is the ratio of two alpha-bars. The root belongs to the factor of x.",
-    ),
-    Mistake(
-        _first_forgotten,
-        "Right but for the first stop. It too may jump over increments: put a 1 in front of the alpha-bars.",
-    ),
-    Mistake(
-        _summed,
-        "You added up betas. That is close while they are small; exactly, the factors 1 - beta multiply.",
-    ),
-    Mistake(
-        _off_by_one,
-        "Off by one: at index i alpha-bar includes increment i. Take the stops first, then put the 1 in front.",
-    ),
+    Mistake(_rooted,
+            "There is no root here: 1 - beta is the ratio of two "
+            "alpha-bars. The root belongs to the factor of x."),
+    Mistake(_first_picked,
+            "This is right except at the first stop. It too may jump "
+            "over increments: put a 1 in front of the alpha-bars."),
+    Mistake(_summed,
+            "You added up betas. That is close while they are "
+            "small; exactly, the factors 1 - beta multiply."),
+    Mistake(_off_by_one,
+            "You are off by one: at index i alpha-bar includes "
+            "increment i. Take the stops first, then put the 1 in front."),
 )
+
+
+def _respace_cases() -> list[tuple]:
+    return [
+        (0.02 + 0.3 * uniform(12, seed=0), torch.tensor([2, 5, 6, 11])),
+        (0.01 + 0.2 * uniform(9, seed=1), torch.tensor([0, 3, 8])),
+    ]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #a4eea4b4
 def clipped_eps(x, eps, alpha_bar):
-    bar = alpha_bar[:, None, None, None]
-    x1 = ((x - (1 - bar).sqrt() * eps) / bar.sqrt()).clamp(-1, 1)
-    return (x - bar.sqrt() * x1) / (1 - bar).sqrt()
+    "x, predicted eps (B, C, H, W), alpha_bar (B,) -> the noise that fits the clipped image, as x"
+    alpha_bar = alpha_bar[:, None, None, None]
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x1 = ((x - sigma * eps) / alpha).clamp(-1, 1)
+    return (x - alpha * x1) / sigma
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #7f68c48c
-def _column(alpha_bar): return alpha_bar[:, None, None, None]
-def _picture(x, eps, bar): return (x - (1 - bar).sqrt() * eps) / bar.sqrt()
-def _returned_picture(x, eps, alpha_bar): return _picture(x, eps, _column(alpha_bar)).clamp(-1, 1)
+def _alpha_sigma(alpha_bar): return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+def _as_column(alpha_bar): return alpha_bar[:, None, None, None]
+def _x1(x, eps, alpha, sigma): return (x - sigma * eps) / alpha
+def _eps(x, x1, alpha, sigma): return (x - alpha * x1) / sigma
+
+
+def _alpha_bar_as_alpha(x, eps, alpha_bar):
+    alpha = _as_column(alpha_bar)
+    sigma = (1 - alpha**2).sqrt()
+    return _eps(x, _x1(x, eps, alpha, sigma).clamp(-1, 1), alpha, sigma)
+
+
+def _clipped_image(x, eps, alpha_bar):
+    return _x1(x, eps, *_alpha_sigma(_as_column(alpha_bar))).clamp(-1, 1)
+
+
 def _not_clipped(x, eps, alpha_bar): return eps.clone()
-def _clipped_the_noise(x, eps, alpha_bar): return eps.clamp(-1, 1)
+def _clipped_noise(x, eps, alpha_bar): return eps.clamp(-1, 1)
+
+
 def _no_roots(x, eps, alpha_bar):
-    bar = _column(alpha_bar)
-    return (x - bar * ((x - (1 - bar) * eps) / bar).clamp(-1, 1)) / (1 - bar)
-def _to_unit(x, eps, alpha_bar):
-    bar = _column(alpha_bar)
-    return (x - bar.sqrt() * _picture(x, eps, bar).clamp(0, 1)) / (1 - bar).sqrt()
+    alpha_bar = _as_column(alpha_bar)
+    x1 = _x1(x, eps, alpha_bar, 1 - alpha_bar).clamp(-1, 1)
+    return _eps(x, x1, alpha_bar, 1 - alpha_bar)
+
+
+def _clipped_to_unit(x, eps, alpha_bar):
+    alpha, sigma = _alpha_sigma(_as_column(alpha_bar))
+    return _eps(x, _x1(x, eps, alpha, sigma).clamp(0, 1), alpha, sigma)
+
+
 def _clipped_x(x, eps, alpha_bar):
-    bar = _column(alpha_bar)
-    return (x.clamp(-1, 1) - bar.sqrt() * _picture(x, eps, bar).clamp(-1, 1)) / (1 - bar).sqrt()
+    alpha, sigma = _alpha_sigma(_as_column(alpha_bar))
+    return _eps(x.clamp(-1, 1), _x1(x, eps, alpha, sigma).clamp(-1, 1), alpha, sigma)
+
+
 def _scaled_before_clip(x, eps, alpha_bar):
-    bar = _column(alpha_bar)
-    return (x - (x - (1 - bar).sqrt() * eps).clamp(-1, 1)) / (1 - bar).sqrt()
+    alpha, sigma = _alpha_sigma(_as_column(alpha_bar))
+    return (x - (x - sigma * eps).clamp(-1, 1)) / sigma
+
+
 def _not_divided(x, eps, alpha_bar):
-    bar = _column(alpha_bar)
-    return x - bar.sqrt() * _picture(x, eps, bar).clamp(-1, 1)
+    alpha, sigma = _alpha_sigma(_as_column(alpha_bar))
+    return x - alpha * _x1(x, eps, alpha, sigma).clamp(-1, 1)
+
+
 def _one_level(x, eps, alpha_bar): return clipped_eps(x, eps, alpha_bar.mean().expand(len(x)))
 
-def _bar_as_alpha(x, eps, alpha_bar):
-    alpha = _column(alpha_bar)
-    sigma = (1 - alpha**2).sqrt()
-    return (x - alpha * ((x - sigma * eps) / alpha).clamp(-1, 1)) / sigma
 
 CLIP = (
-    Mistake(
-        _bar_as_alpha,
-        "You took alpha-bar for alpha. alpha-bar is a share of the variance: what multiplies the "
-        "picture is its root.",
-    ),
-    Mistake(
-        _returned_picture,
-        "This is the clipped picture. Solve x = √bar·x1 + √(1-bar)·eps once more, for eps.",
-    ),
-    Mistake(
-        _not_clipped,
-        "You gave back the predicted noise. It belongs to the picture before it was clipped.",
-    ),
-    Mistake(
-        _clipped_the_noise,
-        "You clipped the noise. It is the picture that has to lie in [-1, 1]; noise may be any number.",
-    ),
-    Mistake(
-        _no_roots,
-        "The roots are missing: x is scaled by √bar and √(1-bar), whose squares add up to 1.",
-    ),
-    Mistake(_to_unit, "You clipped to [0, 1]. Pictures here lie in [-1, 1]."),
-    Mistake(
-        _clipped_x,
-        "You clipped x too. x is noisy, and may lie anywhere; only the predicted picture is clipped.",
-    ),
-    Mistake(
-        _scaled_before_clip,
-        "You clipped √bar·x1. Divide by √bar first: it is x1 that lies in [-1, 1].",
-    ),
-    Mistake(_not_divided, "This is √(1-bar)·eps. Divide by √(1-bar)."),
-    Mistake(_one_level, "Every picture has its own alpha-bar: shape it (B, 1, 1, 1)."),
+    Mistake(_alpha_bar_as_alpha,
+            "You took alpha-bar for alpha. alpha-bar is a fraction "
+            "of the variance: what multiplies the image is its root."),
+    Mistake(_clipped_image,
+            "This is the clipped image. Solve x = √alpha_bar·x1 "
+            "+ √(1-alpha_bar)·eps once more, for eps."),
+    Mistake(_not_clipped,
+            "You returned the predicted noise. It belongs to the image before it was clipped."),
+    Mistake(_clipped_noise,
+            "You clipped the noise. It is the image that "
+            "has to lie in [-1, 1]; noise may be any number."),
+    Mistake(_no_roots,
+            "The roots are missing: x is made with √alpha_bar "
+            "and √(1-alpha_bar), whose squares add up to 1."),
+    Mistake(_clipped_to_unit, "You clipped to [0, 1]. Images here lie in [-1, 1]."),
+    Mistake(_clipped_x,
+            "You clipped x too. x is noisy, and may lie "
+            "anywhere; only the predicted image is clipped."),
+    Mistake(_scaled_before_clip,
+            "You clipped √alpha_bar·x1. Divide by √alpha_bar "
+            "first: it is x1 that lies in [-1, 1]."),
+    Mistake(_not_divided, "This is √(1-alpha_bar)·eps. Divide by √(1-alpha_bar)."),
+    Mistake(_one_level, "Every image has its own alpha-bar: shape it (B, 1, 1, 1)."),
 )
+
+
+def _clip_cases() -> list[tuple]:
+    cases = []
+    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
+    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+        alpha_bar = 0.1 + 0.8 * uniform(shape[0], seed=4)
+        cases.append((normal(*shape, seed=2), normal(*shape, seed=3), alpha_bar))
+    return cases
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #13bb0ac1
 def mean_from_v(x, v, beta, alpha_bar):
+    "x and v (B, D), beta of this increment, alpha_bar after it, tensors () -> the mean, (B, D)"
     alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    return (x - beta / sigma * (sigma * x + alpha * v)) / (1 - beta).sqrt()
+    eps = sigma * x + alpha * v
+    return (x - beta / sigma * eps) / (1 - beta).sqrt()
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #ffa9a73b
 def _mean(x, eps, beta, alpha_bar):
     return (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
-def _v_is_eps(x, v, beta, alpha_bar): return _mean(x, v, beta, alpha_bar)
-def _v_sign(x, v, beta, alpha_bar):
-    return _mean(x, (1 - alpha_bar).sqrt() * x - alpha_bar.sqrt() * v, beta, alpha_bar)
-def _swapped(x, v, beta, alpha_bar):
-    return _mean(x, alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
-def _x1_as_eps(x, v, beta, alpha_bar):
-    return _mean(x, alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v, beta, alpha_bar)
-def _just_x1(x, v, beta, alpha_bar): return alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * v
-def _squares(x, v, beta, alpha_bar):
-    return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
-def _root_beta(x, v, beta, alpha_bar):
-    return (
-        x
-        - beta.sqrt() / (1 - alpha_bar).sqrt() * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)
-    ) / (1 - beta).sqrt()
-def _not_grown(x, v, beta, alpha_bar):
-    return x - beta * x - beta / (1 - alpha_bar).sqrt() * alpha_bar.sqrt() * v
-def _by_bar(x, v, beta, alpha_bar):
-    return (x - beta / (1 - alpha_bar) * ((1 - alpha_bar).sqrt() * x + alpha_bar.sqrt() * v)) / (
-        1 - beta
-    ).sqrt()
-def _by_alpha_bar(x, v, beta, alpha_bar):
-    return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt() / alpha_bar.sqrt()
+
 
 def _ddim_mean(x, v, beta, alpha_bar):
-    alpha, sigma, before = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), alpha_bar / (1 - beta)
-    return before.sqrt() * (alpha * x - sigma * v) + (1 - before).sqrt() * (sigma * x + alpha * v)
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    alpha_before, sigma_before = _alpha_sigma(alpha_bar / (1 - beta))
+    return alpha_before * (alpha * x - sigma * v) + sigma_before * (sigma * x + alpha * v)
+
+
+def _v_as_eps(x, v, beta, alpha_bar): return _mean(x, v, beta, alpha_bar)
+
+
+def _wrong_sign_of_v(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return _mean(x, sigma * x - alpha * v, beta, alpha_bar)
+
+
+def _swapped(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return _mean(x, alpha * x + sigma * v, beta, alpha_bar)
+
+
+def _x1_as_eps(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return _mean(x, alpha * x - sigma * v, beta, alpha_bar)
+
+
+def _x1_itself(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return alpha * x - sigma * v
+
+
+def _variances(x, v, beta, alpha_bar):
+    return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
+
+
+def _root_of_beta(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return (x - beta.sqrt() / sigma * (sigma * x + alpha * v)) / (1 - beta).sqrt()
+
+
+def _still_shrunk(x, v, beta, alpha_bar):
+    return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt()
+
+
+def _over_sigma_squared(x, v, beta, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return (x - beta / sigma**2 * (sigma * x + alpha * v)) / (1 - beta).sqrt()
+
+
+def _over_alpha(x, v, beta, alpha_bar):
+    return _still_shrunk(x, v, beta, alpha_bar) / alpha_bar.sqrt()
+
 
 MEAN = (
-    Mistake(
-        _ddim_mean,
-        "This is DDIM's step, which keeps all of the old noise. DDPM's mean keeps less of it, "
-        "because fresh noise is added.",
-    ),
-    Mistake(
-        _v_is_eps,
-        "You used v as if it were the noise. First get the noise out: eps = sigma·x + alpha·v.",
-    ),
-    Mistake(
-        _v_sign,
-        "A sign: alpha·v + sigma·x is eps, because the x1 in them cancels. Put in both definitions and see.",
-    ),
-    Mistake(
-        _swapped, "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."
-    ),
+    Mistake(_ddim_mean,
+            "This is DDIM's step, which keeps all of the old noise. "
+            "DDPM's mean keeps less of it, because new noise is added."),
+    Mistake(_v_as_eps,
+            "You used v as if it were the noise. First "
+            "get the noise out: eps = sigma·x + alpha·v."),
+    Mistake(_wrong_sign_of_v,
+            "The sign is off: alpha·v + sigma·x is eps, because the "
+            "x1 in them cancels. Put in both definitions and see."),
+    Mistake(_swapped,
+            "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."),
     Mistake(_x1_as_eps, "alpha·x - sigma·v is the predicted data, not the noise."),
-    Mistake(
-        _just_x1, "This is the predicted data. One step back goes only a little of the way there."
-    ),
-    Mistake(_squares, "The roots are missing: alpha is √alpha_bar, sigma is √(1 - alpha_bar)."),
-    Mistake(
-        _root_beta, "In the mean the noise is scaled with beta. Its root belongs to fresh noise."
-    ),
-    Mistake(
-        _not_grown,
-        "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it.",
-    ),
-    Mistake(_by_bar, "beta is divided by sigma here, the root of 1 - alpha_bar."),
-    Mistake(
-        _by_alpha_bar,
-        "You undid all increments' shrinking. Undo one: divide by √(1-beta), not by √alpha_bar.",
-    ),
+    Mistake(_x1_itself,
+            "This is the predicted data. One step back goes only a little of the way there."),
+    Mistake(_variances, "The roots are missing: alpha is √alpha_bar, sigma is √(1 - alpha_bar)."),
+    Mistake(_root_of_beta,
+            "In the mean the noise is scaled with beta. Its root belongs to new noise."),
+    Mistake(_still_shrunk,
+            "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it."),
+    Mistake(_over_sigma_squared, "beta is divided by sigma here, the root of 1 - alpha_bar."),
+    Mistake(_over_alpha,
+            "You undid all increments' shrinking. Undo "
+            "one: divide by √(1-beta), not by √alpha_bar."),
 )
+
+
+def _v_cases() -> list[tuple]:
+    cases = []
+    for D, *scalars in ((2, 0.1, 0.7), (3, 0.3, 0.2)):  # D, beta, alpha_bar
+        beta, alpha_bar = (torch.tensor(a, dtype=torch.float64) for a in scalars)
+        cases.append((normal(5, D, seed=5), normal(5, D, seed=6), beta, alpha_bar))
+    return cases
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #77e50ac2
 def right_variance(beta, bar_before, s):
-    before = bar_before * s**2 + 1 - bar_before
-    return beta * before / ((1 - beta) * before + beta)
+    "beta, alpha-bar one increment earlier, std s of the data, all (n,) -> the variance, (n,)"
+    v = bar_before * s**2 + 1 - bar_before
+    return beta * v / ((1 - beta) * v + beta)
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #5cd17565
-def _tilde(beta, bar_before, s): return beta * (1 - bar_before) / (1 - (1 - beta) * bar_before)
-def _only_beta(beta, bar_before, s): return beta + 0 * s
-def _between(beta, bar_before, s): return (1 - s**2) * _tilde(beta, bar_before, s) + s**2 * beta
-def _not_squared(beta, bar_before, s): return _given(beta, bar_before * s + 1 - bar_before)
-def _given(beta, before): return beta * before / ((1 - beta) * before + beta)
-def _upside_down(beta, bar_before, s):
-    before = bar_before * s**2 + 1 - bar_before
-    return beta * ((1 - beta) * before + beta) / before
-def _data_alone(beta, bar_before, s): return _given(beta, s**2)
-def _shrunk_data(beta, bar_before, s): return _given(beta, bar_before * s**2)
-def _the_cloud(beta, bar_before, s): return bar_before * s**2 + 1 - bar_before
-def _increment_not_scaled(beta, bar_before, s):
-    before = bar_before * s**2 + 1 - bar_before
-    return beta * before / (before + beta)
-def _spread(beta, bar_before, s): return right_variance(beta, bar_before, s).sqrt()
+def _v(bar_before, s): return bar_before * s**2 + 1 - bar_before
+def _from_v(beta, v): return beta * v / ((1 - beta) * v + beta)
+
 
 def _three_clues(beta, bar_before, s):
     return 1 / ((1 - beta) / beta + 1 / (1 - bar_before) + 1 / s**2)
 
+
+def _tilde(beta, bar_before, s): return beta * (1 - bar_before) / (1 - (1 - beta) * bar_before)
+def _only_beta(beta, bar_before, s): return beta + 0 * s
+
+
+def _interpolated(beta, bar_before, s):
+    return (1 - s**2) * _tilde(beta, bar_before, s) + s**2 * beta
+
+
+def _s_not_squared(beta, bar_before, s): return _from_v(beta, bar_before * s + 1 - bar_before)
+
+
+def _upside_down(beta, bar_before, s):
+    v = _v(bar_before, s)
+    return beta * ((1 - beta) * v + beta) / v
+
+
+def _data_alone(beta, bar_before, s): return _from_v(beta, s**2)
+def _shrunk_data(beta, bar_before, s): return _from_v(beta, bar_before * s**2)
+def _v_itself(beta, bar_before, s): return _v(bar_before, s)
+
+
+def _increment_not_scaled(beta, bar_before, s):
+    v = _v(bar_before, s)
+    return beta * v / (v + beta)
+
+
+def _standard_deviation(beta, bar_before, s): return right_variance(beta, bar_before, s).sqrt()
+
+
 VARIANCE = (
-    Mistake(
-        _three_clues,
-        "The data's spread is not a third clue: it is inside the second, the cloud one increment earlier.",
-    ),
-    Mistake(
-        _tilde,
-        "This is beta-tilde, right for s = 0 alone. The cloud one increment earlier is wider: "
-        "its data have a spread.",
-    ),
-    Mistake(
-        _only_beta,
-        "This is right for s = 1 alone. Ask which variance the cloud has one increment earlier.",
-    ),
-    Mistake(
-        _between,
-        "A line between the two extremes meets both, and misses what lies between. Multiply the two Gaussians.",
-    ),
-    Mistake(_not_squared, "s is a spread: variances add, so square it."),
-    Mistake(
-        _upside_down, "Upside down: it is beta times the variance before, over the variance now."
-    ),
-    Mistake(
-        _data_alone,
-        "You took the variance of the data for that of the noised cloud: shrink it by alpha-bar "
-        "and add the noise.",
-    ),
-    Mistake(
-        _shrunk_data, "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."
-    ),
-    Mistake(
-        _the_cloud,
-        "This is the variance of the cloud. You also know x_i, the second clue, which narrows it.",
-    ),
-    Mistake(
-        _increment_not_scaled,
-        "x_i was shrunk by √(1-beta). As a clue about x_{i-1} its precision is (1-beta)/beta, not 1/beta.",
-    ),
-    Mistake(_spread, "This is the standard deviation. The variance was asked for."),
+    Mistake(_three_clues,
+            "The standard deviation of the data is not a third clue: "
+            "it is inside the second, the cloud one increment earlier."),
+    Mistake(_tilde,
+            "This is beta-tilde, right for s = 0 alone. The cloud one "
+            "increment earlier is wider: its data are not a single point."),
+    Mistake(_only_beta,
+            "This is right for s = 1 alone. Which variance "
+            "does the cloud have one increment earlier?"),
+    Mistake(_interpolated,
+            "A line between the two extremes meets both, and "
+            "misses what lies between. Multiply the two Gaussians."),
+    Mistake(_s_not_squared, "s is a standard deviation: variances add, so square it."),
+    Mistake(_upside_down,
+            "The ratio is upside down: it is beta times "
+            "the variance before, over the variance after."),
+    Mistake(_data_alone,
+            "You took the variance of the data for that of the "
+            "noised cloud: shrink it by alpha-bar and add the noise."),
+    Mistake(_shrunk_data,
+            "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."),
+    Mistake(_v_itself,
+            "This is the variance of the cloud. You also "
+            "know x_i, the second clue, which narrows it."),
+    Mistake(_increment_not_scaled,
+            "x_i was shrunk by √(1-beta). As a clue about "
+            "x_{i-1} its precision is (1-beta)/beta, not 1/beta."),
+    Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
 )
+
+
+def _variance_cases() -> list[tuple]:
+    beta = 0.05 + 0.5 * uniform(6, seed=7)
+    bar_before = 0.05 + 0.9 * uniform(6, seed=8)
+    s = 0.2 + 1.5 * uniform(6, seed=9)
+    return [(beta, bar_before, s)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #14c05e21
 def increments_needed(target, first=1e-4, last=0.02):
+    "target > 0, a number -> the smallest n >= 2, an int"
     n = 2
     while True:
-        bar = (1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item()
-        if bar <= target * (1 - bar): return n
+        betas = torch.linspace(first, last, n, dtype=torch.float64)
+        alpha_bar = (1 - betas).prod().item()
+        if alpha_bar <= target * (1 - alpha_bar): return n
         n += 1
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #5b859bb5
 def _count_until(small_enough, first, last):
-    return next(
-        n
-        for n in range(2, 100_000)
-        if small_enough((1 - torch.linspace(first, last, n, dtype=torch.float64)).prod().item())
-    )
-def _bar_below(target, first=1e-4, last=0.02):
-    return _count_until(lambda bar: bar <= target, first, last)
-def _root_below(target, first=1e-4, last=0.02):
-    return _count_until(lambda bar: bar**0.5 <= target, first, last)
-def _ratio_of_scales(target, first=1e-4, last=0.02):
-    return _count_until(lambda bar: (bar / (1 - bar)) ** 0.5 <= target, first, last)
-def _one_short(target, first=1e-4, last=0.02): return increments_needed(target, first, last) - 1
-def _one_more(target, first=1e-4, last=0.02): return increments_needed(target, first, last) + 1
-def _guess(target, first=1e-4, last=0.02):
-    return int(torch.ceil(2 * torch.log1p(1 / _float(target)) / (first + last)).item())
-def _float(a): return torch.tensor(a, dtype=torch.float64)
-def _by_last(target, first=1e-4, last=0.02):
-    return int(torch.ceil(-torch.log1p(1 / _float(target)) / torch.log1p(-_float(last))).item())
-def _prefix(target, first=1e-4, last=0.02):
-    bar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).cumprod(0)
-    return int((bar > target * (1 - bar)).sum().item()) + 1
+    "The smallest n whose terminal alpha-bar is small enough."
+    for n in range(2, 100_000):
+        betas = torch.linspace(first, last, n, dtype=torch.float64)
+        if small_enough((1 - betas).prod().item()): return n
+
+
+def _ceil(n): return int(torch.as_tensor(n).ceil().item())
+
 
 def _quick_guess(target, first=1e-4, last=0.02):
-    return int(torch.ceil(-2 * torch.log(_float(target)) / (first + last)).item())
+    log_target = torch.tensor(target, dtype=torch.float64).log()
+    return _ceil(-2 * log_target / (first + last))
 
-NEEDED = (
-    Mistake(
-        _quick_guess,
-        "A good first guess: alpha-bar ≈ exp(-sum of betas). But the ratio is alpha-bar / (1 - "
-        "alpha-bar), and each factor is 1 - beta. Count.",
-    ),
-    Mistake(
-        _bar_below,
-        "You asked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar).",
-    ),
-    Mistake(
-        _root_below,
-        "You compared √alpha-bar, the factor of the data. The signal-to-noise ratio is alpha-bar "
-        "/ (1 - alpha-bar).",
-    ),
-    Mistake(
-        _ratio_of_scales,
-        "You compared alpha / sigma. The signal-to-noise ratio is its square, as variances count.",
-    ),
-    Mistake(_one_short, "One too few: with this number the ratio is still above the target."),
-    Mistake(
-        _one_more, "One too many: one increment less also reaches the target. (Is it <= and not <?)"
-    ),
-    Mistake(
-        _guess,
-        "A good first guess, -ln(alpha-bar) ≈ sum of betas, but each factor is 1 - beta, not exp(-beta).",
-    ),
-    Mistake(
-        _by_last,
-        "You treated all betas as if they were the last one. They grow: build the chain for each n.",
-    ),
-    Mistake(
-        _prefix,
-        "You cut a chain of 1,000 short. Then it no longer ends at `last`: build a new chain for each n.",
-    ),
+
+def _alpha_bar_below(target, first=1e-4, last=0.02):
+    return _count_until(lambda alpha_bar: alpha_bar <= target, first, last)
+
+
+def _alpha_below(target, first=1e-4, last=0.02):
+    return _count_until(lambda alpha_bar: alpha_bar**0.5 <= target, first, last)
+
+
+def _ratio_of_scales(target, first=1e-4, last=0.02):
+    return _count_until(lambda bar: (bar / (1 - bar)) ** 0.5 <= target, first, last)
+
+
+def _one_short(target, first=1e-4, last=0.02): return increments_needed(target, first, last) - 1
+def _one_more(target, first=1e-4, last=0.02): return increments_needed(target, first, last) + 1
+
+
+def _guess(target, first=1e-4, last=0.02):
+    minus_log_alpha_bar = torch.tensor(1 / target, dtype=torch.float64).log1p()
+    return _ceil(2 * minus_log_alpha_bar / (first + last))
+
+
+def _by_last(target, first=1e-4, last=0.02):
+    minus_log_alpha_bar = torch.tensor(1 / target, dtype=torch.float64).log1p()
+    return _ceil(-minus_log_alpha_bar / torch.tensor(-last, dtype=torch.float64).log1p())
+
+
+def _prefix(target, first=1e-4, last=0.02):
+    alpha_bar = (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).cumprod(0)
+    return int((alpha_bar > target * (1 - alpha_bar)).sum().item()) + 1
+
+
+INCREMENTS_NEEDED = (
+    Mistake(_quick_guess,
+            "This is a good first guess: alpha-bar ≈ exp(-sum of betas). But the "
+            "ratio is alpha-bar / (1 - alpha-bar), and each factor is 1 - beta. Count."),
+    Mistake(_alpha_bar_below,
+            "You looked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar)."),
+    Mistake(_alpha_below,
+            "You compared √alpha-bar, the factor of the data. The "
+            "signal-to-noise ratio is alpha-bar / (1 - alpha-bar)."),
+    Mistake(_ratio_of_scales,
+            "You compared alpha / sigma. The signal-to-noise "
+            "ratio is its square, as variances count."),
+    Mistake(_one_short,
+            "This is one too few: with this number the ratio is still above the target."),
+    Mistake(_one_more,
+            "This is one too many: one increment less also "
+            "reaches the target. (Is it <= and not <?)"),
+    Mistake(_guess,
+            "This is a good first guess, -ln(alpha-bar) ≈ sum of "
+            "betas, but each factor is 1 - beta, not exp(-beta)."),
+    Mistake(_by_last,
+            "You treated all betas as if they were the last "
+            "one. They grow: build the chain for each n."),
+    Mistake(_prefix,
+            "You cut a chain of 1,000 short. Then it no longer "
+            "ends at `last`: build a new chain for each n."),
 )
+
+
+def _needed_cases() -> list[tuple]:
+    return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
 EXERCISES = {
     "respaced_betas": Exercise(
-        respaced_betas,
-        _respace_cases,
-        RESPACED,
-        "This is how a chain of 1,000 is sampled in 50 steps by code that knows only betas.",
-    ),
+        respaced_betas, _respace_cases, RESPACED,
+        "This is how a chain of 1,000 is sampled in 50 steps by code that knows only betas."),
     "clipped_eps": Exercise(
-        clipped_eps,
-        _clip_cases,
-        CLIP,
-        "Image tools do this in every step. Change one half of a prediction, and make the other fit.",
-    ),
+        clipped_eps, _clip_cases, CLIP,
+        "Image tools do this in every step. Change one "
+        "half of a prediction, and make the other fit."),
     "mean_from_v": Exercise(
-        mean_from_v,
-        _v_cases,
-        MEAN,
-        "DDPM's sampler now works for a network that has never been trained on noise.",
-    ),
+        mean_from_v, _v_cases, MEAN,
+        "With it DDPM's sampler works for a network that has never been trained on noise."),
     "right_variance": Exercise(
-        right_variance,
-        _variance_cases,
-        VARIANCE,
-        "You found what lies between beta-tilde and beta.",
-    ),
+        right_variance, _variance_cases, VARIANCE,
+        "You found what lies between beta-tilde and beta."),
     "increments_needed": Exercise(
-        increments_needed,
-        _needed_cases,
-        NEEDED,
-        "You can now tell whether somebody's schedule ends in noise.",
-    ),
+        increments_needed, _needed_cases, INCREMENTS_NEEDED,
+        "You can tell whether somebody's schedule ends in noise."),
 }

@@ -6,387 +6,418 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
 __all__ = ['JUMPS', 'STD', 'PAYS', 'SHAKEN', 'PROGRESSIVE', 'DRIFT', 'EXERCISES', 'two_jumps', 'euler_std', 'pays_from',
            'shaken_std', 'progressive_target', 'drift']
 
-# %% ../../nbs/solutions/21_few_step.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+# %% ../../nbs/solutions/21_few_step.ipynb #260b1724
+def two_jumps(f, x0, z, s):
+    "f(x (B, D), t) -> (B, D); x0, z (B, D); 0 < s < 1 -> (B, D)"
+    x1 = f(x0, 0.0)
+    x_s = s * x1 + (1 - s) * z
+    return f(x_s, s)
+
+# %% ../../nbs/solutions/21_few_step.ipynb #e5c409d7
+def _one_jump(f, x0, z, s): return f(x0, 0.0)
+def _old_noise(f, x0, z, s): return two_jumps(f, x0, x0, s)
+def _no_noise(f, x0, z, s): return f(f(x0, 0.0), s)
+def _shrunk(f, x0, z, s): return f(s * f(x0, 0.0), s)
+def _fraction_of_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 1 - s)
+def _swapped(f, x0, z, s): return f((1 - s) * f(x0, 0.0) + s * z, s)
+def _root(f, x0, z, s): return f(s * f(x0, 0.0) + math.sqrt(1 - s**2) * z, s)
+def _added(f, x0, z, s): return f(f(x0, 0.0) + (1 - s) * z, s)
+def _at_zero(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 0.0)
+def _not_finished(f, x0, z, s): return s * f(x0, 0.0) + (1 - s) * z
+def _mixed(f, x0, z, s): return s * two_jumps(f, x0, z, s) + (1 - s) * f(x0, 0.0)
 
 
-def _end(x, t): return (1 + t) * torch.sin(x) + x.flip(-1) + t
+JUMPS = (
+    Mistake(_one_jump, "That is one jump. Add noise up to time s, and jump again."),
+    Mistake(_old_noise,
+            "You added the old noise again. The start and its end belong together; "
+            "take the new noise z."),
+    Mistake(_no_noise,
+            "No noise was added: f at time s expects a point with a fraction 1 - s of noise."),
+    Mistake(_shrunk,
+            "The part of the data is right, s times the end. The part of the noise is missing."),
+    Mistake(_fraction_of_noise, "Pass f the time s, not the fraction of noise."),
+    Mistake(_swapped, "s and 1 - s are swapped: at time s a fraction s is data."),
+    Mistake(_root,
+            "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear "
+            "path sigma = 1 - s."),
+    Mistake(_added, "The part of the data is s times the end, not all of it."),
+    Mistake(_at_zero, "The second jump starts at time s: pass that to f."),
+    Mistake(_not_finished, "That is the point between the jumps. Jump once more."),
+    Mistake(_mixed, "The end of the second jump is the sample: don't average it with the first."),
+)
+
+
+def _end(x: Tensor, t: float) -> Tensor: return (1 + t) * torch.sin(x) + x.flip(-1) + t
 
 
 def _jump_cases() -> list[tuple]:
-    return [
-        (_end, _normal(4, 2, seed=0), _normal(4, 2, seed=1), 0.3),
-        (_end, _normal(3, 3, seed=2), _normal(3, 3, seed=3), 0.8),
-    ]
+    return [(_end, normal(4, 2, seed=0), normal(4, 2, seed=1), 0.3),
+            (_end, normal(3, 3, seed=2), normal(3, 3, seed=3), 0.8)]
+
+# %% ../../nbs/solutions/21_few_step.ipynb #ec2cb952
+def euler_std(s, n):
+    "s > 0, n >= 1 -> the standard deviation of the ends, a float"
+    std = 1.0
+    for k in range(n):
+        t = k / n
+        rate = (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
+        std *= 1 + rate / n
+    return abs(std)
+
+# %% ../../nbs/solutions/21_few_step.ipynb #d45f74aa
+def _times(n): return [k / n for k in range(n)]
+def _rate(t, s): return (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
+def _euler(rates): return abs(math.prod(1 + rate / len(rates) for rate in rates))
+
+
+def _exact_std(s, n): return float(s)
+def _no_h(s, n): return abs(math.prod(1 + _rate(t, s) for t in _times(n)))
+def _late(s, n): return _euler([_rate(t + 1 / n, s) for t in _times(n)])
+def _summed(s, n): return abs(1 + sum(_rate(t, s) for t in _times(n)) / n)
+
+
+def _along_the_factor(s, n):
+    slopes = [_rate(t, s) * math.sqrt(t**2 * s**2 + (1 - t) ** 2) for t in _times(n)]
+    return abs(1 + sum(slopes) / n)
+
+
+def _of_the_variance(s, n): return _euler([2 * _rate(t, s) for t in _times(n)])
+def _not_squared(s, n): return euler_std(math.sqrt(s), n)
+def _variance(s, n): return euler_std(s, n) ** 2
+
+
+def _plus(s, n):
+    return _euler([(t * s**2 + (1 - t)) / (t**2 * s**2 + (1 - t) ** 2) for t in _times(n)])
+
+
+STD = (
+    Mistake(_exact_std,
+            "That is where the exact flow ends. Euler's steps don't follow it: "
+            "multiply their factors."),
+    Mistake(_no_h, "A step has the length 1 / n: it multiplies by 1 + rate / n."),
+    Mistake(_late, "Euler's method takes the velocity at the beginning of a step, k / n."),
+    Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
+    Mistake(_along_the_factor,
+            "You followed the derivative of the exact factor. Euler's point is "
+            "elsewhere: its velocity is rate · x at its own x."),
+    Mistake(_of_the_variance,
+            "You differentiated the variance. The factor is its square root, whose "
+            "rate is half as large."),
+    Mistake(_not_squared, "s is the standard deviation: the variance of x_t contains s squared."),
+    Mistake(_variance, "That is the variance. Return the standard deviation."),
+    Mistake(_plus, "Wrong sign: the derivative of (1 - t)² is -2 (1 - t)."),
+)
 
 
 def _std_cases() -> list[tuple]: return [(0.5, 1), (0.5, 3), (2.0, 2), (0.1, 5), (1.0, 4)]
 
+# %% ../../nbs/solutions/21_few_step.ipynb #5a0b7006
+def pays_from(pairs, pair_steps, images, few, many):
+    "whole numbers, few < many -> a whole number"
+    cost = pairs * pair_steps * 2 + 3 * images
+    return cost // (many - few) + 1
+
+# %% ../../nbs/solutions/21_few_step.ipynb #68a3b698
+def _cost(pairs, pair_steps, images): return pairs * pair_steps * 2 + 3 * images
+
+
+def _unguided(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps + 3 * images) // (many - few) + 1
+
+
+def _one_evaluation(pairs, pair_steps, images, few, many):
+    return (pairs * pair_steps * 2 + images) // (many - few) + 1
+
+
+def _free_pairs(pairs, pair_steps, images, few, many):
+    return 3 * images // (many - few) + 1
+
+
+def _free_training(pairs, pair_steps, images, few, many):
+    return pairs * pair_steps * 2 // (many - few) + 1
+
+
+def _free_student(pairs, pair_steps, images, few, many):
+    return _cost(pairs, pair_steps, images) // many + 1
+
+
+def _rounded_down(pairs, pair_steps, images, few, many):
+    return _cost(pairs, pair_steps, images) // (many - few)
+
+
+def _rounded_up(pairs, pair_steps, images, few, many):
+    return -(-_cost(pairs, pair_steps, images) // (many - few))
+
+
+def _pairs_for_all_images(pairs, pair_steps, images, few, many):
+    return pays_from(images, pair_steps, images, few, many)
+
+
+PAYS = (
+    Mistake(_unguided, "Pairs are drawn with guidance: two evaluations a step."),
+    Mistake(_one_evaluation,
+            "A training step costs three evaluations a pair: forward, and about twice that back."),
+    Mistake(_free_pairs, "The pairs cost evaluations too."),
+    Mistake(_free_training, "Training costs evaluations too: three for each pair seen."),
+    Mistake(_free_student, "The student's own evaluations count: an image saves many - few."),
+    Mistake(_rounded_down,
+            "With that many it hasn't paid off yet: the cost has to be strictly less."),
+    Mistake(_rounded_up,
+            "Where the division leaves no remainder the costs are equal. They have "
+            "to be strictly less."),
+    Mistake(_pairs_for_all_images,
+            "Pairs are drawn once and seen many times: their cost depends on the "
+            "number of pairs, not of images."),
+)
+
 
 def _pays_cases() -> list[tuple]:
-    return [
-        (50_000, 16, 800_000, 2, 40),
-        (100, 10, 1000, 1, 6),
-        (10, 5, 50, 1, 2),
-        (2000, 25, 9000, 4, 100),
-    ]
+    return [(50_000, 16, 800_000, 2, 40), (100, 10, 1000, 1, 6),
+            (10, 5, 50, 1, 2), (2000, 25, 9000, 4, 100)]
+
+# %% ../../nbs/solutions/21_few_step.ipynb #e14d0d44
+def shaken_std(s, n):
+    "s > 0, n >= 1 -> the standard deviation of the ends, a float"
+    variance = 1.0
+    for k in range(n):
+        t, u = k / n, (k + 1) / n
+        c_t = t * s**2 / (t**2 * s**2 + (1 - t) ** 2)
+        variance = (u * c_t) ** 2 * variance + (1 - u) ** 2
+    return math.sqrt(variance)
+
+# %% ../../nbs/solutions/21_few_step.ipynb #9a087926
+def _steps(n: int) -> Iterator[tuple[float, float]]: return ((k / n, (k + 1) / n) for k in range(n))
+def _c(t, s): return t * s**2 / (t**2 * s**2 + (1 - t) ** 2)
+
+
+def _stds_added(s, n):
+    std = 1.0
+    for t, u in _steps(n): std = u * _c(t, s) * std + 1 - u
+    return std
+
+
+def _early_noise(s, n):
+    variance = 1.0
+    for t, u in _steps(n): variance = (u * _c(t, s)) ** 2 * variance + (1 - t) ** 2
+    return math.sqrt(variance)
+
+
+def _no_mixing(s, n):
+    variance = 1.0
+    for t, u in _steps(n): variance = _c(t, s) ** 2 * variance + (1 - u) ** 2
+    return math.sqrt(variance)
+
+
+def _variance_of_ends(s, n): return shaken_std(s, n) ** 2
+
+
+def _no_noise_at_all(s, n):
+    variance = 1.0
+    for t, u in _steps(n): variance = (u * _c(t, s)) ** 2 * variance
+    return math.sqrt(variance)
+
+
+def _right_data(s, n): return float(s)
+
+
+def _own_variance(s, n):
+    for t, u in _steps(n):
+        variance_of_path = t**2 * s**2 + (1 - t) ** 2
+        variance = (u * _c(t, s)) ** 2 * variance_of_path + (1 - u) ** 2
+    return math.sqrt(variance)
+
+
+def _unsquared(s, n): return shaken_std(math.sqrt(s), n)
+
+
+SHAKEN = (
+    Mistake(_stds_added, "Variances of independent parts add, not standard deviations."),
+    Mistake(_early_noise,
+            "Noise is added for the time at which the step arrives: 1 - u of it, not 1 - t."),
+    Mistake(_no_mixing,
+            "A fraction u of the mean stays in the mixture, where u is the time at "
+            "which the step arrives."),
+    Mistake(_variance_of_ends, "That is the variance. Return the standard deviation."),
+    Mistake(_no_noise_at_all,
+            "Only the part of the mean is there: each step but the last adds (1 - "
+            "u)² of new noise."),
+    Mistake(_right_data,
+            "That is the standard deviation of the data. Means are closer together "
+            "than data: multiply the standard deviation of x by the factor of the mean."),
+    Mistake(_own_variance,
+            "You took the path's variance at time t. The points have lost some of "
+            "it: follow their variance, step by step."),
+    Mistake(_unsquared, "s is the standard deviation: the factor contains s squared."),
+)
 
 
 def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16)]
 
-
-def _progressive_cases() -> list[tuple]:
-    return [
-        (_normal(3, 2, seed=6), _normal(3, 2, seed=7), 0.2, 0.8, 0.6, 0.4),
-        (_normal(2, 3, seed=8), _normal(2, 3, seed=9), 0.3, 0.954, 0.8, 0.6),
-        (_normal(2, 2, seed=10), _normal(2, 2, seed=11), 0.0, 1.0, 0.5, 0.5),
-    ]
-
-
-def _field(x, t): return torch.cos(x.flip(-1)) * (1 + t[:, None]) + 0.3 * x
-def _guess(x, t): return torch.sin(x * (1 + t[:, None])) + t[:, None] ** 2 * x.cumsum(-1)
-
-
-def _drift_cases() -> list[tuple]:
-    return [
-        (
-            _guess,
-            _field,
-            _normal(4, 2, seed=12),
-            torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64),
-        ),
-        (
-            _guess,
-            _field,
-            _normal(3, 3, seed=13),
-            torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64),
-        ),
-    ]
-
-# %% ../../nbs/solutions/21_few_step.ipynb #260b1724
-def two_jumps(f, x0, z, s):
-    return f(s * f(x0, 0.0) + (1 - s) * z, s)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #e5c409d7
-def _one_jump(f, x0, z, s): return f(x0, 0.0)
-def _old_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * x0, s)
-def _no_noise(f, x0, z, s): return f(f(x0, 0.0), s)
-def _shrunk(f, x0, z, s): return f(s * f(x0, 0.0), s)
-def _share_of_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 1 - s)
-def _swapped(f, x0, z, s): return f((1 - s) * f(x0, 0.0) + s * z, s)
-def _root(f, x0, z, s): return f(s * f(x0, 0.0) + math.sqrt(1 - s * s) * z, s)
-def _added(f, x0, z, s): return f(f(x0, 0.0) + (1 - s) * z, s)
-def _at_zero(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 0.0)
-def _not_finished(f, x0, z, s): return s * f(x0, 0.0) + (1 - s) * z
-def _mixed(f, x0, z, s):
-    first = f(x0, 0.0)
-    return s * f(s * first + (1 - s) * z, s) + (1 - s) * first
-
-JUMPS = (
-    Mistake(_one_jump, "That is one jump. Put noise on it up to time s, and jump again."),
-    Mistake(
-        _old_noise,
-        "You put the old noise back. The start and its end belong together; take the fresh noise z.",
-    ),
-    Mistake(
-        _no_noise, "No noise was added: f at time s expects a point with a share 1 - s of noise."
-    ),
-    Mistake(_shrunk, "The data's part is right, s times the end. The noise's part is missing."),
-    Mistake(_share_of_noise, "Tell f the time s, not the share of noise."),
-    Mistake(_swapped, "s and 1 - s are exchanged: at time s a share s is data."),
-    Mistake(
-        _root,
-        "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear path sigma = 1 - s.",
-    ),
-    Mistake(_added, "The data's part is s times the end, not all of it."),
-    Mistake(_at_zero, "The second jump starts at time s: tell f so."),
-    Mistake(_not_finished, "That is the point between the jumps. Jump once more."),
-    Mistake(_mixed, "The end of the second jump is the sample: no average with the first."),
-)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #ec2cb952
-def euler_std(s, n):
-    total = 1.0
-    for k in range(n):
-        t = k / n
-        total *= 1 + (t * s * s - (1 - t)) / (t * t * s * s + (1 - t) ** 2) / n
-    return abs(total)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #d45f74aa
-def _rate(t, s): return (t * s * s - (1 - t)) / (t * t * s * s + (1 - t) ** 2)
-def _exact_std(s, n): return float(s)
-def _no_h(s, n): return abs(math.prod(1 + _rate(k / n, s) for k in range(n)))
-def _late(s, n): return abs(math.prod(1 + _rate((k + 1) / n, s) / n for k in range(n)))
-def _summed(s, n): return abs(1 + sum(_rate(k / n, s) for k in range(n)) / n)
-def _along_the_factor(s, n):
-    return abs(
-        1
-        + sum(_rate(k / n, s) * math.sqrt((k / n * s) ** 2 + (1 - k / n) ** 2) for k in range(n))
-        / n
-    )
-def _unrooted(s, n): return abs(math.prod(1 + 2 * _rate(k / n, s) / n for k in range(n)))
-def _not_squared(s, n):
-    return abs(
-        math.prod(
-            1 + (k / n * s - (1 - k / n)) / ((k / n) ** 2 * s + (1 - k / n) ** 2) / n
-            for k in range(n)
-        )
-    )
-def _variance(s, n): return euler_std(s, n) ** 2
-def _plus(s, n):
-    return abs(
-        math.prod(
-            1 + (k / n * s * s + (1 - k / n)) / ((k / n * s) ** 2 + (1 - k / n) ** 2) / n
-            for k in range(n)
-        )
-    )
-
-STD = (
-    Mistake(
-        _exact_std,
-        "That is where the exact flow ends. Euler's steps don't follow it: multiply their factors.",
-    ),
-    Mistake(_no_h, "A step has the length 1 / n: it multiplies by 1 + rate / n."),
-    Mistake(_late, "Euler takes the velocity at the beginning of a step, k / n."),
-    Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
-    Mistake(
-        _along_the_factor,
-        "You followed the derivative of the exact factor. Euler stands elsewhere: its velocity "
-        "is rate · x at its own x.",
-    ),
-    Mistake(
-        _unrooted,
-        "You differentiated the variance. The factor is its square root, whose rate is half as large.",
-    ),
-    Mistake(_not_squared, "s is the standard deviation: the variance of x_t holds s squared."),
-    Mistake(_variance, "That is the variance. The standard deviation is asked for."),
-    Mistake(_plus, "A sign: the derivative of (1 - t)² is -2 (1 - t)."),
-)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #5a0b7006
-def pays_from(pairs, pair_steps, images, few, many):
-    return (pairs * pair_steps * 2 + 3 * images) // (many - few) + 1
-
-# %% ../../nbs/solutions/21_few_step.ipynb #68a3b698
-def _unguided(pairs, pair_steps, images, few, many):
-    return (pairs * pair_steps + 3 * images) // (many - few) + 1
-def _one_evaluation(pairs, pair_steps, images, few, many):
-    return (pairs * pair_steps * 2 + images) // (many - few) + 1
-def _free_pairs(pairs, pair_steps, images, few, many): return 3 * images // (many - few) + 1
-def _free_training(pairs, pair_steps, images, few, many):
-    return pairs * pair_steps * 2 // (many - few) + 1
-def _free_student(pairs, pair_steps, images, few, many):
-    return (pairs * pair_steps * 2 + 3 * images) // many + 1
-def _rounded_down(pairs, pair_steps, images, few, many):
-    return (pairs * pair_steps * 2 + 3 * images) // (many - few)
-def _rounded_up(pairs, pair_steps, images, few, many):
-    return -(-(pairs * pair_steps * 2 + 3 * images) // (many - few))
-def _each_image_drawn(pairs, pair_steps, images, few, many):
-    return (images * pair_steps * 2 + 3 * images) // (many - few) + 1
-
-PAYS = (
-    Mistake(_unguided, "Pairs are drawn with guidance: two evaluations a step."),
-    Mistake(
-        _one_evaluation,
-        "A training step costs three evaluations a pair: forward, and about twice that back.",
-    ),
-    Mistake(_free_pairs, "The pairs cost something too."),
-    Mistake(_free_training, "Training costs evaluations too: three for each pair seen."),
-    Mistake(_free_student, "The student's own evaluations count: a picture saves many - few."),
-    Mistake(_rounded_down, "With that many it hasn't paid yet: strictly less is asked for."),
-    Mistake(
-        _rounded_up,
-        "Where the division leaves no rest the costs are equal. Strictly less is asked for.",
-    ),
-    Mistake(
-        _each_image_drawn,
-        "A pair is drawn once and seen many times: pairs cost by their number, not by images.",
-    ),
-)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #e14d0d44
-def shaken_std(s, n):
-    variance = 1.0
-    for k in range(n):
-        t, u = k / n, (k + 1) / n
-        variance = (u * _mean(t, s)) ** 2 * variance + (1 - u) ** 2
-    return math.sqrt(variance)
-
-# %% ../../nbs/solutions/21_few_step.ipynb #9a087926
-def _mean(t, s): return t * s * s / (t * t * s * s + (1 - t) ** 2)
-
-
-def _shaken(s, n, factor, noise):
-    variance = 1.0
-    for k in range(n): variance = factor(k / n, (k + 1) / n, variance) + noise(k / n, (k + 1) / n)
-    return math.sqrt(variance)
-
-
-def _deviations(s, n):
-    spread = 1.0
-    for k in range(n): spread = (k + 1) / n * _mean(k / n, s) * spread + 1 - (k + 1) / n
-    return spread
-def _early_noise(s, n):
-    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: (1 - t) ** 2)
-def _no_mixing(s, n):
-    return _shaken(s, n, lambda t, u, v: _mean(t, s) ** 2 * v, lambda t, u: (1 - u) ** 2)
-def _variance_of_ends(s, n): return shaken_std(s, n) ** 2
-def _no_noise_at_all(s, n):
-    return _shaken(s, n, lambda t, u, v: (u * _mean(t, s)) ** 2 * v, lambda t, u: 0.0)
-def _right_data(s, n): return float(s)
-def _own_variance(s, n):
-    return _shaken(
-        s,
-        n,
-        lambda t, u, v: (u * _mean(t, s)) ** 2 * (t * t * s * s + (1 - t) ** 2),
-        lambda t, u: (1 - u) ** 2,
-    )
-def _unsquared(s, n):
-    mean = lambda t: t * s / (t * t * s + (1 - t) ** 2)
-    return _shaken(s, n, lambda t, u, v: (u * mean(t)) ** 2 * v, lambda t, u: (1 - u) ** 2)
-
-SHAKEN = (
-    Mistake(_deviations, "Variances of independent parts add, not standard deviations."),
-    Mistake(
-        _early_noise,
-        "The noise is put on for the time that the step arrives at: 1 - u of it, not 1 - t.",
-    ),
-    Mistake(
-        _no_mixing,
-        "Of the mean a share u stays in the mixture, where u is the time that the step arrives at.",
-    ),
-    Mistake(_variance_of_ends, "That is the variance. The standard deviation is asked for."),
-    Mistake(
-        _no_noise_at_all,
-        "Only the mean's part is there: each step but the last adds (1 - u)² of fresh noise.",
-    ),
-    Mistake(
-        _right_data,
-        "That is the data's. Means are closer together than data: multiply the spread of x by "
-        "the factor of the mean.",
-    ),
-    Mistake(
-        _own_variance,
-        "You took the path's variance at time t. The points have lost some of it: follow theirs, step by step.",
-    ),
-    Mistake(_unsquared, "s is the standard deviation: the factor holds s squared."),
-)
-
 # %% ../../nbs/solutions/21_few_step.ipynb #b8287a14
-def progressive_target(x, y, a_t, b_t, a_s, b_s):
-    return (y - b_s / b_t * x) / (a_s - b_s / b_t * a_t)
+def progressive_target(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    "x, y (B, D); numbers -> the x1 to predict, (B, D)"
+    r = sigma_s / sigma_t
+    return (y - r * x) / (alpha_s - r * alpha_t)
 
 # %% ../../nbs/solutions/21_few_step.ipynb #f653d6d6
-def _just_y(x, y, a_t, b_t, a_s, b_s): return y.clone()
-def _divided(x, y, a_t, b_t, a_s, b_s): return y / a_s
-def _line(x, y, a_t, b_t, a_s, b_s): return x + b_t * (y - x) / (b_t - b_s)
-def _no_alpha_t(x, y, a_t, b_t, a_s, b_s): return (y - b_s / b_t * x) / a_s
-def _inverted(x, y, a_t, b_t, a_s, b_s): return (y - b_t / b_s * x) / (a_s - b_t / b_s * a_t)
-def _no_ratio(x, y, a_t, b_t, a_s, b_s): return (y - b_s * x) / (a_s - b_s * a_t)
-def _plus_sign(x, y, a_t, b_t, a_s, b_s): return (y + b_s / b_t * x) / (a_s + b_s / b_t * a_t)
-def _the_noise(x, y, a_t, b_t, a_s, b_s):
-    return (x - a_t * progressive_target(x, y, a_t, b_t, a_s, b_s)) / b_t
-def _half(x, y, a_t, b_t, a_s, b_s): return (x + progressive_target(x, y, a_t, b_t, a_s, b_s)) / 2
+def _just_y(x, y, alpha_t, sigma_t, alpha_s, sigma_s): return y.clone()
+def _divided(x, y, alpha_t, sigma_t, alpha_s, sigma_s): return y / alpha_s
+
+
+def _line(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    return x + sigma_t * (y - x) / (sigma_t - sigma_s)
+
+
+def _no_alpha_t(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    return (y - sigma_s / sigma_t * x) / alpha_s
+
+
+def _inverted(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    r = sigma_t / sigma_s
+    return (y - r * x) / (alpha_s - r * alpha_t)
+
+
+def _no_ratio(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    return (y - sigma_s * x) / (alpha_s - sigma_s * alpha_t)
+
+
+def _plus_sign(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    r = sigma_s / sigma_t
+    return (y + r * x) / (alpha_s + r * alpha_t)
+
+
+def _the_noise(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    x1 = progressive_target(x, y, alpha_t, sigma_t, alpha_s, sigma_s)
+    return (x - alpha_t * x1) / sigma_t
+
+
+def _half(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
+    return (x + progressive_target(x, y, alpha_t, sigma_t, alpha_s, sigma_s)) / 2
+
 
 PROGRESSIVE = (
-    Mistake(
-        _just_y, "y is a point at time s, with noise in it. The x1 is asked for that leads there."
-    ),
-    Mistake(_divided, "y isn't the data times alpha: it holds noise, the one that x holds too."),
-    Mistake(
-        _line,
-        "That is right where alpha + sigma = 1, on the linear path. Solve DDIM's two equations for any path.",
-    ),
-    Mistake(
-        _no_alpha_t, "x holds a part of x1 too, alpha_t of it: taking x away takes some of x1 away."
-    ),
-    Mistake(
-        _inverted,
-        "The ratio is upside down: noise of size sigma_t has to become noise of size sigma_s.",
-    ),
+    Mistake(_just_y, "y is a point at time s, with noise in it. Return the x1 that leads there."),
+    Mistake(_divided, "y isn't the data times alpha: it contains noise, the same that x contains."),
+    Mistake(_line,
+            "That is right where alpha + sigma = 1, on the linear path. Solve DDIM's "
+            "two equations for any path."),
+    Mistake(_no_alpha_t, "x contains x1 too, alpha_t of it: subtracting x subtracts some of x1."),
+    Mistake(_inverted,
+            "The ratio is upside down: noise of size sigma_t has to become noise of size sigma_s."),
     Mistake(_no_ratio, "Scale x by sigma_s / sigma_t, so that its noise cancels that of y."),
-    Mistake(_plus_sign, "A sign: subtract, so that the noise cancels."),
-    Mistake(_the_noise, "You returned the noise that belongs to it. The x1 is asked for."),
-    Mistake(_half, "No mean with x: the equations have one solution."),
+    Mistake(_plus_sign, "Wrong sign: subtract, so that the noise cancels."),
+    Mistake(_the_noise, "You returned the noise that belongs to it. Return the x1."),
+    Mistake(_half, "Don't average with x: the equations have one solution."),
 )
+
+
+def _progressive_cases() -> list[tuple]:
+    return [(normal(3, 2, seed=6), normal(3, 2, seed=7), 0.2, 0.8, 0.6, 0.4),
+            (normal(2, 3, seed=8), normal(2, 3, seed=9), 0.3, 0.954, 0.8, 0.6),
+            (normal(2, 2, seed=10), normal(2, 2, seed=11), 0.0, 1.0, 0.5, 0.5)]
 
 # %% ../../nbs/solutions/21_few_step.ipynb #3dadd907
 def drift(f, u, x, t):
-    return torch.func.jvp(f, (x, t), (u(x, t), torch.ones_like(t)))[1]
+    "f, u: (x (B, D), t (B,)) -> (B, D), row by row; x (B, D), t (B,) -> (B, D)"
+    direction = (u(x, t), torch.ones_like(t))
+    change = torch.func.jvp(f, (x, t), direction)[1]
+    return change
 
 # %% ../../nbs/solutions/21_few_step.ipynb #00151453
-def _time_only(f, u, x, t):
-    return torch.func.jvp(f, (x, t), (torch.zeros_like(x), torch.ones_like(t)))[1]
-def _space_only(f, u, x, t): return torch.func.jvp(f, (x, t), (u(x, t), torch.zeros_like(t)))[1]
-def _backwards(f, u, x, t): return torch.func.jvp(f, (x, t), (-u(x, t), torch.ones_like(t)))[1]
+def _jvp(f, x, t, dx, dt): return torch.func.jvp(f, (x, t), (dx, dt))[1]
+
+
+def _time_only(f, u, x, t): return _jvp(f, x, t, torch.zeros_like(x), torch.ones_like(t))
+def _space_only(f, u, x, t): return _jvp(f, x, t, u(x, t), torch.zeros_like(t))
+def _backwards(f, u, x, t): return _jvp(f, x, t, -u(x, t), torch.ones_like(t))
+
+
 def _transposed(f, u, x, t):
-    back = torch.func.vjp(f, x, t)[1]
-    return back(u(x, t))[0] + _time_only(f, u, x, t)
+    vjp = torch.func.vjp(f, x, t)[1]
+    return vjp(u(x, t))[0] + _time_only(f, u, x, t)
+
+
 def _sum_of_components(f, u, x, t):
-    at = x.detach().requires_grad_()
-    return torch.autograd.grad(f(at, t).sum(), at)[0] * u(x, t) + _time_only(f, u, x, t)
-def _of_field(f, u, x, t): return torch.func.jvp(u, (x, t), (u(x, t), torch.ones_like(t)))[1]
-def _to_itself(f, u, x, t): return torch.func.jvp(f, (x, t), (f(x, t), torch.ones_like(t)))[1]
+    x_leaf = x.detach().requires_grad_()
+    gradient = torch.autograd.grad(f(x_leaf, t).sum(), x_leaf)[0]
+    return gradient * u(x, t) + _time_only(f, u, x, t)
+
+
+def _of_field(f, u, x, t): return drift(u, u, x, t)
+def _to_itself(f, u, x, t): return drift(f, f, x, t)
+
+
 def _chord(f, u, x, t):
-    return torch.func.jvp(f, (x, t), ((f(x, t) - x) / (1 - t[:, None]), torch.ones_like(t)))[1]
+    mean_velocity = (f(x, t) - x) / (1 - t[:, None])
+    return _jvp(f, x, t, mean_velocity, torch.ones_like(t))
+
+
 def _summed_up(f, u, x, t):
     return drift(f, u, x, t).square().sum(1, keepdim=True).expand(-1, x.shape[1])
+
 
 DRIFT = (
     Mistake(_time_only, "The point moves while time passes: the part (u · ∇) f is missing."),
     Mistake(_space_only, "Time passes while the point moves: the part ∂f/∂t is missing."),
-    Mistake(_backwards, "A sign: along the path x changes by + u."),
-    Mistake(
-        _transposed,
-        "You multiplied with the Jacobian from the other side (vjp). The change of f along u is J u, a jvp.",
-    ),
+    Mistake(_backwards, "Wrong sign: along the path x changes by + u."),
+    Mistake(_transposed,
+            "You multiplied by the Jacobian from the other side (vjp). The change of "
+            "f along u is J u, a jvp."),
     Mistake(_sum_of_components, "You differentiated the sum of f's components. Keep them apart."),
-    Mistake(_of_field, "That is the change of u along the path. The change of f is asked for."),
+    Mistake(_of_field, "That is the change of u along the path. Return the change of f."),
     Mistake(_to_itself, "x moves with the velocity u, not with f."),
-    Mistake(
-        _chord, "That is the student's own mean velocity. The path is the teacher's: move with u."
-    ),
-    Mistake(_summed_up, "Return the derivative itself, a vector a row, not its square."),
+    Mistake(_chord,
+            "That is the student's own mean velocity. The path is the teacher's: move with u."),
+    Mistake(_summed_up, "Return the derivative itself, a vector for each row, not its square."),
 )
+
+
+def _field(x: Tensor, t: Tensor) -> Tensor:
+    return torch.cos(x.flip(-1)) * (1 + t[:, None]) + 0.3 * x
+
+
+def _student(x: Tensor, t: Tensor) -> Tensor:
+    t = t[:, None]
+    return torch.sin(x * (1 + t)) + t**2 * x.cumsum(-1)
+
+
+def _drift_cases() -> list[tuple]:
+    four_times = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
+    three_times = torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64)
+    return [(_student, _field, normal(4, 2, seed=12), four_times),
+            (_student, _field, normal(3, 3, seed=13), three_times)]
 
 # %% ../../nbs/solutions/21_few_step.ipynb #b6987c9f
 EXERCISES = {
     "two_jumps": Exercise(
-        two_jumps, _jump_cases, JUMPS, "Fresh noise covers what the first jump got wrong."
-    ),
+        two_jumps, _jump_cases, JUMPS,
+        "New noise covers what the first jump got wrong."),
     "euler_std": Exercise(
-        euler_std, _std_cases, STD, "One step gives 0, the mean; with n it comes close like 1 / n."
-    ),
+        euler_std, _std_cases, STD,
+        "One step gives 0, the mean; with n steps the error falls like 1 / n."),
     "pays_from": Exercise(
-        pays_from,
-        _pays_cases,
-        PAYS,
-        "A hundred thousand pictures or so: for one evening of play it never pays.",
-    ),
+        pays_from, _pays_cases, PAYS,
+        "It takes a hundred thousand images or so: for one evening of play it never pays."),
     "shaken_std": Exercise(
-        shaken_std,
-        _shaken_cases,
-        SHAKEN,
-        "With ever more steps it goes to s / sqrt(2), not to s: shaking needs the end, not the mean.",
-    ),
+        shaken_std, _shaken_cases, SHAKEN,
+        "With more and more steps it tends to s / sqrt(2), not to s: adding "
+        "noise again works with the end of the flow, not with the mean."),
     "progressive_target": Exercise(
-        progressive_target,
-        _progressive_cases,
-        PROGRESSIVE,
-        "Halve the steps, let the student teach, halve again.",
-    ),
+        progressive_target, _progressive_cases, PROGRESSIVE,
+        "Halve the steps, let the student teach, halve again."),
     "drift": Exercise(
-        drift, _drift_cases, DRIFT, "That is consistency in continuous time: no N, no step."
-    ),
+        drift, _drift_cases, DRIFT,
+        "That is consistency in continuous time: no N, no step."),
 }

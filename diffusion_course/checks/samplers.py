@@ -6,26 +6,185 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['DDIM', 'CALLS', 'HALF', 'TWO', 'KURTOSIS', 'KEPT', 'EXERCISES', 'ddim_step', 'count_calls', 'half_way',
            'two_velocities', 'path_kurtosis', 'noise_kept']
 
-# %% ../../nbs/solutions/07_samplers.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(*shape: int, seed: int) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+# %% ../../nbs/solutions/07_samplers.ipynb #5f4d8f54
+def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    "x, eps and new noise z (B, D), all else numbers -> x at s, (B, D)"
+    x1 = (x - sigma_t * eps) / alpha_t
+    snr_ratio = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
+    f2 = eta**2 * sigma_s**2 * (1 - snr_ratio)
+    return alpha_s * x1 + (sigma_s**2 - f2) ** 0.5 * eps + f2**0.5 * z
+
+# %% ../../nbs/solutions/07_samplers.ipynb #dade2892
+def _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s):
+    return (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
+
+
+def _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta):
+    return eta**2 * sigma_s**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
+
+
+def _mix(x1, eps, z, alpha, sigma, f2):
+    return alpha * x1 + (sigma**2 - f2) ** 0.5 * eps + f2**0.5 * z
+
+
+def _scaled_by_variance(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return alpha_s * x1 + (sigma_s**2 - f2) ** 0.5 * eps + f2 * z
+
+
+def _no_noise(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    return alpha_s * x1 + sigma_s * eps
+
+
+def _added_on_top(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return alpha_s * x1 + sigma_s * eps + f2**0.5 * z
+
+
+def _eta_not_squared(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = eta * sigma_s**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
+    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
+
+
+def _still_scaled(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return _mix(x - sigma_t * eps, eps, z, alpha_s, sigma_s, f2)
+
+
+def _sigma_of_t(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = eta**2 * sigma_t**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
+    return _mix(x1, eps, z, alpha_s, sigma_t, f2)
+
+
+def _snr_not_squared(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    ratio = alpha_t * sigma_s / (sigma_t * alpha_s)
+    return _mix(x1, eps, z, alpha_s, sigma_s, eta**2 * sigma_s**2 * (1 - ratio))
+
+
+def _variances_for_stds(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return alpha_s * x1 + (sigma_s**2 - f2) * eps + f2 * z
+
+
+def _kept_for_new(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x - sigma_t * eps) / alpha_t
+    f2 = eta**2 * sigma_s**2 * _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s)
+    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
+
+
+def _noise_added_to_x(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
+    x1 = (x + sigma_t * eps) / alpha_t
+    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
+    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
+
+
+DDIM = (
+    Mistake(_scaled_by_variance,
+            "You scaled the new noise by its variance f². Noise is scaled by the root, f."),
+    Mistake(_no_noise, "This is right for eta = 0 alone: the new noise is missing."),
+    Mistake(_added_on_top,
+            "You added new noise without taking old noise "
+            "out: the variances must still sum to sigma_s²."),
+    Mistake(_eta_not_squared, "The variance of the new noise goes with eta², not eta."),
+    Mistake(_still_scaled, "x - sigma_t·eps is alpha_t·x1. Divide by alpha_t before you mix anew."),
+    Mistake(_sigma_of_t,
+            "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."),
+    Mistake(_snr_not_squared,
+            "The signal-to-noise ratio is alpha²/sigma²: the ratio of two of them needs squares."),
+    Mistake(_variances_for_stds,
+            "You scaled by variances. Noise is scaled by the roots of its variances."),
+    Mistake(_kept_for_new,
+            "You drew anew what should be kept: the new fraction is one minus SNR_t/SNR_s."),
+    Mistake(_noise_added_to_x, "x = alpha·x1 + sigma·eps: take the noise *out* of x to find x1."),
+)
 
 
 def _ddim_cases() -> list[tuple]:
-    amounts = ((0.3, 0.8, 0.6, 0.5, 0.0), (0.3, 0.8, 0.6, 0.5, 1.0), (0.5, 0.7, 0.9, 0.3, 0.4))
-    return [
-        (_normal(5, 2, seed=0), _normal(5, 2, seed=1), *a, _normal(5, 2, seed=2)) for a in amounts
-    ]
+    numbers = (  # alpha_t, sigma_t, alpha_s, sigma_s, eta
+        (0.3, 0.8, 0.6, 0.5, 0.0), (0.3, 0.8, 0.6, 0.5, 1.0), (0.5, 0.7, 0.9, 0.3, 0.4),
+    )
+    return [(normal(5, 2, seed=0), normal(5, 2, seed=1), *n, normal(5, 2, seed=2)) for n in numbers]
+
+# %% ../../nbs/solutions/07_samplers.ipynb #a3bb1573
+def count_calls(calls, steps, guided, singular_start, singular_end, noisy_end):
+    "calls and steps are integers, the others True or False -> network evaluations, an integer"
+    single = min(steps, singular_start + singular_end)  # steps of one call
+    total = calls * (steps - single) + single + noisy_end
+    return 2 * total if guided else total
+
+# %% ../../nbs/solutions/07_samplers.ipynb #7853e3af
+def _single(steps, singular_start, singular_end): return min(steps, singular_start + singular_end)
+
+
+def _ends_as_others(calls, steps, guided, singular_start, singular_end, noisy_end):
+    return (calls * steps + noisy_end) * (1 + guided)
+
+
+def _ends_for_free(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return (calls * (steps - single) + noisy_end) * (1 + guided)
+
+
+def _noisy_end_forgotten(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return (calls * (steps - single) + single) * (1 + guided)
+
+
+def _guidance_forgotten(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return calls * (steps - single) + single + noisy_end
+
+
+def _noisy_end_unguided(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return (calls * (steps - single) + single) * (1 + guided) + noisy_end
+
+
+def _noisy_end_as_a_step(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return (calls * (steps - single) + single + calls * noisy_end) * (1 + guided)
+
+
+def _both_ends_always(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = singular_start + singular_end
+    return (calls * (steps - single) + single + noisy_end) * (1 + guided)
+
+
+def _times_counted(calls, steps, guided, singular_start, singular_end, noisy_end):
+    single = _single(steps, singular_start, singular_end)
+    return (calls * (steps + 1 - single) + single + noisy_end) * (1 + guided)
+
+
+CALLS = (
+    Mistake(_ends_as_others,
+            "A step that touches a singular end is a DDIM "
+            "step: it costs one call, whatever the stepper."),
+    Mistake(_ends_for_free,
+            "A step at a singular end isn't free: the model is evaluated once, at another time."),
+    Mistake(_noisy_end_forgotten,
+            "Where the path ends with noise, another call gives the data point."),
+    Mistake(_guidance_forgotten, "A guided model runs the network twice in each call."),
+    Mistake(_noisy_end_unguided, "The call after the last step is guided too: it costs two."),
+    Mistake(_noisy_end_as_a_step,
+            "The call after the last step is one call, not a step of the stepper."),
+    Mistake(_both_ends_always,
+            "With a single step both ends may belong to the same step. Don't count it twice."),
+    Mistake(_times_counted, "A grid of n steps has n + 1 times, but n steps. Count steps."),
+)
 
 
 def _calls_cases() -> list[tuple]:
@@ -39,249 +198,136 @@ def _calls_cases() -> list[tuple]:
         (4, 3, True, False, False, True),
     ]
 
-
-def _half_way_cases() -> list[tuple]:
-    return [(t := 0.05 + 0.6 * _uniform(6, seed=3), t + 0.05 + 0.25 * _uniform(6, seed=4))]
-def _two_cases() -> list[tuple]:
-    return [
-        (*(_normal(5, 2, seed=k) for k in (5, 6, 7)), *ts)
-        for ts in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9))
-    ]
-def _kurtosis_cases() -> list[tuple]:
-    return [
-        (torch.full((4,), 0.25, dtype=torch.float64),),
-        (torch.ones(1, dtype=torch.float64),),
-        (2 * _uniform(7, seed=8) + 0.1,),
-    ]
-def _kept_cases() -> list[tuple]:
-    return [
-        (_normal(1, seed=9) + (0.2 + _uniform(n, seed=n)).cumsum(0), eta)
-        for n, eta in ((2, 1.0), (5, 0.5), (9, 0.8), (4, 0.0))
-    ]
-
-# %% ../../nbs/solutions/07_samplers.ipynb #5f4d8f54
-def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    kept = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
-    fresh2 = eta**2 * sigma_s**2 * (1 - kept)
-    return alpha_s * x1 + (sigma_s**2 - fresh2) ** 0.5 * eps + fresh2**0.5 * z
-
-# %% ../../nbs/solutions/07_samplers.ipynb #dade2892
-def _mix(x1, eps, z, alpha, sigma2, fresh2):
-    return alpha * x1 + (sigma2 - fresh2) ** 0.5 * eps + fresh2**0.5 * z
-def _x1(x, eps, alpha, sigma): return (x - sigma * eps) / alpha
-def _kept(a, b, c, d): return (a * d / (b * c)) ** 2
-
-
-def _no_noise(x, eps, a, b, c, d, eta, z): return c * _x1(x, eps, a, b) + d * eps
-def _added_on_top(x, eps, a, b, c, d, eta, z):
-    return c * _x1(x, eps, a, b) + d * eps + eta * d * (1 - _kept(a, b, c, d)) ** 0.5 * z
-def _eta_not_squared(x, eps, a, b, c, d, eta, z):
-    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta * d**2 * (1 - _kept(a, b, c, d)))
-def _still_scaled(x, eps, a, b, c, d, eta, z):
-    return _mix(x - b * eps, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
-def _amounts_of_t(x, eps, a, b, c, d, eta, z):
-    return _mix(_x1(x, eps, a, b), eps, z, c, b**2, eta**2 * b**2 * (1 - _kept(a, b, c, d)))
-def _snr_not_squared(x, eps, a, b, c, d, eta, z):
-    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d) ** 0.5))
-def _variance_as_spread(x, eps, a, b, c, d, eta, z):
-    return (
-        c * _x1(x, eps, a, b)
-        + (d**2 - eta**2 * d**2 * (1 - _kept(a, b, c, d))) * eps
-        + eta**2 * d**2 * (1 - _kept(a, b, c, d)) * z
-    )
-def _what_is_kept(x, eps, a, b, c, d, eta, z):
-    return _mix(_x1(x, eps, a, b), eps, z, c, d**2, eta**2 * d**2 * _kept(a, b, c, d))
-def _noise_plus(x, eps, a, b, c, d, eta, z):
-    return _mix((x + b * eps) / a, eps, z, c, d**2, eta**2 * d**2 * (1 - _kept(a, b, c, d)))
-
-def _fresh_by_variance(x, eps, a, b, c, d, eta, z):
-    fresh2 = eta**2 * d**2 * (1 - _kept(a, b, c, d))
-    return c * _x1(x, eps, a, b) + (d**2 - fresh2) ** 0.5 * eps + fresh2 * z
-
-DDIM = (
-    Mistake(
-        _fresh_by_variance,
-        "You scaled the fresh noise by its variance f². Noise is scaled by the root, f.",
-    ),
-    Mistake(_no_noise, "Right for eta = 0 alone: the fresh noise is missing."),
-    Mistake(
-        _added_on_top,
-        "You added fresh noise without taking old noise away: the variances must still sum to sigma_s².",
-    ),
-    Mistake(_eta_not_squared, "The fresh variance goes with eta², not eta."),
-    Mistake(_still_scaled, "x - sigma_t·eps is alpha_t·x1. Divide by alpha_t before you mix anew."),
-    Mistake(
-        _amounts_of_t, "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."
-    ),
-    Mistake(
-        _snr_not_squared, "The signal-to-noise ratio is alpha²/sigma²: its ratio needs squares."
-    ),
-    Mistake(
-        _variance_as_spread,
-        "You scaled by variances. Noise is scaled by the roots of its variances.",
-    ),
-    Mistake(
-        _what_is_kept,
-        "You made fresh what should be kept: the fresh share is one minus SNR_t/SNR_s.",
-    ),
-    Mistake(_noise_plus, "x = alpha·x1 + sigma·eps: take the noise *out* of x to find x1."),
-)
-
-# %% ../../nbs/solutions/07_samplers.ipynb #a3bb1573
-def count_calls(calls, steps, guided, singular_start, singular_end, noisy_end):
-    short = min(steps, singular_start + singular_end)
-    return (calls * (steps - short) + short + noisy_end) * (2 if guided else 1)
-
-# %% ../../nbs/solutions/07_samplers.ipynb #7853e3af
-def _ends_as_others(calls, steps, guided, first, last, noisy):
-    return (calls * steps + noisy) * (1 + guided)
-def _ends_for_nothing(calls, steps, guided, first, last, noisy):
-    return (calls * (steps - min(steps, first + last)) + noisy) * (1 + guided)
-def _last_forgotten(calls, steps, guided, first, last, noisy):
-    return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (1 + guided)
-def _guidance_forgotten(calls, steps, guided, first, last, noisy):
-    return calls * (steps - min(steps, first + last)) + min(steps, first + last) + noisy
-def _last_unguided(calls, steps, guided, first, last, noisy):
-    return (calls * (steps - min(steps, first + last)) + min(steps, first + last)) * (
-        1 + guided
-    ) + noisy
-def _last_as_a_step(calls, steps, guided, first, last, noisy):
-    return (
-        calls * (steps - min(steps, first + last)) + min(steps, first + last) + calls * noisy
-    ) * (1 + guided)
-def _both_ends_always(calls, steps, guided, first, last, noisy):
-    return (calls * (steps - first - last) + first + last + noisy) * (1 + guided)
-def _times_counted(calls, steps, guided, first, last, noisy):
-    return (calls * (steps + 1 - min(steps, first + last)) + min(steps, first + last) + noisy) * (
-        1 + guided
-    )
-
-CALLS = (
-    Mistake(
-        _ends_as_others,
-        "A step that touches a singular end is a DDIM step: it costs one call, whatever the stepper.",
-    ),
-    Mistake(
-        _ends_for_nothing,
-        "A step at a singular end isn't free: the model is asked once, elsewhere.",
-    ),
-    Mistake(_last_forgotten, "Where the path ends with noise, one more call names the data point."),
-    Mistake(_guidance_forgotten, "A guided model runs the network twice in each call."),
-    Mistake(_last_unguided, "The call after the last step is guided too: it costs two."),
-    Mistake(
-        _last_as_a_step, "The call after the last step is one call, not a step of the stepper."
-    ),
-    Mistake(
-        _both_ends_always,
-        "With a single step both ends may belong to the same step. Don't count it twice.",
-    ),
-    Mistake(_times_counted, "A grid of n steps has n + 1 times, but n steps. Count steps."),
-)
-
 # %% ../../nbs/solutions/07_samplers.ipynb #901d4f48
 def half_way(t, s):
-    ratio = ((1 - t) / t * (1 - s) / s).sqrt()
-    return 1 / (1 + ratio)
+    "t and s (n,), both inside (0, 1) -> times (n,)"
+    r_t = (1 - t) / t
+    r_s = (1 - s) / s
+    r = (r_t * r_s).sqrt()
+    return 1 / (1 + r)
 
 # %% ../../nbs/solutions/07_samplers.ipynb #9c1a5c15
+def _r(t): return (1 - t) / t
+def _time(r): return 1 / (1 + r)
+
+
 def _mean_time(t, s): return (t + s) / 2
-def _mean_ratio(t, s): return 1 / (1 + ((1 - t) / t + (1 - s) / s) / 2)
-def _mean_inverse(t, s): return 1 - 1 / (1 + (t / (1 - t) + s / (1 - s)) / 2)
+def _mean_ratio(t, s): return _time((_r(t) + _r(s)) / 2)
+def _mean_inverse(t, s): return 1 - _time((1 / _r(t) + 1 / _r(s)) / 2)
 def _geometric_time(t, s): return (t * s).sqrt()
-def _the_ratio(t, s): return ((1 - t) / t * (1 - s) / s).sqrt()
-def _noise_share(t, s): return 1 - 1 / (1 + ((1 - t) / t * (1 - s) / s).sqrt())
-def _the_log_snr(t, s): return -((1 - t) / t * (1 - s) / s).log()
-def _no_root(t, s): return 1 / (1 + (1 - t) / t * (1 - s) / s)
+def _ratio(t, s): return (_r(t) * _r(s)).sqrt()
+def _one_minus_t(t, s): return 1 - half_way(t, s)
+def _log_snr(t, s): return -(_r(t) * _r(s)).log()
+def _no_root(t, s): return _time(_r(t) * _r(s))
 def _noise_alone(t, s): return 1 - ((1 - t) * (1 - s)).sqrt()
 
+
 HALF = (
-    Mistake(
-        _mean_time, "That is half-way in t. Go to the log-SNR, take the mean there, and come back."
-    ),
-    Mistake(
-        _mean_ratio,
-        "You took the mean of the ratios sigma/alpha. The mean of their *logarithms* was asked for.",
-    ),
-    Mistake(
-        _mean_inverse,
-        "You took the mean of the ratios alpha/sigma. The mean of their *logarithms* was asked for.",
-    ),
-    Mistake(
-        _geometric_time,
-        "You took the geometric mean of the times. The ratio is (1 - t)/t: noise counts as well.",
-    ),
-    Mistake(
-        _the_ratio, "This is sigma/alpha at the time asked for. Solve (1 - t)/t = ratio for t."
-    ),
-    Mistake(_noise_share, "This is 1 - t: you solved t/(1 - t) = sigma/alpha, the wrong way up."),
-    Mistake(_the_log_snr, "This is the log-SNR half-way. Turn it back into a time."),
-    Mistake(
-        _no_root, "Half of the sum of two logarithms is the logarithm of the *root* of the product."
-    ),
-    Mistake(
-        _noise_alone,
-        "You took the geometric mean of the noise alone. The ratio (1 - t)/t has the signal in it too.",
-    ),
+    Mistake(_mean_time,
+            "That is half-way in t. Go to the log-SNR, take the mean there, and come back."),
+    Mistake(_mean_ratio,
+            "You took the mean of the ratios sigma/alpha. Take the mean of their *logarithms*."),
+    Mistake(_mean_inverse,
+            "You took the mean of the ratios alpha/sigma. Take the mean of their *logarithms*."),
+    Mistake(_geometric_time,
+            "You took the geometric mean of the times. "
+            "The ratio is (1 - t)/t: noise counts as well."),
+    Mistake(_ratio, "This is sigma/alpha at the time half-way. Solve (1 - t)/t = ratio for t."),
+    Mistake(_one_minus_t, "This is 1 - t: you solved t/(1 - t) = sigma/alpha, the wrong way up."),
+    Mistake(_log_snr, "This is the log-SNR half-way. Turn it back into a time."),
+    Mistake(_no_root,
+            "Half of the sum of two logarithms is the logarithm of the *root* of the product."),
+    Mistake(_noise_alone,
+            "You took the geometric mean of the noise alone. "
+            "The ratio (1 - t)/t has the signal in it too."),
 )
+
+
+def _half_way_cases() -> list[tuple]:
+    t = 0.05 + 0.6 * uniform(6, seed=3)
+    return [(t, t + 0.05 + 0.25 * uniform(6, seed=4))]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
 def two_velocities(x, u, u_before, r, t, s):
+    "x, u, u_before (B, D), r < t < s numbers -> x at s, (B, D)"
     h = s - t
-    return x + h * (u + h / 2 * (u - u_before) / (t - r))
+    slope = (u - u_before) / (t - r)
+    return x + h * (u + h / 2 * slope)
 
 # %% ../../nbs/solutions/07_samplers.ipynb #497e418a
+def _middle_of_times(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (t - r)
+    return x + (s - t) * (u + (t + s) / 2 * slope)
+
+
 def _euler(x, u, u_before, r, t, s): return x + (s - t) * u
 def _equal_steps(x, u, u_before, r, t, s): return x + (s - t) * (3 * u - u_before) / 2
-def _other_way(x, u, u_before, r, t, s):
-    return x + (s - t) * (u - (s - t) / 2 * (u - u_before) / (t - r))
-def _to_the_end(x, u, u_before, r, t, s):
-    return x + (s - t) * (u + (s - t) * (u - u_before) / (t - r))
-def _lengths_swapped(x, u, u_before, r, t, s):
-    return x + (s - t) * (u + (t - r) / 2 * (u - u_before) / (s - t))
-def _mean(x, u, u_before, r, t, s): return x + (s - t) * (u + u_before) / 2
-def _from_the_older(x, u, u_before, r, t, s):
-    return x + (s - t) * (u_before + (s - t) / 2 * (u - u_before) / (t - r))
-def _over_both(x, u, u_before, r, t, s):
-    return x + (s - t) * (u + (s - t) / 2 * (u - u_before) / (s - r))
 
-def _sum_for_difference(x, u, u_before, r, t, s):
-    return x + (s - t) * (u + (t + s) / 2 * (u - u_before) / (t - r))
+
+def _wrong_sign(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (t - r)
+    return x + (s - t) * (u - (s - t) / 2 * slope)
+
+
+def _to_the_end(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (t - r)
+    return x + (s - t) * (u + (s - t) * slope)
+
+
+def _lengths_swapped(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (s - t)
+    return x + (s - t) * (u + (t - r) / 2 * slope)
+
+
+def _mean(x, u, u_before, r, t, s): return x + (s - t) * (u + u_before) / 2
+
+
+def _from_the_older(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (t - r)
+    return x + (s - t) * (u_before + (s - t) / 2 * slope)
+
+
+def _over_both(x, u, u_before, r, t, s):
+    slope = (u - u_before) / (s - r)
+    return x + (s - t) * (u + (s - t) / 2 * slope)
+
 
 TWO = (
-    Mistake(
-        _sum_for_difference,
-        "The middle of the step lies (s - t)/2 after t, where you know u. You went (t + s)/2.",
-    ),
-    Mistake(
-        _euler, "This is Euler. Use the older velocity too: it tells how the velocity changes."
-    ),
-    Mistake(
-        _equal_steps,
-        "Right where both steps are equally long. The slope is (u - u_before)/(t - r).",
-    ),
-    Mistake(_other_way, "A sign: if the velocity has grown, expect it to grow on."),
-    Mistake(
-        _to_the_end,
-        "You used the velocity at the end of the step. Its mean over the step is the value in the middle.",
-    ),
-    Mistake(
-        _lengths_swapped,
-        "The lengths of the two steps are swapped: the change per time was seen over t - r.",
-    ),
-    Mistake(
-        _mean,
-        "The mean of the two is the velocity *before* t. You need the one after: carry the line on.",
-    ),
-    Mistake(
-        _from_the_older, "The line is carried on from t, where the velocity is u, not u_before."
-    ),
+    Mistake(_middle_of_times,
+            "The middle of the step lies (s - t)/2 after "
+            "t, where you know u. You went on by (t + s)/2."),
+    Mistake(_euler,
+            "This is Euler. Use the older velocity too: it tells how the velocity changes."),
+    Mistake(_equal_steps,
+            "This is right where both steps are equally "
+            "long. The slope is (u - u_before)/(t - r)."),
+    Mistake(_wrong_sign, "The sign is off: if the velocity has grown, expect it to keep growing."),
+    Mistake(_to_the_end,
+            "You used the velocity at the end of the step. Its "
+            "mean over the step is the value in the middle."),
+    Mistake(_lengths_swapped,
+            "The lengths of the two steps are swapped: the change was observed over t - r."),
+    Mistake(_mean,
+            "The mean of the two is the velocity *before* "
+            "t. You need the one after: carry the line on."),
+    Mistake(_from_the_older,
+            "The line is carried on from t, where the velocity is u, not u_before."),
     Mistake(_over_both, "The change u - u_before happened between r and t. Divide by t - r."),
 )
 
+
+def _two_cases() -> list[tuple]:
+    cases = []
+    for r, t, s in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9)):
+        x, u, u_before = (normal(5, 2, seed=seed) for seed in (5, 6, 7))
+        cases.append((x, u, u_before, r, t, s))
+    return cases
+
 # %% ../../nbs/solutions/07_samplers.ipynb #749ccfb4
 def path_kurtosis(h):
-    return 3 + 6 * (h**2).sum() / h.sum() ** 2
+    "lengths of the steps (n,), positive -> the kurtosis of the sum, a scalar"
+    excess = 6 * (h**2).sum()
+    return 3 + excess / h.sum() ** 2
 
 # %% ../../nbs/solutions/07_samplers.ipynb #eb9081ee
 def _one_step(h): return 9 + 0 * h.sum()
@@ -290,116 +336,114 @@ def _as_if_equal(h): return 3 + 6 / len(h) + 0 * h.sum()
 def _excess(h): return 6 * (h**2).sum() / h.sum() ** 2
 def _not_scaled(h): return 3 + 6 * (h**2).sum()
 def _no_mixed_terms(h): return 9 * (h**2).sum() / h.sum() ** 2
-def _nine_over_n(h): return 3 + 9 * (h**2).sum() / h.sum() ** 2
-def _one_factor(h):
-    return (3 * (h.sum() ** 2 - (h**2).sum()) + 3 * (h**2).sum()) / h.sum() ** 2 + 3 * (
-        h**2
-    ).sum() / h.sum() ** 2
+def _nine_for_six(h): return 3 + 9 * (h**2).sum() / h.sum() ** 2
+def _three_for_six(h): return 3 + 3 * (h**2).sum() / h.sum() ** 2
+
 
 KURTOSIS = (
     Mistake(_one_step, "That is the kurtosis of one step. In a sum of many it fades."),
     Mistake(_gaussian, "That is the limit for many small steps. How far from it are these?"),
-    Mistake(
-        _as_if_equal,
-        "Right where all steps are equally long. A long step counts for more: it brings h_k² to the excess.",
-    ),
-    Mistake(_excess, "This is the kurtosis over that of a Gaussian. Add its 3."),
+    Mistake(_as_if_equal,
+            "This is right where all steps are equally long. A "
+            "long step counts for more: it adds h_k² to the excess."),
+    Mistake(_excess, "This is the kurtosis above that of a Gaussian. Add the Gaussian's 3."),
     Mistake(_not_scaled, "Divide by the square of the variance: the kurtosis has no unit."),
-    Mistake(
-        _no_mixed_terms,
-        "The fourth power of a sum also holds the products of two different steps' squares.",
-    ),
-    Mistake(
-        _nine_over_n, "Each step brings 9·h² - 3·h² more than a Gaussian step would: that is 6·h²."
-    ),
-    Mistake(
-        _one_factor,
-        "The fourth moment of a product of two independent normals is 3·3 = 9: its excess is 6.",
-    ),
+    Mistake(_no_mixed_terms,
+            "The fourth power of a sum also holds the products of two different steps' squares."),
+    Mistake(_nine_for_six,
+            "Each step adds 9·h² - 3·h² above what a Gaussian step would: that is 6·h²."),
+    Mistake(_three_for_six,
+            "The fourth moment of a product of two "
+            "independent normals is 3·3 = 9: its excess is 6."),
 )
+
+
+def _kurtosis_cases() -> list[tuple]:
+    return [
+        (torch.full((4,), 0.25, dtype=torch.float64),),
+        (torch.ones(1, dtype=torch.float64),),
+        (2 * uniform(7, seed=8) + 0.1,),
+    ]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #bedc09ff
 def noise_kept(log_snr, eta):
-    return (1 - eta**2 * (1 - (-log_snr.diff()).exp())).sqrt().prod()
+    "log_snr (n + 1,), rising, eta a number -> a scalar"
+    snr_ratio = (-log_snr.diff()).exp()  # SNR_t / SNR_s in each step
+    return (1 - eta**2 * (1 - snr_ratio)).sqrt().prod()
 
 # %% ../../nbs/solutions/07_samplers.ipynb #1b810802
-def _one_big_step(l, eta): return (1 - eta**2 * (1 - (l[0] - l[-1]).exp())).sqrt()
-def _variance_kept(l, eta): return (1 - eta**2 * (1 - (-l.diff()).exp())).prod()
-def _plain_eta(l, eta): return (1 - eta * (1 - (-l.diff()).exp())).sqrt().prod()
-def _last_step_only(l, eta): return (1 - eta**2 * (1 - (l[-2] - l[-1]).exp())).sqrt()
-def _eta_alone(l, eta): return torch.as_tensor((1 - eta**2) ** ((len(l) - 1) / 2), dtype=l.dtype)
-def _limit(l, eta): return (-(eta**2) * (l[-1] - l[0]) / 2).exp()
-def _fresh_instead(l, eta): return (eta**2 * (1 - (-l.diff()).exp())).sqrt().prod()
-def _half_log(l, eta): return (1 - eta**2 * (1 - (-l.diff() / 2).exp())).sqrt().prod()
-def _the_rest(l, eta): return (1 - (1 - eta**2 * (1 - (-l.diff()).exp())).prod()).sqrt()
+def _new_fraction(log_snr): return 1 - (-log_snr.diff()).exp()
 
-def _first_skipped(l, eta): return noise_kept(l[1:], eta)
+
+def _first_skipped(log_snr, eta): return noise_kept(log_snr[1:], eta)
+def _one_big_step(log_snr, eta): return noise_kept(log_snr[[0, -1]], eta)
+def _variance_kept(log_snr, eta): return noise_kept(log_snr, eta) ** 2
+def _eta_as_variance(log_snr, eta): return (1 - eta * _new_fraction(log_snr)).sqrt().prod()
+def _last_step_only(log_snr, eta): return noise_kept(log_snr[-2:], eta)
+
+
+def _eta_alone(log_snr, eta):
+    steps = len(log_snr) - 1
+    return torch.as_tensor((1 - eta**2) ** (steps / 2), dtype=log_snr.dtype)
+
+
+def _limit(log_snr, eta): return (-(eta**2) * (log_snr[-1] - log_snr[0]) / 2).exp()
+def _new_for_kept(log_snr, eta): return (eta**2 * _new_fraction(log_snr)).sqrt().prod()
+def _half_of_log_snr(log_snr, eta): return noise_kept(log_snr / 2, eta)
+def _all_new_noise(log_snr, eta): return (1 - noise_kept(log_snr, eta) ** 2).sqrt()
+
 
 KEPT = (
-    Mistake(
-        _first_skipped, "You left the first step out: it exchanges noise as well, from l_0 to l_1."
-    ),
-    Mistake(
-        _one_big_step,
-        "You went from the first to the last time in one step. Each step exchanges noise: "
-        "multiply over the steps.",
-    ),
-    Mistake(
-        _variance_kept,
-        "This is the share of the *variance*. The factor of the noise itself is its root.",
-    ),
-    Mistake(_plain_eta, "The fresh variance goes with eta²."),
-    Mistake(
-        _last_step_only,
-        "You looked at the last step alone. The steps before it exchanged noise as well.",
-    ),
-    Mistake(
-        _eta_alone,
-        "How much is fresh also depends on the step: 1 - SNR_t/SNR_s, which is small for a small step.",
-    ),
-    Mistake(
-        _limit,
-        "That is the limit of very fine steps. Multiply the factors of the steps that are there.",
-    ),
-    Mistake(
-        _fresh_instead,
-        "You followed the fresh part. The old noise is multiplied by what is *left* of it.",
-    ),
-    Mistake(_half_log, "log_snr is log(alpha²/sigma²): its exponential is the SNR already."),
-    Mistake(
-        _the_rest,
-        "This is the factor of all the *fresh* noise together. The first noise was asked for.",
-    ),
+    Mistake(_first_skipped,
+            "You left the first step out: it exchanges noise as well, from l_0 to l_1."),
+    Mistake(_one_big_step,
+            "You went from the first to the last time in one step. "
+            "Each step exchanges noise: multiply over the steps."),
+    Mistake(_variance_kept,
+            "This is the fraction of the *variance* that is "
+            "kept. The factor of the noise itself is its root."),
+    Mistake(_eta_as_variance, "The variance of the new noise goes with eta²."),
+    Mistake(_last_step_only,
+            "You looked at the last step alone. The steps before it exchanged noise as well."),
+    Mistake(_eta_alone,
+            "How much is drawn anew also depends on the step: "
+            "1 - SNR_t/SNR_s, which is small for a small step."),
+    Mistake(_limit,
+            "That is the limit of very fine steps. Multiply "
+            "the factors of the steps that are there."),
+    Mistake(_new_for_kept,
+            "You followed the new part. The old noise is multiplied by what is *left* of it."),
+    Mistake(_half_of_log_snr, "log_snr is log(alpha²/sigma²): its exponential is the SNR already."),
+    Mistake(_all_new_noise,
+            "This is the factor of all the *new* noise together. Return that of the first noise."),
 )
+
+
+def _kept_cases() -> list[tuple]:
+    cases = []
+    for n, eta in ((2, 1.0), (5, 0.5), (9, 0.8), (4, 0.0)):
+        rises = 0.2 + uniform(n, seed=n)
+        cases.append((normal(1, seed=9) + rises.cumsum(0), eta))
+    return cases
 
 # %% ../../nbs/solutions/07_samplers.ipynb #b6987c9f
 EXERCISES = {
-    "ddim_step": Exercise(ddim_step, _ddim_cases, DDIM, "Every eta of DDIM, from numbers alone."),
+    "ddim_step": Exercise(
+        ddim_step, _ddim_cases, DDIM,
+        "You have every eta of DDIM, from numbers alone."),
     "count_calls": Exercise(
-        count_calls,
-        _calls_cases,
-        CALLS,
-        "Now you can compare samplers fairly: by calls, not by steps.",
-    ),
+        count_calls, _calls_cases, CALLS,
+        "You can compare samplers fairly: by calls, not by steps."),
     "half_way": Exercise(
-        half_way, _half_way_cases, HALF, "Solvers in the log-SNR ask at this time."
-    ),
+        half_way, _half_way_cases, HALF,
+        "Solvers in the log-SNR evaluate the model at this time."),
     "two_velocities": Exercise(
-        two_velocities,
-        _two_cases,
-        TWO,
-        "Order 2 for one call a step, and DPM-Solver++(2M) is its sibling.",
-    ),
+        two_velocities, _two_cases, TWO,
+        "It has order 2 for one call a step, and DPM-Solver++(2M) is its sibling."),
     "path_kurtosis": Exercise(
-        path_kurtosis,
-        _kurtosis_cases,
-        KURTOSIS,
-        "That is why this bug survives: look at single steps, not at the end.",
-    ),
+        path_kurtosis, _kurtosis_cases, KURTOSIS,
+        "That is why this bug survives: look at single steps, not at the end."),
     "noise_kept": Exercise(
-        noise_kept,
-        _kept_cases,
-        KEPT,
-        "With eta = 1 only the two ends count. Between 0 and 1, finer steps forget more.",
-    ),
+        noise_kept, _kept_cases, KEPT,
+        "With eta = 1 only the two ends count. Between 0 and 1, finer steps forget more."),
 }
