@@ -66,7 +66,7 @@ def test_shifted_pictures_are_windows_of_the_mirrored_one():
 
 @pytest.mark.slow
 def test_digits_are_learned_and_the_file_gives_the_classifier_back(tmp_path):
-    config = ev.ClassifyConfig(
+    config = ev.ClassifierRecipe(
         data="digits",
         images=20_000,
         lr=5e-3,
@@ -106,12 +106,12 @@ def test_bad_shapes_of_a_classifier(wrong, expected):
 @pytest.mark.parametrize(
     "wrong, expected",
     [
-        (dict(smoothing=1.0), "smoothing is 1.0: expected a share"),
+        (dict(smoothing=1.0), "smoothing is 1.0: expected a fraction"),
         (dict(shift=32), "shift is 32: expected 0 to 31"),
     ],
 )
 def test_bad_recipes_of_a_classifier(wrong, expected):
-    with pytest.raises(ValueError, match=expected): ev.ClassifyConfig(**wrong)
+    with pytest.raises(ValueError, match=expected): ev.ClassifierRecipe(**wrong)
 
 
 # ---- features --------------------------------------------------------------------------------------------------------
@@ -135,12 +135,12 @@ def test_features_refuse():
         ev.features(x, Classifier(SMALL))
     with pytest.raises(ValueError, match="1 values that are NaN"):
         ev.features(torch.full((1, 1, 1, 1), math.nan), mean_colour)
-    with pytest.raises(ValueError, match=r"x is \(4, 64\): expected pictures"):
+    with pytest.raises(ValueError, match=r"x is \(4, 64\): expected images"):
         ev.features(x.flatten(1), mean_colour)
-    with pytest.raises(ValueError, match="no pictures"): ev.features(x[:0], mean_colour)
+    with pytest.raises(ValueError, match="no images"): ev.features(x[:0], mean_colour)
     with pytest.raises(ValueError, match=r"y has shape \(3,\): expected \(4,\)"):
         ev.label_agreement(mean_colour, x, torch.zeros(3))
-    with pytest.raises(ValueError, match=r"expected \(B, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(B, 1, 8, 8\)"):
         Classifier(SMALL)(torch.zeros(1, 3, 8, 8))
 
 
@@ -317,7 +317,7 @@ def test_real_scores_are_those_of_two_sets_without_a_common_picture():
     )
     assert scores["recall"] < floor["recall"]
     with pytest.raises(ValueError, match="n is 36: expected 1 to 35"): ev.split(36, 70)
-    with pytest.raises(ValueError, match="30 real and 20 made pictures: expected equally many"):
+    with pytest.raises(ValueError, match="30 real and 20 made images: expected equally many"):
         ev.compare_features(real[:30], real[:20], "numbers")
 
 
@@ -357,7 +357,7 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
         ev.evaluate(broken, blue_or_red, real, 40, steps=2, progress=False)
     wrong = run(x=generate(model, 40, 4, "dpmpp_2m", seed=0, y=y[:40]), y=1 - y[:40])
     assert wrong["label agreement"].value == 0 and wrong["recall"] == scores["recall"]
-    with pytest.raises(ValueError, match="x holds 3 pictures: expected n = 40"): run(x=x[:3])
+    with pytest.raises(ValueError, match="x holds 3 images: expected n = 40"): run(x=x[:3])
     with pytest.raises(ValueError, match="n is 51: expected 1 to 50"):
         ev.evaluate(model, blue_or_red, real, 51)
 
