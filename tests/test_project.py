@@ -339,15 +339,15 @@ def test_ruff_has_nothing_to_say() -> None:
 # ---- the readme ----------------------------------------------------------------------------------
 
 def test_the_examples_of_the_readme_run() -> None:
-    points, pictures = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)
+    points, images = re.findall(r"```python\n(.*?)```", text_of("README.md"), re.S)
     space: dict = {}
     exec(points, space)
     samples = space["samples"]
     assert samples.shape == (500, 2) and 0.2 < samples.std() < 1.4
-    labels = space["running_mixture"]().label_probs(samples).argmax(1)
+    labels = space["dc"].running_mixture().label_probs(samples).argmax(1)
     assert (labels == 1).float().mean() > 0.95, "guided towards label 1"
-    exec(pictures, space)
-    assert space["pictures"].shape == (16, 3, 32, 32) and 0.2 < space["pictures"].std() < 1.0
+    exec(images, space)
+    assert space["images"].shape == (16, 3, 32, 32) and 0.2 < space["pictures"].std() < 1.0
 
 
 def test_readme_and_index_show_the_same_map() -> None:
