@@ -72,7 +72,7 @@ class Latents:
         if flip is None: flip = torch.zeros_like(y, dtype=torch.bool)
         if flip.shape != y.shape:
             raise ValueError(f"flip has shape {tuple(flip.shape)}: expected {tuple(y.shape)}")
-        flipped = flip[:, None, None, None]
+        flipped = flip.to(y.device)[:, None, None, None]
         mean, std = (torch.where(flipped, v[1][i], v[0][i]).float() for v in (self.mean, self.std))
         return torch.cat([mean, std], 1), y
 

@@ -385,7 +385,7 @@ def show_histogram(
             label=name)
     if density is not None:
         x = torch.linspace(lo, hi, 300)
-        ax.plot(x, density(x).detach(), color=color_of("exact"), lw=1.6, label="exact")
+        ax.plot(x, density(x).detach().cpu(), color=color_of("exact"), lw=1.6, label="exact")
     ax.set(xlim=(lo, hi), yticks=[], title=title or "")
     ax.spines["left"].set_visible(False)
     if name or density is not None: legend(ax)
