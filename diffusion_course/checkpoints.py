@@ -46,7 +46,6 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
                 fresh,
                 {_KEY: json.dumps(about)},
             )
-            fresh.chmod(0o644)  # safetensors lets nobody else read
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{path} could not be written ({error}); what was there before is as it was"
