@@ -407,7 +407,7 @@ class Run:
             data = config.pictures()  # which may have to be fetched
         config.check_data(data)
         self.data = data.to(self.device)
-        self.model = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
+        self.model: Any = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
         if config.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
         if config.compile: (self.model.net if isinstance(self.model, Denoiser) else self.model).compile()
         self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema))

@@ -347,7 +347,7 @@ def test_the_examples_of_the_readme_run() -> None:
     labels = space["dc"].running_mixture().label_probs(samples).argmax(1)
     assert (labels == 1).float().mean() > 0.95, "guided towards label 1"
     exec(images, space)
-    assert space["images"].shape == (16, 3, 32, 32) and 0.2 < space["pictures"].std() < 1.0
+    assert space["images"].shape == (16, 3, 32, 32) and 0.2 < space["images"].std() < 1.0
 
 
 def test_readme_and_index_show_the_same_map() -> None:
