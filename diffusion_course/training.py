@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -408,7 +408,7 @@ class Run:
         config.check_data(data)
         self.data = data.to(self.device)
         self.model: Any = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
-        if config.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
+        if config.channels_last: self.model = cast(Any, self.model).to(memory_format=torch.channels_last)
         if config.compile: (self.model.net if isinstance(self.model, Denoiser) else self.model).compile()
         self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema))
         self.average.eval()
