@@ -6,461 +6,475 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
 __all__ = ['VELOCITY', 'SCALES', 'PUSH', 'RESCALED', 'THIS', 'HIDDEN', 'EXERCISES', 'guided_velocity', 'their_scales',
            'classifier_push', 'rescaled', 'this_not_that', 'hidden_scale']
 
-# %% ../../nbs/solutions/09_guidance.ipynb #df97eac8
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _velocity_cases() -> list[tuple]:
-    return [(_normal(5, 2, seed=0), t, _normal(5, 2, seed=1), _normal(5, 2, seed=2), w)
-            for t, w in ((0.3, 3.0), (0.8, 0.4), (0.6, -1.5))]
-
-
-def _scale_cases() -> (
-    list[tuple]
-):  # in the second a batch of 4 also fits the last dimension, which hides a wrong shape
-    return [
-        (
-            _normal(*s, seed=3),
-            _normal(*s, seed=4),
-            (1 + 2 * _normal(s[0], seed=5).abs()) * (torch.arange(s[0]) > 0),
-        )
-        for s in ((3, 1, 4, 5), (4, 3, 4, 4))
-    ]
-
-
-def _push_cases() -> list[tuple]:
-    return [
-        (
-            _normal(6, 3, seed=seed + 2),
-            torch.arange(6) % labels,
-            2 * _normal(labels, 3, seed=seed),
-            _normal(labels, seed=seed + 1),
-        )
-        for seed, labels in ((6, 3), (10, 5))
-    ]
-
-
-def _rescale_cases() -> list[tuple]:
-    tint = torch.linspace(-1, 2, 3, dtype=torch.float64)[
-        :, None, None
-    ]  # channels and pictures of different means
-    return [(_normal(4, 3, 5, 5, seed=14), 0.7 * _normal(4, 3, 5, 5, seed=15) + tint, w, phi)
-            for w, phi in ((4.0, 0.7), (7.5, 0.4))]
-
-
-def _this_cases() -> list[tuple]:
-    return [
-        (_normal(5, 2, seed=16), _normal(5, 2, seed=17), _normal(5, 2, seed=18), w)
-        for w in (1.0, 2.5, 0.6)
-    ]
-
-
-def _hidden_cases() -> list[tuple]:
-    u, c = (_normal(3, 2, 4, 4, seed=k) + k / 40 for k in (19, 20))
-    return [(u, c, ((u + w * (c - u)) * 4).round() / 4) for w in (7.5, 0.6, -1.0)]
-
 # %% ../../nbs/solutions/09_guidance.ipynb #562c130c
 def guided_velocity(x, t, eps_null, eps_label, w):
+    "x, eps_null, eps_label (B, D), t in (0, 1) and w numbers -> the guided velocity, (B, D)"
     eps = (1 - w) * eps_null + w * eps_label
     x1 = (x - (1 - t) * eps) / t
     return x1 - eps
 
 # %% ../../nbs/solutions/09_guidance.ipynb #6bbcb294
-def _to_velocity(x, t, eps): return (x - (1 - t) * eps) / t - eps
+def _guided_eps(eps_null, eps_label, w): return (1 - w) * eps_null + w * eps_label
+def _velocity(x, t, eps): return (x - (1 - t) * eps) / t - eps
+
+
 def _swapped(x, t, eps_null, eps_label, w):
-    return _to_velocity(x, t, w * eps_null + (1 - w) * eps_label)
-def _w_minus_one(x, t, eps_null, eps_label, w):
-    return _to_velocity(x, t, (1 + w) * eps_label - w * eps_null)
-def _added(x, t, eps_null, eps_label, w): return _to_velocity(x, t, eps_null + w * eps_label)
-def _label_only(x, t, eps_null, eps_label, w): return _to_velocity(x, t, eps_label)
-def _still_noise(x, t, eps_null, eps_label, w): return (1 - w) * eps_null + w * eps_label
-def _data(x, t, eps_null, eps_label, w):
-    return (x - (1 - t) * _still_noise(x, t, eps_null, eps_label, w)) / t
-def _from_x(x, t, eps_null, eps_label, w): return x - _still_noise(x, t, eps_null, eps_label, w)
+    return _velocity(x, t, w * eps_null + (1 - w) * eps_label)
+
+
+def _their_w(x, t, eps_null, eps_label, w):
+    return _velocity(x, t, (1 + w) * eps_label - w * eps_null)
+
+
+def _added(x, t, eps_null, eps_label, w): return _velocity(x, t, eps_null + w * eps_label)
+def _label_only(x, t, eps_null, eps_label, w): return _velocity(x, t, eps_label)
+def _eps_itself(x, t, eps_null, eps_label, w): return _guided_eps(eps_null, eps_label, w)
+
+
+def _x1_itself(x, t, eps_null, eps_label, w):
+    return (x - (1 - t) * _guided_eps(eps_null, eps_label, w)) / t
+
+
+def _x_for_x1(x, t, eps_null, eps_label, w): return x - _guided_eps(eps_null, eps_label, w)
+
+
 def _clock_reversed(x, t, eps_null, eps_label, w):
-    return _to_velocity(x, 1 - t, _still_noise(x, t, eps_null, eps_label, w))
+    return _velocity(x, 1 - t, _guided_eps(eps_null, eps_label, w))
+
+
 def _noise_minus_data(x, t, eps_null, eps_label, w):
-    return -_to_velocity(x, t, _still_noise(x, t, eps_null, eps_label, w))
+    return -_velocity(x, t, _guided_eps(eps_null, eps_label, w))
+
 
 VELOCITY = (
-    Mistake(
-        _swapped,
-        "The weights are swapped: w belongs to the prediction with the label, so that w = 1 is that one.",
-    ),
-    Mistake(
-        _w_minus_one,
-        "This is Ho and Salimans's w, which is 0 when guidance is off. Ours is one more.",
-    ),
-    Mistake(
-        _added,
-        "The weights must add up to 1, or x = alpha·x1 + sigma·eps no longer holds. Give "
-        "eps_null the weight 1 - w.",
-    ),
-    Mistake(
-        _label_only,
-        "This is the conditional model, right for w = 1 alone. Combine the two noises first.",
-    ),
-    Mistake(
-        _still_noise,
-        "This is the guided noise. Turn it into a velocity: find x1, then take the difference.",
-    ),
-    Mistake(_data, "This is the guided x1. The velocity of the linear path is x1 - eps."),
-    Mistake(
-        _from_x,
-        "You subtracted the noise from x. The velocity is x1 - eps, and x1 is what x becomes "
-        "without its noise.",
-    ),
-    Mistake(
-        _clock_reversed,
-        "Your clock runs the other way. Here alpha = t and sigma = 1 - t: t = 0 is noise.",
-    ),
-    Mistake(_noise_minus_data, "A sign: our velocity points from noise to data, x1 - eps."),
+    Mistake(_swapped,
+            "The weights are swapped: w belongs to the prediction "
+            "with the label, so that w = 1 is that one."),
+    Mistake(_their_w,
+            "This is Ho and Salimans's w, which is 0 when guidance is off. Ours is larger by one."),
+    Mistake(_added,
+            "The weights must add up to 1, or x = alpha·x1 + sigma·eps "
+            "no longer holds. Give eps_null the weight 1 - w."),
+    Mistake(_label_only,
+            "This is the conditional model, right for w = 1 alone. Combine the two noises first."),
+    Mistake(_eps_itself,
+            "This is the guided noise. Turn it into a "
+            "velocity: find x1, then take the difference."),
+    Mistake(_x1_itself, "This is the guided x1. The velocity of the linear path is x1 - eps."),
+    Mistake(_x_for_x1,
+            "You subtracted the noise from x. The velocity is x1 "
+            "- eps, and x1 is what x becomes without its noise."),
+    Mistake(_clock_reversed,
+            "Your clock runs the other way. Here alpha = t and sigma = 1 - t: t = 0 is noise."),
+    Mistake(_noise_minus_data,
+            "The sign is off: our velocity points from noise to data, x1 - eps."),
 )
+
+
+def _velocity_cases() -> list[tuple]:
+    cases = []
+    for t, w in ((0.3, 3.0), (0.8, 0.4), (0.6, -1.5)):
+        x, eps_null, eps_label = (normal(5, 2, seed=seed) for seed in (0, 1, 2))
+        cases.append((x, t, eps_null, eps_label, w))
+    return cases
 
 # %% ../../nbs/solutions/09_guidance.ipynb #39b29e04
 def their_scales(u_null, u_label, scale):
+    "u_null, u_label (B, C, H, W), scale (B,), 0 for off -> the guided prediction, (B, C, H, W)"
     return u_label + scale[:, None, None, None] * (u_label - u_null)
 
 # %% ../../nbs/solutions/09_guidance.ipynb #3cfcfde6
-def _column(scale): return scale[:, None, None, None]
-def _our_w(u_null, u_label, scale): return u_null + _column(scale) * (u_label - u_null)
-def _wrong_way(u_null, u_label, scale): return u_null + _column(scale - 1) * (u_label - u_null)
-def _from_null(u_null, u_label, scale): return u_label + _column(scale) * (u_null - u_label)
-def _far_twice(u_null, u_label, scale): return u_label + _column(1 + scale) * (u_label - u_null)
+def _as_column(scale): return scale[:, None, None, None]
+
+
+def _our_w(u_null, u_label, scale): return u_null + _as_column(scale) * (u_label - u_null)
+def _wrong_way(u_null, u_label, scale): return u_null + _as_column(scale - 1) * (u_label - u_null)
+def _towards_null(u_null, u_label, scale): return u_label + _as_column(scale) * (u_null - u_label)
+
+
+def _one_too_many(u_null, u_label, scale):
+    return u_label + _as_column(1 + scale) * (u_label - u_null)
+
+
 def _minus_lost(u_null, u_label, scale):
-    return (1 + _column(scale)) * u_label + _column(scale) * u_null
-def _one_scale(u_null, u_label, scale): return u_label + scale.mean() * (u_label - u_null)
+    return (1 + _as_column(scale)) * u_label + _as_column(scale) * u_null
+
+
+def _mean_scale(u_null, u_label, scale): return u_label + scale.mean() * (u_label - u_null)
 def _first_scale(u_null, u_label, scale): return u_label + scale[0] * (u_label - u_null)
+
+
 def _last_dimension(u_null, u_label, scale):
-    return (
-        u_label + scale * (u_label - u_null)
-        if scale.shape[0] == u_null.shape[-1]
-        else _one_scale(u_null, u_label, scale)
-    )
-def _skipped(u_null, u_label, scale):
-    return u_null + _column(1 + scale) * (u_label - u_null) * _column(scale > 0)
+    if len(scale) != u_null.shape[-1]: return _mean_scale(u_null, u_label, scale)
+    return u_label + scale * (u_label - u_null)
+
+
+def _null_where_off(u_null, u_label, scale):
+    guided = their_scales(u_null, u_label, scale)
+    return guided.where(_as_column(scale > 0), u_null)
+
 
 SCALES = (
-    Mistake(
-        _our_w,
-        "This takes the scale for our w, and 0 would mean \"no label\". With theirs, 0 is the "
-        "prediction with the label.",
-    ),
-    Mistake(_wrong_way, "One in the wrong direction: our w is their scale plus 1."),
-    Mistake(
-        _from_null,
-        "You walk from the label back to the null. Guidance goes away from the prediction without a label.",
-    ),
-    Mistake(_far_twice, "One too many: starting at u_label, the step is scale·(u_label - u_null)."),
-    Mistake(_minus_lost, "A sign: the weights 1 + scale and -scale must add up to 1."),
-    Mistake(_one_scale, "Every picture has its own scale; you used their mean for all."),
-    Mistake(_first_scale, "Every picture has its own scale; you used the first one for all."),
-    Mistake(
-        _last_dimension,
-        "The scale met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1).",
-    ),
-    Mistake(
-        _skipped,
-        "Where the scale is 0 you returned the prediction without a label. Off means the one with it.",
-    ),
+    Mistake(_our_w,
+            "This takes the scale for our w, and 0 would mean \"no "
+            "label\". With theirs, 0 is the prediction with the label."),
+    Mistake(_wrong_way, "You moved by one in the wrong direction: our w is their scale plus 1."),
+    Mistake(_towards_null,
+            "You walk from the label back to the null. Guidance "
+            "goes away from the prediction without a label."),
+    Mistake(_one_too_many,
+            "This is one too many: from u_label on, the step is scale·(u_label - u_null)."),
+    Mistake(_minus_lost, "A sign is off: the weights 1 + scale and -scale must add up to 1."),
+    Mistake(_mean_scale, "Every image has its own scale; you used their mean for all."),
+    Mistake(_first_scale, "Every image has its own scale; you used the first one for all."),
+    Mistake(_last_dimension,
+            "The scale met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
+    Mistake(_null_where_off,
+            "Where the scale is 0 you returned the prediction "
+            "without a label. Off means the one with it."),
 )
+
+
+def _scale_cases() -> list[tuple]:
+    cases = []
+    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
+    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+        B = shape[0]
+        scale = (1 + 2 * normal(B, seed=5).abs()) * (torch.arange(B) > 0)
+        cases.append((normal(*shape, seed=3), normal(*shape, seed=4), scale))
+    return cases
 
 # %% ../../nbs/solutions/09_guidance.ipynb #2edccc84
 def classifier_push(x, y, W, b):
-    return W[y] - (x @ W.mT + b).softmax(1) @ W
+    "x (B, D), y (B,) labels, W (L, D), b (L,) -> the gradient of log p(y | x) in x, (B, D)"
+    p = (x @ W.mT + b).softmax(1)
+    return W[y] - p @ W
 
 # %% ../../nbs/solutions/09_guidance.ipynb #a0ba5f4a
-def _of_logits(x, y, W, b): return W[y]
+def _probs(x, W, b): return (x @ W.mT + b).softmax(1)
+
+
+def _of_logit(x, y, W, b): return W[y]
+
+
 def _of_probability(x, y, W, b):
-    p = (x @ W.mT + b).softmax(1)
+    p = _probs(x, W, b)
     return p.gather(1, y[:, None]) * (W[y] - p @ W)
+
+
 def _downhill(x, y, W, b): return -classifier_push(x, y, W, b)
-def _of_the_mean(x, y, W, b): return classifier_push(x, y, W, b) / len(x)
-def _likeliest(x, y, W, b): return classifier_push(x, (x @ W.mT + b).argmax(1), W, b)
+def _over_batch_size(x, y, W, b): return classifier_push(x, y, W, b) / len(x)
+def _towards_likeliest(x, y, W, b): return classifier_push(x, _probs(x, W, b).argmax(1), W, b)
 def _plain_mean(x, y, W, b): return W[y] - W.mean(0)
 def _softmax_over_batch(x, y, W, b): return W[y] - (x @ W.mT + b).softmax(0) @ W
 def _bias_forgotten(x, y, W, b): return W[y] - (x @ W.mT).softmax(1) @ W
 def _first_label(x, y, W, b): return classifier_push(x, y[:1].expand(len(y)), W, b)
-def _one_hot_only(x, y, W, b): return (1 - (x @ W.mT + b).softmax(1).gather(1, y[:, None])) * W[y]
+def _own_row_only(x, y, W, b): return (1 - _probs(x, W, b).gather(1, y[:, None])) * W[y]
+
 
 PUSH = (
-    Mistake(
-        _of_logits,
-        "This is the gradient of the logit. log p is the logit minus the logarithm of a sum, and "
-        "that depends on x too.",
-    ),
-    Mistake(
-        _of_probability, "You differentiated p. The score needs the gradient of its logarithm."
-    ),
-    Mistake(_downhill, "A sign: a loss goes down, but the push goes up, towards the label."),
-    Mistake(_of_the_mean, "You divided by the batch. Each sample has a push of its own."),
-    Mistake(
-        _likeliest, "You pushed towards the label that the classifier believes in. Push towards y."
-    ),
-    Mistake(
-        _plain_mean,
-        "You subtracted the plain mean of the rows. They are weighted with the probabilities of the labels.",
-    ),
+    Mistake(_of_logit,
+            "This is the gradient of the logit. log p is the logit "
+            "minus the logarithm of a sum, and that depends on x too."),
+    Mistake(_of_probability,
+            "You differentiated p. The score needs the gradient of its logarithm."),
+    Mistake(_downhill,
+            "The sign is off: a loss goes down, but the push goes up, towards the label."),
+    Mistake(_over_batch_size, "You divided by the batch size. Each sample has a push of its own."),
+    Mistake(_towards_likeliest,
+            "You pushed towards the label that the classifier finds likeliest. Push towards y."),
+    Mistake(_plain_mean,
+            "You subtracted the plain mean of the rows. They "
+            "are weighted with the probabilities of the labels."),
     Mistake(_softmax_over_batch, "The softmax ran over the batch. Labels are dimension 1."),
     Mistake(_bias_forgotten, "The bias has no gradient in x, but it counts in the probabilities."),
     Mistake(_first_label, "Every sample has its own label; you used the first for all."),
-    Mistake(
-        _one_hot_only,
-        "The other labels' rows are missing: each pushes away with its own probability.",
-    ),
+    Mistake(_own_row_only,
+            "The other labels' rows are missing: each pushes away with its own probability."),
 )
 
+
+def _push_cases() -> list[tuple]:
+    cases = []
+    for seed, L in ((6, 3), (10, 5)):
+        W = 2 * normal(L, 3, seed=seed)
+        b = normal(L, seed=seed + 1)
+        x = normal(6, 3, seed=seed + 2)
+        cases.append((x, torch.arange(6) % L, W, b))
+    return cases
+
 # %% ../../nbs/solutions/09_guidance.ipynb #e0299696
+def _std(u): return u.std((1, 2, 3), keepdim=True)
+
+
 def rescaled(u_null, u_label, w, phi):
+    "u_null, u_label (B, C, H, W), w and phi numbers -> the rescaled guided prediction, as u_null"
     guided = (1 - w) * u_null + w * u_label
-    spread = lambda u: u.std((1, 2, 3), keepdim=True)
-    return phi * guided * spread(u_label) / spread(guided) + (1 - phi) * guided
+    factor = _std(u_label) / _std(guided)
+    return phi * factor * guided + (1 - phi) * guided
 
 # %% ../../nbs/solutions/09_guidance.ipynb #a53ad460
-def _guide(u_null, u_label, w): return (1 - w) * u_null + w * u_label
-def _rescale(guided, towards, phi, dims):
-    factor = towards.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
-    return phi * guided * factor + (1 - phi) * guided
+def _guided(u_null, u_label, w): return (1 - w) * u_null + w * u_label
+def _mixed(guided, factor, phi): return phi * guided * factor + (1 - phi) * guided
+
+
+def _around_the_mean(u_null, u_label, w, phi):
+    guided = _guided(u_null, u_label, w)
+    mean = guided.mean((1, 2, 3), keepdim=True)
+    whole = mean + (guided - mean) * _std(u_label) / _std(guided)
+    return phi * whole + (1 - phi) * guided
+
+
+def _power_of_phi(u_null, u_label, w, phi):
+    guided = _guided(u_null, u_label, w)
+    return guided * (_std(u_label) / _std(guided)) ** phi
 
 
 def _whole_batch(u_null, u_label, w, phi):
-    return _rescale(_guide(u_null, u_label, w), u_label, phi, (0, 1, 2, 3))
-def _each_channel(u_null, u_label, w, phi):
-    return _rescale(_guide(u_null, u_label, w), u_label, phi, (2, 3))
-def _towards_null(u_null, u_label, w, phi):
-    return _rescale(_guide(u_null, u_label, w), u_null, phi, (1, 2, 3))
+    guided = _guided(u_null, u_label, w)
+    return _mixed(guided, u_label.std() / guided.std(), phi)
+
+
+def _by_channel(u_null, u_label, w, phi):
+    guided = _guided(u_null, u_label, w)
+    factor = u_label.std((2, 3), keepdim=True) / guided.std((2, 3), keepdim=True)
+    return _mixed(guided, factor, phi)
+
+
+def _std_of_null(u_null, u_label, w, phi):
+    guided = _guided(u_null, u_label, w)
+    return _mixed(guided, _std(u_null) / _std(guided), phi)
+
+
 def _upside_down(u_null, u_label, w, phi):
-    guided = _guide(u_null, u_label, w)
-    return (
-        phi * guided * guided.std((1, 2, 3), keepdim=True) / u_label.std((1, 2, 3), keepdim=True)
-        + (1 - phi) * guided
-    )
+    guided = _guided(u_null, u_label, w)
+    return _mixed(guided, _std(guided) / _std(u_label), phi)
 
 
 def _phi_swapped(u_null, u_label, w, phi): return rescaled(u_null, u_label, w, 1 - phi)
 def _phi_forgotten(u_null, u_label, w, phi): return rescaled(u_null, u_label, w, 1.0)
+
+
 def _mixed_with_label(u_null, u_label, w, phi):
     return rescaled(u_null, u_label, w, 1.0) * phi + (1 - phi) * u_label
-def _not_rescaled(u_null, u_label, w, phi): return _guide(u_null, u_label, w)
-def _norms(u_null, u_label, w, phi):
-    guided, size = (
-        _guide(u_null, u_label, w),
-        lambda u: u.square().mean((1, 2, 3), keepdim=True).sqrt(),
-    )
-    return phi * guided * size(u_label) / size(guided) + (1 - phi) * guided
+
+
+def _not_rescaled(u_null, u_label, w, phi): return _guided(u_null, u_label, w)
+
+
+def _root_mean_squares(u_null, u_label, w, phi):
+    def rms(u): return u.square().mean((1, 2, 3), keepdim=True).sqrt()
+    guided = _guided(u_null, u_label, w)
+    return _mixed(guided, rms(u_label) / rms(guided), phi)
 
 
 def _variances(u_null, u_label, w, phi):
-    guided = _guide(u_null, u_label, w)
-    return (
-        phi
-        * guided
-        * (u_label.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)) ** 2
-        + (1 - phi) * guided
-    )
+    guided = _guided(u_null, u_label, w)
+    return _mixed(guided, (_std(u_label) / _std(guided)) ** 2, phi)
 
-
-def _around_the_mean(u_null, u_label, w, phi):
-    guided = _guide(u_null, u_label, w)
-    centre, spread = guided.mean((1, 2, 3), keepdim=True), lambda u: u.std((1, 2, 3), keepdim=True)
-    return phi * (centre + (guided - centre) * spread(u_label) / spread(guided)) + (1 - phi) * guided
-def _power_of_phi(u_null, u_label, w, phi):
-    guided, spread = _guide(u_null, u_label, w), lambda u: u.std((1, 2, 3), keepdim=True)
-    return guided * (spread(u_label) / spread(guided)) ** phi
 
 RESCALED = (
-    Mistake(
-        _around_the_mean,
-        "You shrank around the picture's mean. Multiply the whole prediction by the number, its mean included.",
-    ),
-    Mistake(
-        _power_of_phi,
-        "You took the factor to the power phi. Mix two predictions: phi times the rescaled one, "
-        "1 - phi times the plain one.",
-    ),
-    Mistake(
-        _whole_batch,
-        "You took one standard deviation over the batch. Each picture has its own: dimensions 1, "
-        "2 and 3, with keepdim.",
-    ),
-    Mistake(
-        _each_channel,
-        "You took a standard deviation for each channel, which changes the colours. Include dimension 1.",
-    ),
-    Mistake(
-        _towards_null, "The model to match is the prediction with the label, not the one without."
-    ),
-    Mistake(
-        _upside_down,
-        "The ratio is upside down: guided predictions spread too much, so the factor is below 1.",
-    ),
+    Mistake(_around_the_mean,
+            "You shrank around the mean of the image. Multiply the "
+            "whole prediction by the number, its mean included."),
+    Mistake(_power_of_phi,
+            "You took the factor to the power phi. Mix two predictions: "
+            "phi times the rescaled one, 1 - phi times the plain one."),
+    Mistake(_whole_batch,
+            "You took one standard deviation over the batch. Each "
+            "image has its own: dimensions 1, 2 and 3, with keepdim."),
+    Mistake(_by_channel,
+            "You took a standard deviation for each channel, "
+            "which changes the colours. Include dimension 1."),
+    Mistake(_std_of_null,
+            "The standard deviation to match is that of the "
+            "prediction with the label, not of the one without."),
+    Mistake(_upside_down,
+            "The ratio is upside down: the standard deviation of "
+            "guided predictions is too large, so the factor is below 1."),
     Mistake(_phi_swapped, "phi and 1 - phi are swapped: phi = 0 is plain guidance."),
-    Mistake(
-        _phi_forgotten,
-        "You went all the way. Only a share phi of it: mix with the guided prediction.",
-    ),
-    Mistake(
-        _mixed_with_label,
-        "Mix with the guided prediction as it was before rescaling, not with the one for the label.",
-    ),
-    Mistake(
-        _not_rescaled, "This is plain guidance. Scale it by the ratio of the standard deviations."
-    ),
-    Mistake(
-        _norms,
-        "You matched the root mean square. A standard deviation is taken around the picture's mean.",
-    ),
-    Mistake(
-        _variances, "You scaled by the ratio of variances. That of standard deviations is its root."
-    ),
+    Mistake(_phi_forgotten,
+            "You went all the way. Go only the fraction "
+            "phi of it: mix with the guided prediction."),
+    Mistake(_mixed_with_label,
+            "Mix with the guided prediction as it was before "
+            "rescaling, not with the one for the label."),
+    Mistake(_not_rescaled,
+            "This is plain guidance. Scale it by the ratio of the standard deviations."),
+    Mistake(_root_mean_squares,
+            "You matched the root mean square. A standard "
+            "deviation is taken around the mean of the image."),
+    Mistake(_variances,
+            "You scaled by the ratio of variances. That of standard deviations is its root."),
 )
+
+
+def _rescale_cases() -> list[tuple]:
+    cases = []
+    for w, phi in ((4.0, 0.7), (7.5, 0.4)):
+        # Channels and images have different means.
+        tint = torch.linspace(-1, 2, 3, dtype=torch.float64)[:, None, None]
+        u_null = normal(4, 3, 5, 5, seed=14)
+        u_label = 0.7 * normal(4, 3, 5, 5, seed=15) + tint
+        cases.append((u_null, u_label, w, phi))
+    return cases
 
 # %% ../../nbs/solutions/09_guidance.ipynb #6c4fa4a5
 def this_not_that(score, score_a, score_b, w):
+    "score, score_a = ∇log p(x | a) and score_b (B, D), w a number -> the score, (B, D)"
     return score + w * (score_a - score_b)
 
 # %% ../../nbs/solutions/09_guidance.ipynb #f5c2c60b
-def _nothing_to_start_from(score, score_a, score_b, w): return w * (score_a - score_b)
+def _without_p(score, score_a, score_b, w): return w * (score_a - score_b)
 def _negative_prompt(score, score_a, score_b, w): return (1 - w) * score_b + w * score_a
 def _from_a(score, score_a, score_b, w): return score_a + w * (score_a - score_b)
+
+
 def _both_wanted(score, score_a, score_b, w):
     return score + w * (score_a - score) + w * (score_b - score)
+
+
 def _reversed(score, score_a, score_b, w): return score + w * (score_b - score_a)
-def _as_pushes(score, score_a, score_b, w): return score + w * score_a - w * (score_b - score)
+def _score_as_push(score, score_a, score_b, w): return score + w * score_a - w * (score_b - score)
 def _only_a(score, score_a, score_b, w): return (1 - w) * score + w * score_a
 def _b_once(score, score_a, score_b, w): return score + w * (score_a - score) - (score_b - score)
 def _score_scaled(score, score_a, score_b, w): return (1 - w) * score + w * (score_a - score_b)
 
+
 THIS = (
-    Mistake(
-        _nothing_to_start_from,
-        "p(x) has gone. The unconditional score drops out of the two pushes, but stays once on its own.",
-    ),
-    Mistake(
-        _negative_prompt,
-        "This is a negative prompt: b in the place of \"no label\". It is the score of another "
-        "density; start from the unconditional score.",
-    ),
-    Mistake(_from_a, "You start from p(x | a), so a is counted once more than w. Start from p(x)."),
-    Mistake(_both_wanted, "This asks for a *and* b. Dividing by p(b | x) subtracts its push."),
+    Mistake(_without_p,
+            "p(x) has gone. The unconditional score drops out "
+            "of the two pushes, but stays once on its own."),
+    Mistake(_negative_prompt,
+            "This is a negative prompt: b in the place of \"no label\". It is "
+            "the score of another density; start from the unconditional score."),
+    Mistake(_from_a, "You start from p(x | a), so a counts with w + 1. Start from p(x)."),
+    Mistake(_both_wanted, "This moves towards a *and* b. Dividing by p(b | x) subtracts its push."),
     Mistake(_reversed, "You exchanged a and b: this avoids a."),
-    Mistake(_as_pushes, "score_a is no push. By Bayes' rule the push is score_a - score."),
+    Mistake(_score_as_push, "score_a is no push. By Bayes' rule the push is score_a - score."),
     Mistake(_only_a, "b is missing: subtract w times its push."),
     Mistake(_b_once, "Both pushes carry the factor w."),
-    Mistake(
-        _score_scaled,
-        "The unconditional score keeps its weight of 1: what the pushes take from it, +w and -w, cancels.",
-    ),
+    Mistake(_score_scaled,
+            "The unconditional score keeps its weight of 1: "
+            "what the pushes take from it, +w and -w, cancels."),
 )
+
+
+def _this_cases() -> list[tuple]:
+    cases = []
+    for w in (1.0, 2.5, 0.6):
+        score, score_a, score_b = (normal(5, 2, seed=seed) for seed in (16, 17, 18))
+        cases.append((score, score_a, score_b, w))
+    return cases
 
 # %% ../../nbs/solutions/09_guidance.ipynb #82cfd914
 def hidden_scale(u_null, u_label, u_used):
-    line, used = u_label - u_null, u_used - u_null
-    return (used * line).sum() / line.square().sum()
+    "three predictions (B, C, H, W) -> the w that fits best, a scalar tensor"
+    direction = u_label - u_null
+    step = u_used - u_null
+    return (step * direction).sum() / direction.square().sum()
 
 # %% ../../nbs/solutions/09_guidance.ipynb #d62611d0
-def _their_w(u_null, u_label, u_used): return hidden_scale(u_null, u_label, u_used) - 1
-def _mean_of_ratios(u_null, u_label, u_used): return ((u_used - u_null) / (u_label - u_null)).mean()
+def _by_image(u_null, u_label, u_used):
+    images = zip(u_null, u_label, u_used, strict=True)
+    return torch.stack([hidden_scale(*image) for image in images])
+
+
+def _their_scale(u_null, u_label, u_used): return hidden_scale(u_null, u_label, u_used) - 1
+
+
+def _mean_of_ratios(u_null, u_label, u_used):
+    return ((u_used - u_null) / (u_label - u_null)).mean()
+
+
 def _median_of_ratios(u_null, u_label, u_used):
     return ((u_used - u_null) / (u_label - u_null)).median()
+
+
 def _ratio_of_means(u_null, u_label, u_used):
     return (u_used - u_null).mean() / (u_label - u_null).mean()
-def _ratio_of_sizes(u_null, u_label, u_used):
+
+
+def _ratio_of_norms(u_null, u_label, u_used):
     return (u_used - u_null).norm() / (u_label - u_null).norm()
+
+
 def _other_regression(u_null, u_label, u_used): return 1 / hidden_scale(u_null, u_used, u_label)
 def _from_label(u_null, u_label, u_used): return hidden_scale(u_label, u_null, u_used)
-def _no_origin(u_null, u_label, u_used): return (u_used * u_label).sum() / u_label.square().sum()
-def _not_divided(u_null, u_label, u_used): return ((u_used - u_null) * (u_label - u_null)).mean()
-def _each_picture(u_null, u_label, u_used):
-    return torch.stack([hidden_scale(*u) for u in zip(u_null, u_label, u_used, strict=True)]).mean()
+def _null_kept(u_null, u_label, u_used): return hidden_scale(0 * u_null, u_label, u_used)
 
 
-def _one_each(u_null, u_label, u_used):
-    return torch.stack([hidden_scale(*u) for u in zip(u_null, u_label, u_used, strict=True)])
+def _not_divided(u_null, u_label, u_used):
+    return ((u_used - u_null) * (u_label - u_null)).mean()
+
+
+def _mean_over_images(u_null, u_label, u_used): return _by_image(u_null, u_label, u_used).mean()
+
 
 HIDDEN = (
-    Mistake(
-        _one_each,
-        "You fitted a scale for each picture. The program has one: fit all numbers at once.",
-    ),
-    Mistake(
-        _their_w,
-        "This is the scale of Ho and Salimans. Ours is 1 where the label alone is used, so it is one more.",
-    ),
-    Mistake(
-        _mean_of_ratios,
-        "A mean of ratios: where the two predictions nearly agree, rounding is divided by next "
-        "to nothing. Sum first, then divide.",
-    ),
-    Mistake(
-        _median_of_ratios,
-        "The median of the ratios is robust, but not the best fit. Least squares weights each "
-        "number by how far the predictions are apart.",
-    ),
-    Mistake(
-        _ratio_of_means,
-        "Differences of both signs cancel in these means. Multiply with u_label - u_null before you sum.",
-    ),
-    Mistake(
-        _ratio_of_sizes,
-        "Sizes have no sign, and rounding makes them larger. Use the inner product with u_label - u_null.",
-    ),
-    Mistake(
-        _other_regression,
-        "You fitted the line's direction to the rounded numbers. The rounding is in u_used, so "
-        "that is what must be fitted.",
-    ),
-    Mistake(
-        _from_label,
-        "You measured from u_label: this is 1 - w. Start at the prediction without a label.",
-    ),
-    Mistake(_no_origin, "Subtract u_null from both first: w measures the step away from it."),
+    Mistake(_by_image,
+            "You fitted a scale for each image. The program has one: fit all numbers at once."),
+    Mistake(_their_scale,
+            "This is the scale of Ho and Salimans. Ours is 1 where "
+            "the label alone is used, so it is larger by one."),
+    Mistake(_mean_of_ratios,
+            "This is a mean of ratios: where the two predictions nearly agree, "
+            "rounding is divided by next to nothing. Sum first, then divide."),
+    Mistake(_median_of_ratios,
+            "The median of the ratios is robust, but not the best fit. Least "
+            "squares weights each number by how far the predictions are apart."),
+    Mistake(_ratio_of_means,
+            "Differences of both signs cancel in these means. "
+            "Multiply with u_label - u_null before you sum."),
+    Mistake(_ratio_of_norms,
+            "Norms have no sign, and rounding makes them larger. "
+            "Use the inner product with u_label - u_null."),
+    Mistake(_other_regression,
+            "You fitted the line's direction to the rounded numbers. "
+            "The rounding is in u_used, so that is what must be fitted."),
+    Mistake(_from_label,
+            "You measured from u_label: this is 1 - w. Start at the prediction without a label."),
+    Mistake(_null_kept, "Subtract u_null from both first: w measures the step away from it."),
     Mistake(_not_divided, "Divide by the mean square of u_label - u_null."),
-    Mistake(
-        _each_picture,
-        "One scale was used for all pictures: fit all numbers at once, and don't average fits.",
-    ),
+    Mistake(_mean_over_images,
+            "One scale was used for all images: fit all numbers at once, and don't average fits."),
 )
+
+
+def _hidden_cases() -> list[tuple]:
+    cases = []
+    for w in (7.5, 0.6, -1.0):
+        u_null = normal(3, 2, 4, 4, seed=19) + 0.475
+        u_label = normal(3, 2, 4, 4, seed=20) + 0.5
+        guided = u_null + w * (u_label - u_null)
+        cases.append((u_null, u_label, (4 * guided).round() / 4))
+    return cases
 
 # %% ../../nbs/solutions/09_guidance.ipynb #b6987c9f
 EXERCISES = {
     "guided_velocity": Exercise(
-        guided_velocity,
-        _velocity_cases,
-        VELOCITY,
-        "Guidance doesn't care what the network predicts.",
-    ),
+        guided_velocity, _velocity_cases, VELOCITY,
+        "Guidance doesn't care what the network predicts."),
     "their_scales": Exercise(
-        their_scales,
-        _scale_cases,
-        SCALES,
-        "You can now read a guidance scale wherever you meet one.",
-    ),
+        their_scales, _scale_cases, SCALES,
+        "You can read a guidance scale wherever you meet one."),
     "classifier_push": Exercise(
-        classifier_push,
-        _push_cases,
-        PUSH,
-        "With a deep classifier autograd does this sum for you, and it steers any model.",
-    ),
+        classifier_push, _push_cases, PUSH,
+        "With a deep classifier autograd does this sum for you, and it steers any model."),
     "rescaled": Exercise(
-        rescaled, _rescale_cases, RESCALED, "This is `guidance_rescale` in image tools."
-    ),
+        rescaled, _rescale_cases, RESCALED,
+        "This is `guidance_rescale` in image tools."),
     "this_not_that": Exercise(
-        this_not_that, _this_cases, THIS, "Scores compose because logarithms add."
-    ),
+        this_not_that, _this_cases, THIS,
+        "Scores compose because logarithms add."),
     "hidden_scale": Exercise(
-        hidden_scale,
-        _hidden_cases,
-        HIDDEN,
-        "Two predictions span a line, and w is the place on it.",
-    ),
+        hidden_scale, _hidden_cases, HIDDEN,
+        "Two predictions span a line, and w is the place on it."),
 }
