@@ -8,503 +8,534 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['CENTRED', 'WEIGHT', 'MIDPOINT', 'DENSITY', 'CHURN', 'SPREAD', 'EXERCISES', 'centred_denoise', 'eps_weight',
            'churned_midpoint', 'density_of_t', 'churn_of', 'final_spread']
 
-# %% ../../nbs/solutions/10_design_space.ipynb #df97eac8
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _uniform(n: int, seed: int) -> Tensor:
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _net(u): return torch.sin(2 * u) + 0.3
-def _denoiser(x, sigma): return x / (1 + sigma**2) + 0.2 * torch.sin(x + sigma)
-
-
-def _centred_cases() -> list[tuple]:
-    m = torch.tensor([4.0, -3.0], dtype=torch.float64)
-    return [
-        (_net, 3 * _normal(6, 2, seed=k), a, b, m, s)
-        for k, a, b, s in ((0, 0.7, 0.4, 0.5), (1, 0.3, 0.9, 1.4))
-    ]
-
-
-def _weight_cases() -> list[tuple]:
-    return [(0.1 + 0.9 * _uniform(6, 2), 0.1 + 2 * _uniform(6, 3), s) for s in (0.5, 1.7)]
-
-
-def _midpoint_cases() -> list[tuple]:
-    cases = ((3.0, 1.2, 0.3), (0.8, 0.5, 0.1), (0.5, 0.0, 0.2))
-    return [(_denoiser, _normal(5, 2, seed=4), *c, _normal(5, 2, seed=5)) for c in cases]
-
-
-def _density_cases() -> list[tuple]:
-    return [(0.05 + 0.9 * _uniform(7, 6), m, s) for m, s in ((-1.2, 1.2), (0.4, 0.7))]
-def _churn_cases() -> list[tuple]:
-    return [(40.0, 256, 80.0, 0.002), (30.0, 18, 80.0, 0.01), (5.0, 50, 20.0, 0.1)]
-def _spread_cases() -> list[tuple]: return [(0.3 + 2 * _uniform(6, 7), 0.5 + 5 * _uniform(6, 8))]
-
 # %% ../../nbs/solutions/10_design_space.ipynb #6dd4372b
-def centred_denoise(F, x, alpha, sigma, m, s):
-    left, spread = x - alpha * m, (alpha**2 * s**2 + sigma**2) ** 0.5
-    return m + alpha * s**2 / spread**2 * left + sigma * s / spread * F(left / spread)
+def centred_denoise(F, x, alpha, sigma, mean, s):
+    "x (B, D), alpha, sigma and s numbers, mean (D,) -> the predicted x1, (B, D)"
+    std = (alpha**2 * s**2 + sigma**2) ** 0.5
+    c_skip = alpha * s**2 / std**2
+    c_out = sigma * s / std
+    centred = x - alpha * mean
+    return mean + c_skip * centred + c_out * F(centred / std)
 
 # %% ../../nbs/solutions/10_design_space.ipynb #8c58774c
-def _size(alpha, sigma, s): return (alpha**2 * s**2 + sigma**2) ** 0.5
-def _wrap(F, u, seen, alpha, sigma, s):
-    return alpha * s**2 / _size(alpha, sigma, s) ** 2 * u + sigma * s / _size(
-        alpha, sigma, s
-    ) * F(seen)
-def _no_mean(F, x, alpha, sigma, m, s):
-    return _wrap(F, x, x / _size(alpha, sigma, s), alpha, sigma, s)
-def _not_put_back(F, x, alpha, sigma, m, s): return _no_mean(F, x - alpha * m, alpha, sigma, m, s)
-def _mean_not_scaled(F, x, alpha, sigma, m, s): return m + _no_mean(F, x - m, alpha, sigma, m, s)
-def _put_back_scaled(F, x, alpha, sigma, m, s):
-    return alpha * m + _not_put_back(F, x, alpha, sigma, m, s)
-def _raw_input(F, x, alpha, sigma, m, s):
-    return m + _wrap(F, x - alpha * m, x - alpha * m, alpha, sigma, s)
-def _over_variance(F, x, alpha, sigma, m, s):
-    return m + _wrap(
-        F, x - alpha * m, (x - alpha * m) / _size(alpha, sigma, s) ** 2, alpha, sigma, s
-    )
-def _input_not_centred(F, x, alpha, sigma, m, s):
-    return m + _wrap(F, x - alpha * m, x / _size(alpha, sigma, s), alpha, sigma, s)
-def _skip_not_centred(F, x, alpha, sigma, m, s):
-    return m + _wrap(F, x, (x - alpha * m) / _size(alpha, sigma, s), alpha, sigma, s)
-def _alpha_is_one(F, x, alpha, sigma, m, s): return m + _no_mean(F, x - alpha * m, 1.0, sigma, m, s)
+def _coefficients(alpha, sigma, s):
+    "c_skip, c_out and c_in."
+    std = (alpha**2 * s**2 + sigma**2) ** 0.5
+    return alpha * s**2 / std**2, sigma * s / std, 1 / std
 
 
-def _answer_not_scaled(F, x, alpha, sigma, m, s):
-    left, spread = x - alpha * m, _size(alpha, sigma, s)
-    return m + alpha * s**2 / spread**2 * left + F(left / spread)
+def _no_skip(F, x, alpha, sigma, mean, s):
+    _, c_out, c_in = _coefficients(alpha, sigma, s)
+    return mean + c_out * F(c_in * (x - alpha * mean))
 
-def _no_skip(F, x, alpha, sigma, m, s):
-    return m + sigma * s / _size(alpha, sigma, s) * F((x - alpha * m) / _size(alpha, sigma, s))
-def _skip_of_edm(F, x, alpha, sigma, m, s):
-    left, spread = x - alpha * m, _size(alpha, sigma, s)
-    return m + s**2 / spread**2 * left + sigma * s / spread * F(left / spread)
+
+def _skip_of_edm(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, c_in = _coefficients(alpha, sigma, s)
+    centred = x - alpha * mean
+    return mean + c_skip / alpha * centred + c_out * F(c_in * centred)
+
+
+def _no_mean(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, c_in = _coefficients(alpha, sigma, s)
+    return c_skip * x + c_out * F(c_in * x)
+
+
+def _not_put_back(F, x, alpha, sigma, mean, s):
+    return _no_mean(F, x - alpha * mean, alpha, sigma, mean, s)
+
+
+def _mean_not_scaled(F, x, alpha, sigma, mean, s):
+    return mean + _no_mean(F, x - mean, alpha, sigma, mean, s)
+
+
+def _put_back_scaled(F, x, alpha, sigma, mean, s):
+    return alpha * mean + _no_mean(F, x - alpha * mean, alpha, sigma, mean, s)
+
+
+def _raw_input(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, _ = _coefficients(alpha, sigma, s)
+    centred = x - alpha * mean
+    return mean + c_skip * centred + c_out * F(centred)
+
+
+def _over_variance(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, c_in = _coefficients(alpha, sigma, s)
+    centred = x - alpha * mean
+    return mean + c_skip * centred + c_out * F(c_in**2 * centred)
+
+
+def _input_not_centred(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, c_in = _coefficients(alpha, sigma, s)
+    return mean + c_skip * (x - alpha * mean) + c_out * F(c_in * x)
+
+
+def _skip_not_centred(F, x, alpha, sigma, mean, s):
+    c_skip, c_out, c_in = _coefficients(alpha, sigma, s)
+    return mean + c_skip * x + c_out * F(c_in * (x - alpha * mean))
+
+
+def _alpha_is_one(F, x, alpha, sigma, mean, s):
+    return mean + _no_mean(F, x - alpha * mean, 1.0, sigma, mean, s)
+
+
+def _answer_not_scaled(F, x, alpha, sigma, mean, s):
+    c_skip, _, c_in = _coefficients(alpha, sigma, s)
+    centred = x - alpha * mean
+    return mean + c_skip * centred + F(c_in * centred)
+
 
 CENTRED = (
-    Mistake(
-        _no_skip,
-        "The skip is missing: c_skip times what is left of x, the best linear guess, to which "
-        "the network's answer is added.",
-    ),
-    Mistake(
-        _skip_of_edm,
-        "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² + sigma²), which is EDM's for alpha = 1.",
-    ),
-    Mistake(
-        _no_mean,
-        "The mean m doesn't appear: take the mean of x out first, and put the mean of the data "
-        "back at the end.",
-    ),
-    Mistake(_not_put_back, "This is x1 less its mean. Put the mean back."),
-    Mistake(
-        _mean_not_scaled, "You took m out of x. But x = alpha·x1 + sigma·eps: what is *its* mean?"
-    ),
+    Mistake(_no_skip,
+            "The skip is missing: c_skip times the centred x, the best "
+            "linear guess, to which the network's answer is added."),
+    Mistake(_skip_of_edm,
+            "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² "
+            "+ sigma²), which is EDM's for alpha = 1."),
+    Mistake(_no_mean,
+            "The mean doesn't appear: take the mean of x out "
+            "first, and put the mean of the data back at the end."),
+    Mistake(_not_put_back, "This is x1 minus its mean. Put the mean back."),
+    Mistake(_mean_not_scaled,
+            "You took the mean of the data out of x. But "
+            "x = alpha·x1 + sigma·eps: what is *its* mean?"),
     Mistake(_put_back_scaled, "At the end the mean of the *data* is put back, not that of x."),
-    Mistake(
-        _raw_input,
-        "The network is given an input of the wrong size. Which factor brings its variance to one?",
-    ),
-    Mistake(_over_variance, "You divided the input by its variance. Divide by its spread."),
-    Mistake(
-        _input_not_centred,
-        "The skip is centred and the network's input isn't. Give the network what is left, too.",
-    ),
-    Mistake(
-        _skip_not_centred,
-        "The network's input is centred and the skip isn't. Scale what is left, not x.",
-    ),
-    Mistake(
-        _alpha_is_one,
-        "Right for alpha = 1, as in EDM's table. Here the signal is scaled: its variance is alpha²·s².",
-    ),
+    Mistake(_raw_input,
+            "The network gets an input of the wrong size. "
+            "Which factor brings its variance to one?"),
+    Mistake(_over_variance,
+            "You divided the input by its variance. Divide by its standard deviation."),
+    Mistake(_input_not_centred,
+            "The skip is centred and the network's input "
+            "isn't. Give the network the centred x, too."),
+    Mistake(_skip_not_centred,
+            "The network's input is centred and the skip isn't. Scale the centred x, not x."),
+    Mistake(_alpha_is_one,
+            "This is right for alpha = 1, as in EDM's table. Here "
+            "the signal is scaled: its variance is alpha²·s²."),
     Mistake(_answer_not_scaled, "The network's answer has variance one. Scale it with c_out."),
 )
 
+
+def _net(u): return torch.sin(2 * u) + 0.3
+
+
+def _centred_cases() -> list[tuple]:
+    cases = []
+    for seed, alpha, sigma, s in ((0, 0.7, 0.4, 0.5), (1, 0.3, 0.9, 1.4)):
+        mean = torch.tensor([4.0, -3.0], dtype=torch.float64)
+        cases.append((_net, 3 * normal(6, 2, seed=seed), alpha, sigma, mean, s))
+    return cases
+
 # %% ../../nbs/solutions/10_design_space.ipynb #91052204
 def eps_weight(alpha, sigma, s):
-    return 1 + (sigma / (alpha * s)) ** 2
+    "alpha and sigma (B,), s the std of the data -> the weight of each squared error of eps, (B,)"
+    r = sigma / alpha
+    return 1 + (r / s) ** 2
 
 # %% ../../nbs/solutions/10_design_space.ipynb #ddc6bd74
-def _for_x1(alpha, sigma, s): return (alpha**2 * s**2 + sigma**2) / (sigma * s) ** 2
-def _other_way(alpha, sigma, s): return _for_x1(alpha, sigma, s) * (alpha / sigma) ** 2
-def _ratio_not_squared(alpha, sigma, s): return _for_x1(alpha, sigma, s) * sigma / alpha
-def _rooted(alpha, sigma, s): return (1 + (sigma / (alpha * s)) ** 2).sqrt()
-def _inverse(alpha, sigma, s): return 1 / (1 + (sigma / (alpha * s)) ** 2)
+def _x1_weight(alpha, sigma, s): return (alpha**2 * s**2 + sigma**2) / (sigma * s) ** 2
+
+
+def _one(alpha, sigma, s): return torch.ones_like(alpha)
+def _x1_weight_of_ve(alpha, sigma, s): return (sigma**2 + s**2) / (sigma * s) ** 2
+def _ratio_upside_down(alpha, sigma, s): return _x1_weight(alpha, sigma, s) * (alpha / sigma) ** 2
+def _ratio_not_squared(alpha, sigma, s): return _x1_weight(alpha, sigma, s) * sigma / alpha
+def _rooted(alpha, sigma, s): return eps_weight(alpha, sigma, s).sqrt()
+def _inverse(alpha, sigma, s): return 1 / eps_weight(alpha, sigma, s)
 def _alpha_one(alpha, sigma, s): return 1 + (sigma / s) ** 2
 def _unit_data(alpha, sigma, s): return 1 + (sigma / alpha) ** 2
 def _only_the_ratio(alpha, sigma, s): return (sigma / alpha) ** 2
-def _c_out_squared(alpha, sigma, s): return (sigma * s) ** 2 / (alpha**2 * s**2 + sigma**2)
+def _c_out_squared(alpha, sigma, s): return 1 / _x1_weight(alpha, sigma, s)
 
-def _one(alpha, sigma, s): return torch.ones_like(alpha)
-def _of_ve(alpha, sigma, s): return (sigma**2 + s**2) / (sigma * s) ** 2
 
 WEIGHT = (
-    Mistake(
-        _one,
-        "Weight one is DDPM's loss. EDM's is the plain loss of F: go from the error of eps to "
-        "that of x1, and from there to F's.",
-    ),
-    Mistake(
-        _of_ve,
-        "This is 1/c_out² of VE, for the error of x1. Turn the error of eps into that of x1 "
-        "first, on any schedule.",
-    ),
-    Mistake(
-        _for_x1,
-        "This is the weight of the error of x1. How large is that error for an eps that is off by e?",
-    ),
-    Mistake(
-        _other_way,
-        "You turned the ratio round: the error of x1 is sigma/alpha times that of eps, not alpha/sigma.",
-    ),
-    Mistake(
-        _ratio_not_squared,
-        "Errors are squared in the loss, so the factor between them is squared too.",
-    ),
+    Mistake(_one,
+            "Weight one is DDPM's loss. EDM's is the plain loss of F: go "
+            "from the error of eps to that of x1, and from there to F's."),
+    Mistake(_x1_weight_of_ve,
+            "This is 1/c_out² of VE, for the error of x1. Turn the "
+            "error of eps into that of x1 first, on any schedule."),
+    Mistake(_x1_weight,
+            "This is the weight of the error of x1. How "
+            "large is that error for an eps that is off by e?"),
+    Mistake(_ratio_upside_down,
+            "The ratio is upside down: the error of x1 is "
+            "sigma/alpha times that of eps, not alpha/sigma."),
+    Mistake(_ratio_not_squared,
+            "Errors are squared in the loss, so the factor between them is squared too."),
     Mistake(_rooted, "This is the factor of the error. The weight multiplies its square."),
-    Mistake(
-        _inverse,
-        "Upside down: high noise must weigh more, since an error of eps does more harm there.",
-    ),
-    Mistake(
-        _alpha_one,
-        "Right for alpha = 1. Which ratio takes the place of sigma on any other schedule?",
-    ),
-    Mistake(_unit_data, "Right for data of spread one. Where does s enter c_out?"),
+    Mistake(_inverse,
+            "The weight is upside down: high noise must weigh "
+            "more, since an error of eps does more harm there."),
+    Mistake(_alpha_one,
+            "This is right for alpha = 1. Which ratio takes "
+            "the place of sigma on any other schedule?"),
+    Mistake(_unit_data, "This is right for data of unit variance. Where does s enter c_out?"),
     Mistake(_only_the_ratio, "This weight gives the plain loss of x1. EDM's has 1/c_out² besides."),
-    Mistake(
-        _c_out_squared,
-        "This is c_out². EDM's weight on the x1 error is its inverse, and eps needs one more factor.",
-    ),
+    Mistake(_c_out_squared,
+            "This is c_out². EDM's weight on the x1 error "
+            "is its inverse, and eps needs another factor."),
 )
+
+
+def _weight_cases() -> list[tuple]:
+    return [(0.1 + 0.9 * uniform(6, seed=2), 0.1 + 2 * uniform(6, seed=3), s) for s in (0.5, 1.7)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #3a33d431
 def churned_midpoint(D, x, sigma, after, gamma, z):
-    hat = sigma * (1 + gamma)
-    x = x + (hat**2 - sigma**2) ** 0.5 * z
-    middle = (hat + after) / 2
-    y = x + (middle - hat) * (x - D(x, hat)) / hat
-    return x + (after - hat) * (y - D(y, middle)) / middle
+    "x and z (B, 2), sigma > after >= 0 and gamma numbers -> x at noise `after`, (B, 2)"
+    sigma_hat = sigma * (1 + gamma)
+    x_hat = x + (sigma_hat**2 - sigma**2) ** 0.5 * z
+
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * (x_hat - D(x_hat, sigma_hat)) / sigma_hat
+    return x_hat + (after - sigma_hat) * (x_mid - D(x_mid, sigma_mid)) / sigma_mid
 
 # %% ../../nbs/solutions/10_design_space.ipynb #bb31e1f3
 def _slope(D, x, sigma): return (x - D(x, sigma)) / sigma
 
 
-def _any_midpoint(
-    D, x, sigma, after, gamma, z, *, spread=None, first=None, begin=None, middle=None, back=None
-):
-    "The step with one part replaced."
-    hat = sigma * (1 + gamma)
-    x = x + ((hat**2 - sigma**2) ** 0.5 if spread is None else spread) * z
-    begin, middle = hat if begin is None else begin, (hat + after) / 2 if middle is None else middle
-    y = x + (middle - begin) * _slope(D, x, hat if first is None else first)
-    return (x if back is None else y) + (after - (begin if back is None else back)) * _slope(
-        D, y, middle
-    )
+def _raised(x, sigma, gamma, z):
+    "x at the raised level sigma_hat, and sigma_hat."
+    sigma_hat = sigma * (1 + gamma)
+    return x + (sigma_hat**2 - sigma**2) ** 0.5 * z, sigma_hat
 
 
-def _no_noise(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, spread=0.0)
+def _midpoint(D, x, sigma, after):
+    "A midpoint step without churn."
+    sigma_mid = (sigma + after) / 2
+    x_mid = x + (sigma_mid - sigma) * _slope(D, x, sigma)
+    return x + (after - sigma) * _slope(D, x_mid, sigma_mid)
+
+
+def _heun(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    slope = _slope(D, x_hat, sigma_hat)
+    x_after = x_hat + (after - sigma_hat) * slope
+    if after == 0: return x_after
+    return x_hat + (after - sigma_hat) / 2 * (slope + _slope(D, x_after, after))
+
+
+def _slope_over_sigma_hat(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma_hat)
+    return x_hat + (after - sigma_hat) * (x_mid - D(x_mid, sigma_mid)) / sigma_hat
+
+
+def _added_to_x(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma_hat)
+    return x + (after - sigma_hat) * _slope(D, x_mid, sigma_mid)
+
+
+def _no_noise(D, x, sigma, after, gamma, z): return _midpoint(D, x, sigma * (1 + gamma), after)
+
+
 def _noise_by_growth(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, spread=gamma * sigma)
-def _noise_by_hat(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, spread=sigma * (1 + gamma))
-def _variance(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, spread=((1 + gamma) ** 2 - 1) * sigma**2)
-def _asked_at_old(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, first=sigma)
-def _from_old(D, x, sigma, after, gamma, z):
-    return _any_midpoint(
-        D, x, sigma, after, gamma, z, begin=sigma, first=sigma, middle=(sigma + after) / 2
-    )
-def _length_from_old(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, begin=sigma)
-def _middle_of_old(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, middle=(sigma + after) / 2)
-def _from_the_middle(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, back=(sigma * (1 + gamma) + after) / 2)
-def _whole_from_the_middle(D, x, sigma, after, gamma, z):
-    return _any_midpoint(D, x, sigma, after, gamma, z, back=sigma * (1 + gamma))
+    sigma_hat = sigma * (1 + gamma)
+    return _midpoint(D, x + (sigma_hat - sigma) * z, sigma_hat, after)
+
+
+def _noise_by_sigma_hat(D, x, sigma, after, gamma, z):
+    sigma_hat = sigma * (1 + gamma)
+    return _midpoint(D, x + sigma_hat * z, sigma_hat, after)
+
+
+def _noise_by_variance(D, x, sigma, after, gamma, z):
+    sigma_hat = sigma * (1 + gamma)
+    return _midpoint(D, x + (sigma_hat**2 - sigma**2) * z, sigma_hat, after)
+
+
+def _first_slope_at_sigma(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma)
+    return x_hat + (after - sigma_hat) * _slope(D, x_mid, sigma_mid)
+
+
+def _all_from_sigma(D, x, sigma, after, gamma, z):
+    x_hat, _ = _raised(x, sigma, gamma, z)
+    return _midpoint(D, x_hat, sigma, after)
+
+
+def _lengths_from_sigma(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma) * _slope(D, x_hat, sigma_hat)
+    return x_hat + (after - sigma) * _slope(D, x_mid, sigma_mid)
+
+
+def _middle_from_sigma(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma_hat)
+    return x_hat + (after - sigma_hat) * _slope(D, x_mid, sigma_mid)
+
+
+def _half_step_from_the_middle(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma_hat)
+    return x_mid + (after - sigma_mid) * _slope(D, x_mid, sigma_mid)
+
+
+def _whole_step_from_the_middle(D, x, sigma, after, gamma, z):
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    sigma_mid = (sigma_hat + after) / 2
+    x_mid = x_hat + (sigma_mid - sigma_hat) * _slope(D, x_hat, sigma_hat)
+    return x_mid + (after - sigma_hat) * _slope(D, x_mid, sigma_mid)
 
 
 def _euler(D, x, sigma, after, gamma, z):
-    hat = sigma * (1 + gamma)
-    x = x + (hat**2 - sigma**2) ** 0.5 * z
-    return x + (after - hat) * _slope(D, x, hat)
+    x_hat, sigma_hat = _raised(x, sigma, gamma, z)
+    return x_hat + (after - sigma_hat) * _slope(D, x_hat, sigma_hat)
 
 
-def _uphill(D, x, sigma, after, gamma, z):
-    return churned_midpoint(lambda x, s: 2 * x - D(x, s), x, sigma, after, gamma, z)
+def _wrong_sign(D, x, sigma, after, gamma, z):
+    def mirrored(x, sigma): return 2 * x - D(x, sigma)
+    return churned_midpoint(mirrored, x, sigma, after, gamma, z)
 
-def _heun(D, x, sigma, after, gamma, z):
-    hat = sigma * (1 + gamma)
-    x = x + (hat**2 - sigma**2) ** 0.5 * z
-    y = x + (after - hat) * _slope(D, x, hat)
-    return y if after == 0 else x + (after - hat) / 2 * (_slope(D, x, hat) + _slope(D, y, after))
-def _slope_over_hat(D, x, sigma, after, gamma, z):
-    hat = sigma * (1 + gamma)
-    x, middle = x + (hat**2 - sigma**2) ** 0.5 * z, (hat + after) / 2
-    y = x + (middle - hat) * _slope(D, x, hat)
-    return x + (after - hat) * (y - D(y, middle)) / hat
-def _from_unraised(D, x, sigma, after, gamma, z):
-    hat = sigma * (1 + gamma)
-    raised, middle = x + (hat**2 - sigma**2) ** 0.5 * z, (hat + after) / 2
-    y = raised + (middle - hat) * _slope(D, raised, hat)
-    return x + (after - hat) * _slope(D, y, middle)
 
 MIDPOINT = (
-    Mistake(
-        _heun,
-        "This is Heun, which looks at the end of the step. Midpoint looks half-way, and goes the "
-        "whole way with the slope found there.",
-    ),
-    Mistake(
-        _slope_over_hat,
-        "The slope in the middle is (y - D)/sigma with the sigma of the *middle*, where D was asked.",
-    ),
-    Mistake(
-        _from_unraised,
-        "You added the step to x as it was before the noise was raised. It starts from the raised x.",
-    ),
-    Mistake(
-        _no_noise,
-        "The raised level needs its noise: x must become a sample at (1 + gamma)·sigma before you ask.",
-    ),
-    Mistake(
-        _noise_by_growth,
-        "Variances add, not spreads: noise of which spread takes sigma² to the raised level squared?",
-    ),
-    Mistake(
-        _noise_by_hat, "You added noise of the whole raised level. Part of it is in x already."
-    ),
-    Mistake(_variance, "This is the variance of the noise to add. z is scaled by its root."),
-    Mistake(
-        _asked_at_old,
-        "The first slope is taken after the noise was raised, so D must be told the raised level.",
-    ),
-    Mistake(
-        _from_old,
-        "After the raise everything starts at the raised level: the first slope, the middle and "
-        "the length of the step.",
-    ),
-    Mistake(
-        _length_from_old,
-        "Slopes right, lengths wrong: both distances are measured from the raised level.",
-    ),
-    Mistake(_middle_of_old, "The middle lies between the raised level and the new one."),
-    Mistake(
-        _from_the_middle,
-        "You went on from the middle, by half a step: two Euler steps. Midpoint goes the whole "
-        "way again, from the beginning.",
-    ),
-    Mistake(
-        _whole_from_the_middle,
-        "You took the whole step from the middle. It starts where the first half started.",
-    ),
+    Mistake(_heun,
+            "This is Heun, which looks at the end of the step. Midpoint looks "
+            "half-way, and goes the whole way with the slope found there."),
+    Mistake(_slope_over_sigma_hat,
+            "The slope in the middle is (x - D)/sigma with "
+            "the sigma of the *middle*, where D was evaluated."),
+    Mistake(_added_to_x,
+            "You added the step to x as it was before the "
+            "noise was raised. It starts from the raised x."),
+    Mistake(_no_noise,
+            "The raised level needs its noise: x must become a "
+            "sample at (1 + gamma)·sigma before you evaluate D."),
+    Mistake(_noise_by_growth,
+            "Variances add, standard deviations don't: noise of which "
+            "standard deviation takes sigma² to the raised level squared?"),
+    Mistake(_noise_by_sigma_hat,
+            "You added noise of the whole raised level. Part of it is in x already."),
+    Mistake(_noise_by_variance,
+            "This is the variance of the noise to add. z is scaled by its root."),
+    Mistake(_first_slope_at_sigma,
+            "The first slope is taken after the noise was raised, so D must get the raised level."),
+    Mistake(_all_from_sigma,
+            "After the raise everything starts at the raised level: "
+            "the first slope, the middle and the length of the step."),
+    Mistake(_lengths_from_sigma,
+            "The slopes are right and the lengths wrong: both "
+            "distances are measured from the raised level."),
+    Mistake(_middle_from_sigma, "The middle lies between the raised level and the new one."),
+    Mistake(_half_step_from_the_middle,
+            "You went on from the middle, by half a step: two Euler "
+            "steps. Midpoint goes the whole way again, from the beginning."),
+    Mistake(_whole_step_from_the_middle,
+            "You took the whole step from the middle. It starts where the first half started."),
     Mistake(_euler, "This is Euler. The slope in the middle is missing."),
-    Mistake(_uphill, "The slope's sign: dx/dsigma is (x - D)/sigma, the noise."),
+    Mistake(_wrong_sign, "The sign of the slope is off: dx/dsigma is (x - D)/sigma, the noise."),
 )
+
+
+def _denoiser(x, sigma): return x / (1 + sigma**2) + 0.2 * torch.sin(x + sigma)
+
+
+def _midpoint_cases() -> list[tuple]:
+    levels = ((3.0, 1.2, 0.3), (0.8, 0.5, 0.1), (0.5, 0.0, 0.2))  # sigma, after, gamma
+    return [(_denoiser, normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #a018d892
 def density_of_t(t, mean, std):
+    "t (n,) in (0, 1); log((1 - t) / t) is normal with this mean and std -> the density of t, (n,)"
     l = ((1 - t) / t).log()
-    return torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5) / (t * (1 - t))
+    density_of_l = torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5)
+    return density_of_l / (t * (1 - t))
 
 # %% ../../nbs/solutions/10_design_space.ipynb #47b9decd
-def _bell(l, mean, std):
-    return torch.exp(-((l - mean) ** 2) / (2 * std**2)) / (std * (2 * math.pi) ** 0.5)
 def _l(t): return ((1 - t) / t).log()
-def _no_jacobian(t, mean, std): return _bell(_l(t), mean, std)
-def _jacobian_multiplied(t, mean, std): return _bell(_l(t), mean, std) * t * (1 - t)
-def _other_clock(t, mean, std): return _bell(-_l(t), mean, std) / (t * (1 - t))
-def _ratio_density(t, mean, std): return _bell(_l(t), mean, std) * t / (1 - t)
-def _half_jacobian(t, mean, std): return _bell(_l(t), mean, std) / t
-def _not_normalised(t, mean, std):
-    return torch.exp(-((_l(t) - mean) ** 2) / (2 * std**2)) / (t * (1 - t))
-def _std_as_variance(t, mean, std): return _bell(_l(t), mean, std**0.5) / (t * (1 - t))
+def _bell(l, mean, std): return torch.exp(-((l - mean) ** 2) / (2 * std**2))
+def _density_of_l(l, mean, std): return _bell(l, mean, std) / (std * (2 * math.pi) ** 0.5)
+
+
+def _no_derivative(t, mean, std): return _density_of_l(_l(t), mean, std)
+def _derivative_inverted(t, mean, std): return _density_of_l(_l(t), mean, std) * t * (1 - t)
+def _signal_over_noise(t, mean, std): return _density_of_l(-_l(t), mean, std) / (t * (1 - t))
+def _density_of_ratio(t, mean, std): return _density_of_l(_l(t), mean, std) * t / (1 - t)
+def _half_derivative(t, mean, std): return _density_of_l(_l(t), mean, std) / t
+def _not_normalised(t, mean, std): return _bell(_l(t), mean, std) / (t * (1 - t))
+def _std_as_variance(t, mean, std): return density_of_t(t, mean, std**0.5)
+
+
 def _no_two(t, mean, std):
-    return torch.exp(-((_l(t) - mean) ** 2) / std**2) / (std * (2 * math.pi) ** 0.5) / (t * (1 - t))
+    density_of_l = torch.exp(-((_l(t) - mean) ** 2) / std**2) / (std * (2 * math.pi) ** 0.5)
+    return density_of_l / (t * (1 - t))
+
+
 def _log_density(t, mean, std): return density_of_t(t, mean, std).log()
 
+
 DENSITY = (
-    Mistake(
-        _no_jacobian,
-        "This is the density of log((1 - t)/t), read at t. Stretching an axis changes a density: "
-        "by which factor?",
-    ),
-    Mistake(
-        _jacobian_multiplied,
-        "You multiplied by t(1 - t). Where t crowds many values of the logarithm together, its "
-        "density is *larger*.",
-    ),
-    Mistake(
-        _other_clock, "The ratio is upside down: on the linear path noise over signal is (1 - t)/t."
-    ),
-    Mistake(
-        _ratio_density,
-        "This is the log-normal density of the *ratio*. You need the derivative of the logarithm "
-        "in t, not in the ratio.",
-    ),
-    Mistake(_half_jacobian, "The derivative isn't complete: log(1 - t) depends on t, too."),
-    Mistake(
-        _not_normalised, "It doesn't integrate to one: the normal density has a factor in front."
-    ),
+    Mistake(_no_derivative,
+            "This is the density of log((1 - t)/t), read at t. "
+            "Stretching an axis changes a density: by which factor?"),
+    Mistake(_derivative_inverted,
+            "You multiplied by t(1 - t). Where t crowds many values "
+            "of the logarithm together, its density is *larger*."),
+    Mistake(_signal_over_noise,
+            "The ratio is upside down: on the linear path noise over signal is (1 - t)/t."),
+    Mistake(_density_of_ratio,
+            "This is the log-normal density of the *ratio*. You need "
+            "the derivative of the logarithm in t, not in the ratio."),
+    Mistake(_half_derivative, "The derivative isn't complete: log(1 - t) depends on t, too."),
+    Mistake(_not_normalised,
+            "It doesn't integrate to one: the normal density has a factor in front."),
     Mistake(_std_as_variance, "You took std for the variance."),
-    Mistake(
-        _no_two,
-        "In the exponent of a normal density the square is divided by *twice* the variance.",
-    ),
+    Mistake(_no_two,
+            "In the exponent of a normal density the square is divided by *twice* the variance."),
     Mistake(_log_density, "This is the logarithm of the density."),
 )
 
+
+def _density_cases() -> list[tuple]:
+    return [(0.05 + 0.9 * uniform(7, seed=6), mean, std) for mean, std in ((-1.2, 1.2), (0.4, 0.7))]
+
 # %% ../../nbs/solutions/10_design_space.ipynb #b054c231
 def churn_of(s_churn, n, high, low):
+    "s_churn, high > low and n numbers -> churn, a number"
     gamma = min(s_churn / n, 2**0.5 - 1)
-    return gamma * n / math.log(high / low)
+    delta = math.log(high / low) / n
+    return gamma / delta
 
 # %% ../../nbs/solutions/10_design_space.ipynb #5f98e224
 def _gamma(s_churn, n): return min(s_churn / n, 2**0.5 - 1)
-def _no_cap(s_churn, n, high, low): return s_churn / math.log(high / low)
-def _cap_on_budget(s_churn, n, high, low): return min(s_churn, 2**0.5 - 1) / math.log(high / low)
-def _gamma_alone(s_churn, n, high, low): return _gamma(s_churn, n)
-def _whole_logarithm(s_churn, n, high, low): return _gamma(s_churn, n) / math.log(high / low)
-def _in_sigma(s_churn, n, high, low): return _gamma(s_churn, n) * n / (high - low)
-def _base_ten(s_churn, n, high, low): return _gamma(s_churn, n) * n / math.log10(high / low)
-def _base_two(s_churn, n, high, low): return _gamma(s_churn, n) * n / math.log2(high / low)
-def _twice(s_churn, n, high, low): return 2 * _gamma(s_churn, n) * n / math.log(high / low)
-def _upside_down(s_churn, n, high, low): return math.log(high / low) / (_gamma(s_churn, n) * n)
-def _wide_cap(s_churn, n, high, low): return min(s_churn / n, 2**0.5) * n / math.log(high / low)
+
 
 def _exact_raise(s_churn, n, high, low):
     return ((1 + _gamma(s_churn, n)) ** 2 - 1) / 2 * n / math.log(high / low)
 
+
+def _no_cap(s_churn, n, high, low): return s_churn / math.log(high / low)
+def _cap_on_budget(s_churn, n, high, low): return min(s_churn, 2**0.5 - 1) / math.log(high / low)
+def _gamma_itself(s_churn, n, high, low): return _gamma(s_churn, n)
+def _whole_logarithm(s_churn, n, high, low): return _gamma(s_churn, n) / math.log(high / low)
+def _in_sigma(s_churn, n, high, low): return _gamma(s_churn, n) * n / (high - low)
+def _base_ten(s_churn, n, high, low): return _gamma(s_churn, n) * n / math.log10(high / low)
+def _base_two(s_churn, n, high, low): return _gamma(s_churn, n) * n / math.log2(high / low)
+def _twice(s_churn, n, high, low): return 2 * churn_of(s_churn, n, high, low)
+def _upside_down(s_churn, n, high, low): return 1 / churn_of(s_churn, n, high, low)
+
+
+def _cap_too_high(s_churn, n, high, low):
+    gamma = min(s_churn / n, 2**0.5)
+    return gamma * n / math.log(high / low)
+
+
 CHURN = (
-    Mistake(
-        _exact_raise,
-        "Exact for the raise, and of first order for the churn. Keep the first order on both "
-        "sides: 2·gamma·sigma².",
-    ),
-    Mistake(
-        _no_cap,
-        "Right where no cap applies. gamma is never more than √2 - 1, even if the budget allows it.",
-    ),
-    Mistake(
-        _cap_on_budget, "The cap belongs to gamma, the share of a single step, not to the budget."
-    ),
-    Mistake(
-        _gamma_alone,
-        "This is gamma. A step of which length, in the logarithm of sigma, is it spent on?",
-    ),
-    Mistake(
-        _whole_logarithm,
-        "You spent one step's gamma on the whole way. How long is one of the n steps?",
-    ),
-    Mistake(
-        _in_sigma,
-        "Steps are even in the logarithm: their length is a share of log(high/low), not of high - low.",
-    ),
-    Mistake(
-        _base_ten,
-        "The logarithm to base ten. d(log sigma) = dsigma/sigma holds for the natural one.",
-    ),
-    Mistake(
-        _base_two,
-        "The logarithm to base two. d(log sigma) = dsigma/sigma holds for the natural one.",
-    ),
-    Mistake(
-        _twice,
-        "A factor two: both ways of adding variance have one, 2·gamma·sigma² and 2·churn·sigma·dsigma.",
-    ),
-    Mistake(_upside_down, "Upside down: a larger gamma must give a larger churn."),
-    Mistake(
-        _wide_cap,
-        "The cap: with it the raised variance is at most twice the old one. (1 + gamma)² <= 2.",
-    ),
+    Mistake(_exact_raise,
+            "This is exact for the raise, and of first order for the "
+            "churn. Keep the first order on both sides: 2·gamma·sigma²."),
+    Mistake(_no_cap,
+            "This is right where no cap applies. gamma is never "
+            "more than √2 - 1, even if the budget allows it."),
+    Mistake(_cap_on_budget,
+            "The cap belongs to gamma, the part of a single step, not to the budget."),
+    Mistake(_gamma_itself,
+            "This is gamma. Over a step of which length, in the logarithm of sigma, is it spent?"),
+    Mistake(_whole_logarithm,
+            "You spent one step's gamma on the whole way. How long is one of the n steps?"),
+    Mistake(_in_sigma,
+            "Steps are even in the logarithm: their length is "
+            "a fraction of log(high/low), not of high - low."),
+    Mistake(_base_ten,
+            "You took the logarithm to base ten. d(log "
+            "sigma) = dsigma/sigma holds for the natural one."),
+    Mistake(_base_two,
+            "You took the logarithm to base two. d(log "
+            "sigma) = dsigma/sigma holds for the natural one."),
+    Mistake(_twice,
+            "You are off by a factor of two: both ways of adding "
+            "variance have one, 2·gamma·sigma² and 2·churn·sigma·dsigma."),
+    Mistake(_upside_down, "The ratio is upside down: a larger gamma must give a larger churn."),
+    Mistake(_cap_too_high,
+            "The cap is too high: with the right one the raised "
+            "variance is at most twice the old one. (1 + gamma)² <= 2."),
 )
+
+
+def _churn_cases() -> list[tuple]:
+    return [(40.0, 256, 80.0, 0.002), (30.0, 18, 80.0, 0.01), (5.0, 50, 20.0, 0.1)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #f128c4a5
 def final_spread(s, sigma_max):
-    return s * sigma_max / (s**2 + sigma_max**2).sqrt()
+    "s and sigma_max (n,) -> the standard deviation of the samples, (n,)"
+    factor = s / (s**2 + sigma_max**2).sqrt()
+    return factor * sigma_max
 
 # %% ../../nbs/solutions/10_design_space.ipynb #33576c4f
-def _no_harm(s, sigma_max): return s + 0 * sigma_max
+def _s_itself(s, sigma_max): return s + 0 * sigma_max
 def _start(s, sigma_max): return sigma_max + 0 * s
 def _true_start(s, sigma_max): return (s**2 + sigma_max**2).sqrt()
 def _too_wide(s, sigma_max): return s * (s**2 + sigma_max**2).sqrt() / sigma_max
-def _variance_of_it(s, sigma_max): return (s * sigma_max) ** 2 / (s**2 + sigma_max**2)
+def _variance(s, sigma_max): return (s * sigma_max) ** 2 / (s**2 + sigma_max**2)
 def _factor_alone(s, sigma_max): return s / (s**2 + sigma_max**2).sqrt()
-def _linear(s, sigma_max): return s * sigma_max / (s + sigma_max)
+def _stds_added(s, sigma_max): return s * sigma_max / (s + sigma_max)
 def _shrunk_twice(s, sigma_max): return s * sigma_max**2 / (s**2 + sigma_max**2)
-def _named(s, sigma_max): return s**2 * sigma_max / (s**2 + sigma_max**2)
+def _predicted_data(s, sigma_max): return s**2 * sigma_max / (s**2 + sigma_max**2)
+
 
 SPREAD = (
-    Mistake(
-        _no_harm,
-        "That would be right for a true start. Yours lacks the data's share of the spread, and "
-        "the ODE keeps ratios.",
-    ),
-    Mistake(_start, "This is the spread at the start. Follow the ODE down to zero noise."),
-    Mistake(_true_start, "This is the spread that a true start would have."),
-    Mistake(_too_wide, "Upside down: you start too narrow, so you must end too narrow."),
-    Mistake(_variance_of_it, "This is the variance. The spread was asked for."),
-    Mistake(
-        _factor_alone,
-        "This is the factor by which every point shrinks. Times which starting spread?",
-    ),
-    Mistake(_linear, "Independent spreads add as squares."),
-    Mistake(
-        _shrunk_twice,
-        "The factor, squared. Solve dlog(x)/dsigma = sigma/(s² + sigma²): a logarithm of a square, halved.",
-    ),
-    Mistake(
-        _named,
-        "This is one jump to the predicted data, the mean. The ODE, solved exactly, doesn't lose "
-        "that much spread.",
-    ),
+    Mistake(_s_itself,
+            "That would be right for a true start. Yours lacks "
+            "the variance of the data, and the ODE keeps ratios."),
+    Mistake(_start,
+            "This is the standard deviation at the start. Follow the ODE down to zero noise."),
+    Mistake(_true_start, "This is the standard deviation that a true start would have."),
+    Mistake(_too_wide,
+            "The ratio is upside down: you start too narrow, so you must end too narrow."),
+    Mistake(_variance, "This is the variance. Return the standard deviation."),
+    Mistake(_factor_alone,
+            "This is the factor by which every point shrinks. Which "
+            "standard deviation at the start does it multiply?"),
+    Mistake(_stds_added,
+            "The variances of independent numbers add, their standard deviations don't."),
+    Mistake(_shrunk_twice,
+            "This is the factor, squared. Solve dlog(x)/dsigma = "
+            "sigma/(s² + sigma²): a logarithm of a square, halved."),
+    Mistake(_predicted_data,
+            "This is one jump to the predicted data, the mean. The "
+            "ODE, solved exactly, doesn't shrink the cloud that much."),
 )
+
+
+def _spread_cases() -> list[tuple]:
+    return [(0.3 + 2 * uniform(6, seed=7), 0.5 + 5 * uniform(6, seed=8))]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b6987c9f
 EXERCISES = {
     "centred_denoise": Exercise(
-        centred_denoise,
-        _centred_cases,
-        CENTRED,
-        "Latents of an autoencoder have such a mean: you can precondition them now.",
-    ),
+        centred_denoise, _centred_cases, CENTRED,
+        "Latents of an autoencoder have such a mean: you can precondition them."),
     "eps_weight": Exercise(
-        eps_weight, _weight_cases, WEIGHT, "Any weight on one target is a weight on every other."
-    ),
+        eps_weight, _weight_cases, WEIGHT,
+        "Any weight on one target is a weight on every other."),
     "churned_midpoint": Exercise(
-        churned_midpoint,
-        _midpoint_cases,
-        MIDPOINT,
-        "A second-order stochastic sampler that never asks at sigma = 0.",
-    ),
+        churned_midpoint, _midpoint_cases, MIDPOINT,
+        "It is a second-order stochastic sampler that never evaluates the model at sigma = 0."),
     "density_of_t": Exercise(
-        density_of_t,
-        _density_cases,
-        DENSITY,
-        "This is the logit-normal that Stable Diffusion 3 trains with.",
-    ),
+        density_of_t, _density_cases, DENSITY,
+        "This is the logit-normal density that Stable Diffusion 3 trains with."),
     "churn_of": Exercise(
-        churn_of, _churn_cases, CHURN, "You can read one paper's stochasticity in another's unit."
-    ),
+        churn_of, _churn_cases, CHURN,
+        "You can read one paper's stochasticity in another's unit."),
     "final_spread": Exercise(
-        final_spread,
-        _spread_cases,
-        SPREAD,
-        "So sigma_max = 80 costs 0.008 % of the spread for data of spread one; sigma_max = 1 costs 29 %.",
-    ),
+        final_spread, _spread_cases, SPREAD,
+        "So for data of unit variance sigma_max = 80 costs 0.008 "
+        "% of the standard deviation; sigma_max = 1 costs 29 %."),
 }
