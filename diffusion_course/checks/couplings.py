@@ -6,375 +6,371 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ..checking import Exercise, Mistake
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
 __all__ = ['STRAIGHT', 'SORTED', 'GREEDY', 'GAUSSIANS', 'ONE_STEP', 'MEETING', 'EXERCISES', 'straightness', 'sorted_pairs',
            'greedy_cost', 'gaussian_w2_squared', 'one_step', 'meeting_loss']
 
-# %% ../../nbs/solutions/11_straight_flows.ipynb #1bf85f4d
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def _uniform(n: int, seed: int) -> Tensor:
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+# %% ../../nbs/solutions/11_straight_flows.ipynb #ea55a0bf
+def straightness(xs, ts):
+    "xs (T + 1, n, D) iterates, ts (T + 1,) rising times from 0 to 1, unevenly spaced -> a number"
+    h = ts.diff()[:, None, None]
+    velocity = xs.diff(dim=0) / h
+    displacement = xs[-1] - xs[0]
+    return ((velocity - displacement).square() * h).sum((0, 2)).mean()
+
+# %% ../../nbs/solutions/11_straight_flows.ipynb #98156848
+def _h(ts): return ts.diff()[:, None, None]
+def _deviation(xs, ts): return xs.diff(dim=0) / _h(ts) - (xs[-1] - xs[0])
+
+
+def _plain_mean(xs, ts): return _deviation(xs, ts).square().mean()
+def _even_steps(xs, ts): return _deviation(xs, ts).square().sum(2).mean()
+
+
+def _mean_over_dimensions(xs, ts):
+    return (_deviation(xs, ts).square() * _h(ts)).sum(0).mean()
+
+
+def _not_squared(xs, ts):
+    return (_deviation(xs, ts).norm(dim=2) * ts.diff()[:, None]).sum(0).mean()
+
+
+def _differences(xs, ts):
+    deviation = xs.diff(dim=0) - (xs[-1] - xs[0])
+    return (deviation.square() * _h(ts)).sum((0, 2)).mean()
+
+
+def _path_energy(xs, ts):
+    velocity = xs.diff(dim=0) / _h(ts)
+    return (velocity.square() * _h(ts)).sum((0, 2)).mean()
+
+
+def _summed_over_samples(xs, ts): return (_deviation(xs, ts).square() * _h(ts)).sum()
+
+
+def _places(xs, ts):
+    line = xs[0] + ts[:, None, None] * (xs[-1] - xs[0])
+    return ((xs - line)[:-1].square() * _h(ts)).sum((0, 2)).mean()
+
+
+def _rooted(xs, ts): return straightness(xs, ts).sqrt()
+
+
+STRAIGHT = (
+    Mistake(_plain_mean,
+            "You averaged over everything. Sum over "
+            "dimensions, and weight each step with its length."),
+    Mistake(_even_steps,
+            "You gave every step the same weight. The times are uneven: "
+            "multiply each square by the length of its step and add."),
+    Mistake(_mean_over_dimensions,
+            "You averaged over the dimensions. The square "
+            "of a vector's length is the sum over them."),
+    Mistake(_not_squared, "You averaged lengths. The measure is the mean of the squared lengths."),
+    Mistake(_differences,
+            "A difference of two iterates is not a velocity "
+            "yet: divide it by the length of its step."),
+    Mistake(_path_energy,
+            "This is the path energy. Subtract the displacement "
+            "of the whole path from each velocity first."),
+    Mistake(_summed_over_samples,
+            "You added over the samples. Take the mean "
+            "over them, the sum over steps and dimensions."),
+    Mistake(_places,
+            "You compared places with places on the line. The measure compares velocities."),
+    Mistake(_rooted,
+            "You took a root at the end. The measure is a mean square, as the path energy is."),
+)
 
 
 def _path_cases() -> list[tuple]:
-    ts = torch.tensor([0.0, 0.1, 0.3, 0.6, 1.0], dtype=torch.float64)
-    return [(_normal(5, n, d, seed=k).cumsum(0), ts) for k, (n, d) in enumerate(((7, 2), (4, 3)))]
+    cases = []
+    for seed, (n, D) in enumerate(((7, 2), (4, 3))):
+        xs = normal(5, n, D, seed=seed).cumsum(0)
+        ts = torch.tensor([0.0, 0.1, 0.3, 0.6, 1.0], dtype=torch.float64)
+        cases.append((xs, ts))
+    return cases
+
+# %% ../../nbs/solutions/11_straight_flows.ipynb #c3626078
+def sorted_pairs(x0, x1):
+    "x0 and x1 (n,) -> x0 rearranged, (n,): entry k belongs to x1[k]"
+    rank = x1.argsort().argsort()
+    return x0.sort().values[rank]
+
+# %% ../../nbs/solutions/11_straight_flows.ipynb #2ce4c167
+def _rank(x): return x.argsort().argsort()
+
+
+def _by_order_of_x1(x0, x1): return x0[x1.argsort()]
+def _only_sorted(x0, x1): return x0.sort().values
+def _by_order_not_rank(x0, x1): return x0.sort().values[x1.argsort()]
+def _not_sorted(x0, x1): return x0[_rank(x1)]
+def _reversed(x0, x1): return x0.sort(descending=True).values[_rank(x1)]
+def _x1_rearranged(x0, x1): return x1.sort().values[_rank(x0)]
+def _unchanged(x0, x1): return x0 + 0
+def _nearest(x0, x1): return x0[(x0[None] - x1[:, None]).abs().argmin(1)]
+
+
+SORTED = (
+    Mistake(_by_order_of_x1,
+            "You arranged x0 by the order of x1 without sorting it. "
+            "Sort x0, then give each x1 the one of its own rank."),
+    Mistake(_only_sorted,
+            "x0 is sorted, but x1 isn't: x1[0] need not be the "
+            "smallest. Hand the sorted noise out by the rank of each x1."),
+    Mistake(_by_order_not_rank,
+            "`argsort` says where the smallest is, not which rank an entry "
+            "has. You need the inverse permutation: argsort once more."),
+    Mistake(_not_sorted,
+            "The ranks of x1 are right, but x0 has to be sorted before they pick from it."),
+    Mistake(_reversed,
+            "You paired the largest with the smallest. That is the worst pairing there is."),
+    Mistake(_x1_rearranged,
+            "You rearranged x1. It is x0 that moves, so that training data keep their order."),
+    Mistake(_unchanged, "This is x0 as it came: the independent coupling."),
+    Mistake(_nearest,
+            "Each x1 took its nearest x0, and some were "
+            "taken twice. A coupling uses each one once."),
+)
 
 
 def _line_cases() -> list[tuple]:
     return [
-        (_normal(9, seed=2), 2 + 3 * _normal(9, seed=3)),
-        (_normal(6, seed=4), _normal(6, seed=5)),
+        (normal(9, seed=2), 2 + 3 * normal(9, seed=3)),
+        (normal(6, seed=4), normal(6, seed=5)),
     ]
-def _greedy_cases() -> list[tuple]:
-    return [
-        (_normal(n, d, seed=6 + n), 1 + _normal(n, d, seed=7 + n))
-        for n, d in ((12, 2), (9, 3), (20, 2))
-    ]
-def _gaussian_cases() -> list[tuple]:
-    return [
-        (_normal(d, seed=8), 0.2 + _uniform(d, 9), _normal(d, seed=10), 0.5 + 2 * _uniform(d, 11))
-        for d in (2, 3)
-    ]
-def _step_cases() -> list[tuple]:
-    return [
-        (_normal(5, d, seed=12), _normal(d, seed=13), 0.5 * _normal(d, d, seed=14)) for d in (2, 3)
-    ]
-def _meeting_cases() -> list[tuple]: return [(0.3 + 2 * _uniform(8, 15), _uniform(8, 16))]
-
-# %% ../../nbs/solutions/11_straight_flows.ipynb #ea55a0bf
-def straightness(xs, ts):
-    h = ts.diff()[:, None, None]
-    off = xs.diff(dim=0) / h - (xs[-1] - xs[0])
-    return (off.square() * h).sum((0, 2)).mean()
-
-# %% ../../nbs/solutions/11_straight_flows.ipynb #98156848
-def _off(xs, ts): return xs.diff(dim=0) / ts.diff()[:, None, None] - (xs[-1] - xs[0])
-def _even_steps(xs, ts): return _off(xs, ts).square().sum(2).mean()
-def _mean_over_dimensions(xs, ts):
-    return (_off(xs, ts).square() * ts.diff()[:, None, None]).sum(0).mean()
-def _not_squared(xs, ts): return (_off(xs, ts).norm(dim=2) * ts.diff()[:, None]).sum(0).mean()
-def _no_velocity(xs, ts):
-    return (
-        ((xs.diff(dim=0) - (xs[-1] - xs[0])).square() * ts.diff()[:, None, None]).sum((0, 2)).mean()
-    )
-def _no_displacement(xs, ts):
-    return (
-        ((xs.diff(dim=0) / ts.diff()[:, None, None]).square() * ts.diff()[:, None, None])
-        .sum((0, 2))
-        .mean()
-    )
-def _summed_over_samples(xs, ts): return (_off(xs, ts).square() * ts.diff()[:, None, None]).sum()
-def _places(xs, ts):
-    line = xs[0] + ts[:, None, None] * (xs[-1] - xs[0])
-    return ((xs - line)[:-1].square() * ts.diff()[:, None, None]).sum((0, 2)).mean()
-def _rooted(xs, ts): return straightness(xs, ts).sqrt()
-
-def _plain_mean(xs, ts): return _off(xs, ts).square().mean()
-
-STRAIGHT = (
-    Mistake(
-        _plain_mean,
-        "You averaged over everything. Sum over dimensions, and give each step the weight of its length.",
-    ),
-    Mistake(
-        _even_steps,
-        "You gave every step the same weight. The times are uneven: multiply each square by its "
-        "step's length and add.",
-    ),
-    Mistake(
-        _mean_over_dimensions,
-        "You averaged over the dimensions. The square of a vector's length is the sum over them.",
-    ),
-    Mistake(_not_squared, "You averaged lengths. The measure is the mean of the squared lengths."),
-    Mistake(
-        _no_velocity,
-        "A difference of two iterates is not a velocity yet: divide it by the length of its step.",
-    ),
-    Mistake(
-        _no_displacement,
-        "This is the path energy. Subtract the displacement of the whole path from each velocity first.",
-    ),
-    Mistake(
-        _summed_over_samples,
-        "You added over the samples. Take the mean over them, the sum over steps and dimensions.",
-    ),
-    Mistake(
-        _places, "You compared places with places on the line. The measure compares velocities."
-    ),
-    Mistake(
-        _rooted, "You took a root at the end. The measure is a mean square, as the path energy is."
-    ),
-)
-
-# %% ../../nbs/solutions/11_straight_flows.ipynb #c3626078
-def sorted_pairs(x0, x1):
-    return x0.sort().values[x1.argsort().argsort()]
-
-# %% ../../nbs/solutions/11_straight_flows.ipynb #2ce4c167
-def _only_sorted(x0, x1): return x0.sort().values
-def _by_order_not_rank(x0, x1): return x0.sort().values[x1.argsort()]
-def _not_sorted(x0, x1): return x0[x1.argsort().argsort()]
-def _reversed(x0, x1): return x0.sort(descending=True).values[x1.argsort().argsort()]
-def _the_other(x0, x1): return x1.sort().values[x0.argsort().argsort()]
-def _untouched(x0, x1): return x0 + 0
-def _nearest(x0, x1): return x0[(x0[None] - x1[:, None]).abs().argmin(1)]
-
-def _by_order_of_x1(x0, x1): return x0[x1.argsort()]
-
-SORTED = (
-    Mistake(
-        _by_order_of_x1,
-        "You arranged x0 by the order of x1 without sorting it. Sort x0, then give each x1 the "
-        "one of its own rank.",
-    ),
-    Mistake(
-        _only_sorted,
-        "Sorted, but x1 isn't: x1[0] need not be the smallest. Hand the sorted noise out by the "
-        "rank of each x1.",
-    ),
-    Mistake(
-        _by_order_not_rank,
-        "`argsort` says where the smallest is, not which rank an entry has. You need the inverse "
-        "permutation: argsort once more.",
-    ),
-    Mistake(
-        _not_sorted, "The ranks of x1 are right, but x0 has to be sorted before they pick from it."
-    ),
-    Mistake(
-        _reversed, "You paired the largest with the smallest. That is the worst pairing there is."
-    ),
-    Mistake(
-        _the_other,
-        "You rearranged x1. It is x0 that moves, so that training data keep their order.",
-    ),
-    Mistake(_untouched, "This is x0 as it came: the independent coupling."),
-    Mistake(
-        _nearest,
-        "Each x1 took its nearest x0, and some were taken twice. A coupling uses each one once.",
-    ),
-)
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b2fb3ac8
 def greedy_cost(x0, x1):
+    "x0 and x1 (n, D) -> the mean over pairs of the squared distance, a number"
     cost = torch.cdist(x1, x0).square()
-    total = cost.new_zeros(())
+    squares = []
     for k in range(len(x1)):
-        value, i = cost[k].min(0)
-        total = total + value
-        cost[:, i] = torch.inf
-    return total / len(x1)
+        smallest, i = cost[k].min(0)
+        squares.append(smallest)
+        cost[:, i] = torch.inf  # x0[i] is taken
+    return torch.stack(squares).mean()
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #3331b44f
 def _taken_twice(x0, x1): return torch.cdist(x1, x0).square().min(1).values.mean()
 def _as_drawn(x0, x1): return (x1 - x0).square().sum(1).mean()
 def _noise_chooses(x0, x1): return greedy_cost(x1, x0)
 def _sum_of_costs(x0, x1): return greedy_cost(x0, x1) * len(x1)
-def _mean_of_dimensions(x0, x1): return greedy_cost(x0, x1) / x0.shape[1]
-def _best(x0, x1):
+def _mean_over_dimensions_too(x0, x1): return greedy_cost(x0, x1) / x0.shape[1]
+
+
+def _optimal(x0, x1):
     from scipy.optimize import linear_sum_assignment
 
     cost = torch.cdist(x1, x0).square()
     return cost[linear_sum_assignment(cost.numpy())].mean()
-def _lengths(x0, x1):
-    free, total = list(range(len(x0))), 0.0
+
+
+def _distance_not_squared(x0, x1):
+    free = list(range(len(x0)))
+    lengths = []
     for x in x1:
-        i = min(free, key=lambda i: float((x - x0[i]).norm()))
-        total = total + (x - x0[i]).norm()
-        free.remove(i)
-    return total / len(x1)
-def _globally_nearest(x0, x1):
-    cost, total = torch.cdist(x1, x0).square(), 0.0
+        distances = (x - x0[free]).norm(dim=1)
+        lengths.append(distances.min())
+        del free[int(distances.argmin())]
+    return torch.stack(lengths).mean()
+
+
+def _nearest_pair_first(x0, x1):
+    cost = torch.cdist(x1, x0).square()
+    squares = []
     for _ in range(len(x1)):
-        k = int(cost.argmin())
-        i, j = divmod(k, len(x0))
-        total, cost[i], cost[:, j] = total + cost[i, j].item(), torch.inf, torch.inf
-    return torch.tensor(total / len(x1), dtype=x1.dtype)
+        squares.append(cost.min())
+        k, i = divmod(int(cost.argmin()), len(x0))
+        cost[k] = torch.inf
+        cost[:, i] = torch.inf
+    return torch.stack(squares).mean()
+
 
 GREEDY = (
-    Mistake(
-        _taken_twice,
-        "Some noise points were taken twice. Once a point is taken, it is free no longer.",
-    ),
+    Mistake(_taken_twice,
+            "Some noise points were taken twice. Once a point is taken, it is free no longer."),
     Mistake(_as_drawn, "These are the pairs as drawn. Nobody has chosen yet."),
-    Mistake(
-        _noise_chooses,
-        "You let the noise choose. Go through the data points: each takes the nearest free noise.",
-    ),
+    Mistake(_noise_chooses,
+            "You let the noise choose. Go through the data "
+            "points: each takes the nearest free noise."),
     Mistake(_sum_of_costs, "This is the sum. Divide by the number of pairs."),
-    Mistake(
-        _mean_of_dimensions,
-        "You averaged over dimensions too. A squared distance is the sum over them.",
-    ),
-    Mistake(
-        _best,
-        "This is the optimal assignment, not the greedy one: go through the points in order, "
-        "without looking ahead.",
-    ),
-    Mistake(_lengths, "You averaged distances. The cost is the squared distance."),
-    Mistake(
-        _globally_nearest,
-        "You took the nearest of all pairs each time. Here the data points choose in their order, x1[0] first.",
-    ),
+    Mistake(_mean_over_dimensions_too,
+            "You averaged over dimensions too. A squared distance is the sum over them."),
+    Mistake(_optimal,
+            "This is the optimal assignment, not the greedy one: "
+            "go through the points in order, without looking ahead."),
+    Mistake(_distance_not_squared, "You averaged distances. The cost is the squared distance."),
+    Mistake(_nearest_pair_first,
+            "You took the nearest of all pairs each time. Here "
+            "the data points choose in their order, x1[0] first."),
 )
+
+
+def _greedy_cases() -> list[tuple]:
+    sizes = ((12, 2), (9, 3), (20, 2))
+    return [(normal(n, D, seed=6 + n), 1 + normal(n, D, seed=7 + n)) for n, D in sizes]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #dfc09e7e
 def gaussian_w2_squared(m0, s0, m1, s1):
+    "m0, s0, m1 and s1 (D,) -> the squared 2-Wasserstein distance, a number"
     return ((m1 - m0).square() + (s1 - s0).square()).sum()
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #539b0f25
-def _with_variances(m0, s0, m1, s1):
-    return (m1 - m0).square().sum() + (s1.square() - s0.square()).square().sum()
+def _not_summed(m0, s0, m1, s1): return (m1 - m0).square() + (s1 - s0).square()
+def _with_variances(m0, s0, m1, s1): return gaussian_w2_squared(m0, s0.square(), m1, s1.square())
 def _distance(m0, s0, m1, s1): return gaussian_w2_squared(m0, s0, m1, s1).sqrt()
 def _averaged(m0, s0, m1, s1): return gaussian_w2_squared(m0, s0, m1, s1) / len(m0)
 def _means_only(m0, s0, m1, s1): return (m1 - m0).square().sum()
-def _spreads_only(m0, s0, m1, s1): return (s1 - s0).square().sum()
+def _stds_only(m0, s0, m1, s1): return (s1 - s0).square().sum()
 def _independent(m0, s0, m1, s1): return ((m1 - m0).square() + s0.square() + s1.square()).sum()
+
+
 def _difference_of_variances(m0, s0, m1, s1):
-    return (m1 - m0).square().sum() + (s1.square() - s0.square()).abs().sum()
+    return ((m1 - m0).square() + (s1.square() - s0.square()).abs()).sum()
+
+
 def _opposite(m0, s0, m1, s1): return ((m1 - m0).square() + (s1 + s0).square()).sum()
 def _ratio(m0, s0, m1, s1): return ((m1 - m0).square() + (s1 / s0 - 1).square()).sum()
 
-def _not_summed(m0, s0, m1, s1): return (m1 - m0).square() + (s1 - s0).square()
 
 GAUSSIANS = (
-    Mistake(
-        _not_summed,
-        "Right for each coordinate. Add them up: the squared distance is a sum over dimensions.",
-    ),
-    Mistake(
-        _with_variances,
-        "You compared variances. The map scales by s1/s0, so deviations are what is compared.",
-    ),
-    Mistake(_distance, "This is W2. Its square was asked for."),
+    Mistake(_not_summed,
+            "This is right for each coordinate. Add them up: "
+            "the squared distance is a sum over dimensions."),
+    Mistake(_with_variances,
+            "You compared variances. The map scales by s1/s0, "
+            "so standard deviations are what is compared."),
+    Mistake(_distance, "This is W2. Return its square."),
     Mistake(_averaged, "You averaged over coordinates. Squared distances add up."),
-    Mistake(
-        _means_only,
-        "This moves the centre. The spread has to change as well, and that moves points too.",
-    ),
-    Mistake(_spreads_only, "The spread is right. The centre has to move too."),
-    Mistake(
-        _independent,
-        "This is the cost of independent pairs. The best pairs keep the order: x goes to m1 + s1/s0·(x - m0).",
-    ),
-    Mistake(
-        _difference_of_variances,
-        "You took the difference of variances. Work out the mean square of (s1/s0 - 1)(x - m0).",
-    ),
-    Mistake(
-        _opposite, "This map turns the order round: smallest to largest. That is the worst pairing."
-    ),
+    Mistake(_means_only,
+            "This moves the centre. The standard deviation "
+            "has to change as well, and that moves points too."),
+    Mistake(_stds_only, "The standard deviations are right. The centre has to move too."),
+    Mistake(_independent,
+            "This is the cost of independent pairs. The best "
+            "pairs keep the order: x goes to m1 + s1/s0·(x - m0)."),
+    Mistake(_difference_of_variances,
+            "You took the difference of variances. Work "
+            "out the mean square of (s1/s0 - 1)(x - m0)."),
+    Mistake(_opposite,
+            "This map turns the order round: smallest to largest. That is the worst pairing."),
     Mistake(_ratio, "x - m0 itself has the variance s0²: (s1/s0 - 1)² is to be multiplied by it."),
 )
 
+
+def _gaussian_cases() -> list[tuple]:
+    cases = []
+    for D in (2, 3):
+        s0 = 0.2 + uniform(D, seed=9)
+        s1 = 0.5 + 2 * uniform(D, seed=11)
+        cases.append((normal(D, seed=8), s0, normal(D, seed=10), s1))
+    return cases
+
 # %% ../../nbs/solutions/11_straight_flows.ipynb #5bb89c9b
 def one_step(x0, m, K):
+    "x0 (n, D), m (D,), K (D, D) -> where one Euler step lands, (n, D)"
     return m + x0 @ K.mT
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #e2cc05e9
-def _the_mean(x0, m, K): return m.expand_as(x0)
+def _all_on_m(x0, m, K): return m.expand_as(x0)
 def _transposed(x0, m, K): return m + x0 @ K
 def _no_mean(x0, m, K): return x0 @ K.mT
-def _from_x0(x0, m, K): return x0 + m + x0 @ K.mT
+def _added_to_x0(x0, m, K): return x0 + m + x0 @ K.mT
 def _shifted(x0, m, K): return x0 + m
 def _velocity(x0, m, K): return m + x0 @ K.mT - x0
 def _inverse(x0, m, K): return m + x0 @ torch.linalg.inv(K).mT
-def _moved_by_m(x0, m, K): return m + (x0 - m) @ K.mT
+def _m_subtracted(x0, m, K): return m + (x0 - m) @ K.mT
+
 
 ONE_STEP = (
-    Mistake(_the_mean, "Right for independent pairs, K = 0. Here x0 tells something about x1."),
-    Mistake(
-        _transposed,
-        "K is E[x1 x0ᵀ]: it takes x0 to x1 as K x0. For points in rows that is x0 @ K.mT.",
-    ),
+    Mistake(_all_on_m,
+            "This is right for independent pairs, K = 0. Here x0 tells something about x1."),
+    Mistake(_transposed,
+            "K is E[x1 x0ᵀ]: it takes x0 to x1 as K x0. For points in rows that is x0 @ K.mT."),
     Mistake(_no_mean, "The mean of the data is missing."),
-    Mistake(
-        _from_x0,
-        "You added x0 to where the step lands. The velocity at t = 0 is E[x1 | x0] - x0, so x0 cancels.",
-    ),
+    Mistake(_added_to_x0,
+            "You added x0 to where the step lands. The velocity "
+            "at t = 0 is E[x1 | x0] - x0, so x0 cancels."),
     Mistake(_shifted, "This moves every start by m. The velocity at t = 0 is E[x1 | x0] - x0."),
     Mistake(_velocity, "This is the velocity. Add it to x0."),
-    Mistake(_inverse, "The covariance of x0, which is I, is what would be inverted; K is not."),
-    Mistake(_moved_by_m, "x0 has mean zero: it is x0 that K is applied to, not x0 - m."),
+    Mistake(_inverse, "What would be inverted is the covariance of x0, which is I; K is not."),
+    Mistake(_m_subtracted, "x0 has mean zero: it is x0 that K is applied to, not x0 - m."),
 )
+
+
+def _step_cases() -> list[tuple]:
+    return [
+        (normal(5, D, seed=12), normal(D, seed=13), 0.5 * normal(D, D, seed=14)) for D in (2, 3)
+    ]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #7615792b
 def meeting_loss(s, t):
-    return s**2 / ((1 - t) ** 2 + t**2 * s**2)
+    "s and t (n,) -> the variance of x1 - x0 given x_t, (n,)"
+    v = (1 - t) ** 2 + t**2 * s**2
+    return s**2 / v
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #9be8f6b0
 def _v(s, t): return (1 - t) ** 2 + t**2 * s**2
-def _not_conditioned(s, t): return 1 + s**2 + 0 * t
-def _explained(s, t): return (t * s**2 - (1 - t)) ** 2 / _v(s, t)
-def _of_the_point(s, t): return _v(s, t)
-def _wrong_sign(s, t): return 1 + s**2 - (t * s**2 + (1 - t)) ** 2 / _v(s, t)
-def _clock(s, t): return s**2 / (t**2 + (1 - t) ** 2 * s**2)
-def _deviation(s, t): return meeting_loss(s, t).sqrt()
-def _std_not_variance(s, t): return 1 + s - (t * s - (1 - t)) ** 2 / ((1 - t) ** 2 + t**2 * s)
-def _not_divided(s, t): return 1 + s**2 - (t * s**2 - (1 - t)) ** 2
+def _c(s, t): return t * s**2 - (1 - t)
 
-def _of_the_data(s, t): return s**2 * (1 - t) ** 2 / _v(s, t)
+
+def _variance_of_x1(s, t): return s**2 * (1 - t) ** 2 / _v(s, t)
+def _not_conditioned(s, t): return 1 + s**2 + 0 * t
+def _explained(s, t): return _c(s, t) ** 2 / _v(s, t)
+def _variance_of_x_t(s, t): return _v(s, t)
+def _wrong_sign(s, t): return 1 + s**2 - (t * s**2 + (1 - t)) ** 2 / _v(s, t)
+def _clock_reversed(s, t): return meeting_loss(s, 1 - t)
+def _standard_deviation(s, t): return meeting_loss(s, t).sqrt()
+def _std_as_variance(s, t): return meeting_loss(s.sqrt(), t)
+def _not_divided(s, t): return 1 + s**2 - _c(s, t) ** 2
+
 
 MEETING = (
-    Mistake(
-        _of_the_data,
-        "This is the variance of x1 given x_t. And x1 - x0 = (x1 - x_t)/(1 - t): divide by (1 - t)².",
-    ),
-    Mistake(
-        _not_conditioned,
-        "This is the variance of x1 - x0 when nothing is known. x_t tells something: subtract "
-        "what it explains.",
-    ),
-    Mistake(
-        _explained,
-        "This is the part that x_t explains, the mean square of the field. What is left over was asked for.",
-    ),
-    Mistake(_of_the_point, "This is the variance of x_t itself."),
-    Mistake(
-        _wrong_sign,
-        "A sign in the covariance of x1 - x0 with x_t: the x0 in it counts as -(1 - t).",
-    ),
-    Mistake(_clock, "The clock runs the other way: at t = 0 x_t is noise."),
-    Mistake(_deviation, "This is a standard deviation. The variance was asked for."),
-    Mistake(_std_not_variance, "You used s for the variance of x1. It is s²."),
-    Mistake(
-        _not_divided,
-        "The explained part is covariance² over the variance of x_t: the division is missing.",
-    ),
+    Mistake(_variance_of_x1,
+            "This is the variance of x1 given x_t. And x1 "
+            "- x0 = (x1 - x_t)/(1 - t): divide by (1 - t)²."),
+    Mistake(_not_conditioned,
+            "This is the variance of x1 - x0 when nothing is "
+            "known. x_t tells something: subtract what it explains."),
+    Mistake(_explained,
+            "This is the part that x_t explains, the mean "
+            "square of the field. Return the part that is left."),
+    Mistake(_variance_of_x_t, "This is the variance of x_t itself."),
+    Mistake(_wrong_sign,
+            "A sign is off in the covariance of x1 - x0 "
+            "with x_t: the x0 in it counts as -(1 - t)."),
+    Mistake(_clock_reversed, "The clock runs the other way: at t = 0 x_t is noise."),
+    Mistake(_standard_deviation, "This is a standard deviation. Return the variance."),
+    Mistake(_std_as_variance, "You used s for the variance of x1. It is s²."),
+    Mistake(_not_divided,
+            "The explained part is covariance² over the variance of x_t: the division is missing."),
 )
+
+
+def _meeting_cases() -> list[tuple]: return [(0.3 + 2 * uniform(8, seed=15), uniform(8, seed=16))]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b6987c9f
 EXERCISES = {
     "straightness": Exercise(
-        straightness,
-        _path_cases,
-        STRAIGHT,
-        "It is the second gap of the chain: energy minus displacement.",
-    ),
+        straightness, _path_cases, STRAIGHT,
+        "It is the second gap of the chain: energy minus displacement."),
     "sorted_pairs": Exercise(
-        sorted_pairs, _line_cases, SORTED, "Sliced Wasserstein distances are made of this."
-    ),
+        sorted_pairs, _line_cases, SORTED,
+        "Sliced Wasserstein distances are made of this."),
     "greedy_cost": Exercise(
-        greedy_cost, _greedy_cases, GREEDY, "Now you know what the exact assignment is worth."
-    ),
+        greedy_cost, _greedy_cases, GREEDY,
+        "You know what the exact assignment is worth."),
     "gaussian_w2_squared": Exercise(
-        gaussian_w2_squared,
-        _gaussian_cases,
-        GAUSSIANS,
-        "The Fréchet distance of lesson 16 is this, for features of pictures.",
-    ),
+        gaussian_w2_squared, _gaussian_cases, GAUSSIANS,
+        "The Fréchet distance of lesson 16 is this, for features of images."),
     "one_step": Exercise(
-        one_step,
-        _step_cases,
-        ONE_STEP,
-        "This is why pairing makes one step useful: K grows, and the blur around K x0 shrinks.",
-    ),
+        one_step, _step_cases, ONE_STEP,
+        "This is why pairing makes one step useful: K grows, and the blur around K x0 shrinks."),
     "meeting_loss": Exercise(
-        meeting_loss, _meeting_cases, MEETING, "The first gap of the chain is its integral over t."
-    ),
+        meeting_loss, _meeting_cases, MEETING,
+        "The first gap of the chain is its integral over t."),
 }
