@@ -13,8 +13,42 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['whole', 'number', 'as_floats', 'as_double', 'one_of', 'floats', 'finite', 'same_shape', 'one_or_each', 'as_labels',
-           'as_whole_numbers', 'device', 'described', 'having', 'short']
+__all__ = ['described', 'having', 'short', 'whole', 'number', 'as_floats', 'as_double', 'one_of', 'floats', 'finite',
+           'same_shape', 'one_or_each', 'as_labels', 'as_whole_numbers', 'device']
+
+# %% ../nbs/toolbox/expect.ipynb #5b268136
+def described(x: Any) -> str:
+    """A tensor's dtype and shape, or the type of anything else: what a message says was given.
+
+    Args:
+        x: anything.
+    """
+    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def having(x: Any) -> str:
+    """"has shape (3,)" for a tensor, "is list" for anything else.
+
+    Args:
+        x: anything.
+    """
+    return f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is {type(x).__name__}"
+
+
+def short(value: Any) -> str:
+    """A value on one line of a message: long ones are cut, large tensors described.
+
+    Args:
+        value: anything.
+    """
+    if isinstance(value, Tensor):
+        return (
+            str(value.tolist())
+            if value.numel() <= 8 and value.device.type != "meta"
+            else described(value)
+        )
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 # %% ../nbs/toolbox/expect.ipynb #5ae5d7ba
 def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
@@ -188,8 +222,7 @@ def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool =
 
     Args:
         y: a label, or (B,) of them: whole numbers as a tensor of any dtype, a list or a NumPy
-            array; None for the
-            null label.
+            array; None for the null label.
         n_labels: labels are 0 to n_labels - 1.
         x: (B, ...) the samples.
         name: of the argument, for the message.
@@ -200,14 +233,12 @@ def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool =
 
     Raises:
         ValueError: for another shape, for fractions, and (on the CPU, where looking costs nothing)
-            for labels
-            out of range.
+            for labels out of range.
     """
     y = as_whole_numbers(name, n_labels if y is None else y)
     one_or_each(name, y, x)
-    if (
-        y.device.type == "cpu" and not ((y >= 0) & (y <= n_labels - (not null))).all()
-    ):  # elsewhere looking would stall
+    looking = y.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would wait
+    if looking and not ((y >= 0) & (y <= n_labels - (not null))).all():
         last = f"{n_labels}, the last for none" if null else f"{n_labels - 1}"
         raise ValueError(f"{name} holds labels {y.unique().tolist()}: expected 0 to {last}")
     return y.to(x.device).expand(len(x))
@@ -258,37 +289,3 @@ def device(name: str | torch.device) -> torch.device:
         )
         raise ValueError(f"device is {short(name)}: expected {known}")
     return found
-
-# %% ../nbs/toolbox/expect.ipynb #5b268136
-def described(x: Any) -> str:
-    """A tensor's dtype and shape, or the type of anything else: what a message says was given.
-
-    Args:
-        x: anything.
-    """
-    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-
-
-def having(x: Any) -> str:
-    """"has shape (3,)" for a tensor, "is list" for anything else.
-
-    Args:
-        x: anything.
-    """
-    return f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is {type(x).__name__}"
-
-
-def short(value: Any) -> str:
-    """A value on one line of a message: long ones are cut, large tensors described.
-
-    Args:
-        value: anything.
-    """
-    if isinstance(value, Tensor):
-        return (
-            str(value.tolist())
-            if value.numel() <= 8 and value.device.type != "meta"
-            else described(value)
-        )
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -326,12 +326,13 @@ PRESETS: dict[str, DenoiserRecipe] = {
 }
 
 # %% ../nbs/14_training.ipynb #9c887af2
-def _averaging(ema: float) -> Callable:
+def _averaging(ema: float, steps: Callable[[], int]) -> Callable:
     """The moving average's update. At the beginning it forgets faster, so that the first weights
-    are soon gone."""
+    are soon gone. The steps are asked for, since `AveragedModel`'s own count lies on the device, and
+    reading it would wait for that."""
     @torch.no_grad()
     def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        n = int(count)
+        n = steps()
         torch._foreach_lerp_(averages, weights, 1 - min(ema, (1 + n) / (10 + n)))
     return update
 
@@ -410,7 +411,7 @@ class Run:
         self.model: Any = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
         if config.channels_last: self.model = cast(Any, self.model).to(memory_format=torch.channels_last)
         if config.compile: (self.model.net if isinstance(self.model, Denoiser) else self.model).compile()
-        self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema))
+        self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema, lambda: self.steps))
         self.average.eval()
         self.weights, fused = list(self.model.parameters()), self.device.type in ("cpu", "cuda")
         adam = torch.optim.AdamW(
@@ -443,7 +444,7 @@ class Run:
         x, y = self.data.batch(i, flip)
         if c.channels_last: x = x.contiguous(memory_format=torch.channels_last)
         for group in self.optimizer.param_groups: group["lr"] = c.lr * c.rate(self.seen)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[]):  # of the CPU: an accelerator's state is kept by `train`
             torch.manual_seed(seeded("cpu", c.seed, 3, self.steps, self.rank).initial_seed())  # of dropout
             with autocast(self.device, c.precision): loss = self.objective(x, y, g)
         self.optimizer.zero_grad()
@@ -742,7 +743,8 @@ def train(
     main = run.accelerator.is_main_process
     with _folder_lock(folder) if main else nullcontext(), _signals() as received:
         if resume: run.restore()
-        stopped = _training_loop(run, received, progress and main, watch, info)
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+            stopped = _training_loop(run, received, progress and main, watch, info)
         if main and not stopped:
             save(
                 run.average.module,

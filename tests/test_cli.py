@@ -98,12 +98,19 @@ def test_lab_serves_the_first_lesson_until_it_is_ended(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_lab_trusts_the_lessons(tmp_path: Path) -> None:
     write_notebook(tmp_path / "01_distributions.ipynb", "1")
-    script = (
-        """import sys, pathlib, nbformat; from diffusion_course.cli import trust; from nbformat.sign import
-        NotebookNotary as N; p = pathlib.Path(sys.argv[1])\n"""
-        """seen = lambda: N().check_signature(nbformat.read(p / '01_distributions.ipynb', 4)); print(seen(),
-        trust(p), seen())"""
-    )
+    script = """
+import pathlib, sys
+
+import nbformat
+from diffusion_course.cli import trust
+from nbformat.sign import NotebookNotary
+
+folder = pathlib.Path(sys.argv[1])
+def signed():
+    notebook = nbformat.read(folder / "01_distributions.ipynb", 4)
+    return NotebookNotary().check_signature(notebook)
+print(signed(), trust(folder), signed())
+"""
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         env=private(tmp_path),
