@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['described', 'having', 'short', 'whole', 'number', 'as_floats', 'as_double', 'one_of', 'floats', 'finite',
+__all__ = ['described', 'having', 'short', 'whole', 'number', 'as_scalar', 'as_floats', 'as_double', 'one_of', 'floats', 'finite',
            'same_shape', 'one_or_each', 'as_labels', 'as_whole_numbers', 'device']
 
 # %% ../nbs/toolbox/expect.ipynb #5b268136
@@ -106,6 +106,18 @@ def number(
     ):
         raise ValueError(f"{name} is {short(value)}: expected {expected}")
     return found
+
+
+_CPU = torch.device("cpu")
+
+
+def as_scalar(value: float) -> Tensor:
+    """A number as a tensor () in double precision on the CPU.
+
+    Args:
+        value: the number.
+    """
+    return torch.scalar_tensor(value, dtype=torch.float64, device=_CPU)  # in half the time of torch.tensor
 
 
 def as_floats(a: Any) -> Tensor:

@@ -144,10 +144,10 @@ class _Solved(Prediction):
         kind: str = "",
         sigma_data: float = 0.5,
     ):
-        known = dict(x=x, t=t, schedule=schedule, x1=x1, eps=eps, y=y)
-        vars(self).update(
-            {k: v for k, v in known.items() if v is not None}, kind=kind, sigma_data=sigma_data
-        )
+        known = vars(self)  # frozen: written past __setattr__
+        known.update(x=x, t=t, schedule=schedule, y=y, kind=kind, sigma_data=sigma_data)
+        if x1 is not None: known["x1"] = x1
+        if eps is not None: known["eps"] = eps
 
     @cached_property
     def _equations(self) -> tuple[Any, ...]:
@@ -225,9 +225,21 @@ def _check_kind(kind: str, sigma_data: float) -> None:
 def _as_time_of(x: Tensor, t: Tensor | float) -> Tensor:
     """t, if it is one time, which stays on the CPU in double precision, or one for each sample:
     then on the device of x."""
-    t = expect.one_or_each("t", as_time(t), x)
-    if not t.ndim: return t if t.dtype == torch.float64 or t.device.type != "cpu" else t.double()
+    t = as_time(t)
+    if not t.ndim: return t if t.dtype == torch.float64 or not t.is_cpu else t.double()
+    expect.one_or_each("t", t, x)
     return t.to(x.device, torch.float32) if x.device.type == "mps" else t.to(x.device)
+
+
+def _dtype_of(net: Any, x: Tensor) -> torch.dtype:
+    "The precision of a network's first weight, and that of x where it has none."
+    if not isinstance(net, nn.Module): return x.dtype
+    module: nn.Module | None = net
+    while module is not None and not module._parameters:  # `parameters()` would take as long as all else in a step
+        module = next(iter(module._modules.values()), None)
+    first = next(iter(module._parameters.values())) if module is not None else None
+    weight: Tensor = next(net.parameters(), x) if first is None else first
+    return weight.dtype if weight.is_floating_point() else x.dtype
 
 
 def _check_data(data: Tensor, labels: Tensor | None) -> None:
@@ -294,6 +306,8 @@ class Denoiser(nn.Module):
         sigma_data: standard deviation of the data, for kind "F" alone.
     """
 
+    cost: Callable[[float], int] | None = None  # one evaluation a call
+
     def __init__(
         self, net: nn.Module | Callable[..., Tensor], schedule: Schedule, kind: str = "velocity",
         sigma_data: float = 0.5,
@@ -315,17 +329,18 @@ class Denoiser(nn.Module):
             **cond: handed on to the network, as y.
         """
         t = _as_time_of(expect.floats("x", x), t)
-        weight = next(self.net.parameters(), x) if isinstance(self.net, nn.Module) else x
-        dtype = weight.dtype if weight.is_floating_point() else x.dtype
+        net = self.net
+        dtype = _dtype_of(net, x)
         time_dtype = dtype if dtype == torch.float64 else torch.float32  # 16 bits can't tell 0.9985 from 1
         if t.ndim or t.requires_grad: times = t.to(x.device, time_dtype).expand(len(x))
-        else: times = torch.full((len(x),), t.item(), dtype=time_dtype, device=x.device)
-        y = self.net(x.to(dtype), times, **cond)
+        else: times = x.new_full((len(x),), t.item(), dtype=time_dtype)
+        y = net(x if x.dtype == dtype else x.to(dtype), times, **cond)
         if y.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(y.shape)}: expected that of x, {tuple(x.shape)}"
             )
-        return _Solved(x, t, self.schedule, y=y.to(x.dtype), kind=self.kind, sigma_data=self.sigma_data)
+        if y.dtype != x.dtype: y = y.to(x.dtype)
+        return _Solved(x, t, self.schedule, y=y, kind=self.kind, sigma_data=self.sigma_data)
 
     def singular(self, t: float) -> bool:
         """Whether the model is singular at t: beyond the schedule's t_range, or where D = 0 for its
@@ -410,7 +425,7 @@ def singular(model: Model, t: float) -> bool:
     return not lo <= t <= hi
 
 
-def cost(model: Model, t: float) -> int:
+def cost(model: Model, t: Tensor | float) -> int:
     """Evaluations of the network in one call at t: what the model's own `cost(t)` says, else 1.
 
     Args:
@@ -418,7 +433,7 @@ def cost(model: Model, t: float) -> int:
         t: a time in [0, 1].
     """
     own = _part(model, "cost")
-    return 1 if own is None else own(t)
+    return 1 if own is None else own(float(t))
 
 
 def network(model: Model | nn.Module) -> Any:

@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class Recorder:
         self._noise = noise
         self._span = (0.0, 1.0)  # of this step
         self._near_singular = True
+        self._singular = cache(partial(singular, model))
         self._training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
 
     def singular(self, t: float) -> bool:
@@ -85,7 +87,7 @@ class Recorder:
         Args:
             t: a time.
         """
-        return singular(self.model, t)
+        return self._singular(t)
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Prediction:
         """The model's prediction. Where it is singular, at an end of the path, it is called inside
@@ -96,22 +98,23 @@ class Recorder:
             x: (B, ...) points.
             t: their time.
         """
-        t = float(t)
-        at_singular_end = self._near_singular and self.singular(t)
-        lo, hi = self.schedule.t_range
-        where = min(max(sum(self._span) / 2, lo), hi) if at_singular_end else t
-        p = self._evaluate(x, where)
-        self.nfe += cost(self.model, where)
-        if at_singular_end: p = _at_singular_end(p, x, t)
+        if self._near_singular and self._singular(float(t)):
+            lo, hi = self.schedule.t_range
+            inside = min(max(sum(self._span) / 2, lo), hi)
+            p = _at_singular_end(self._evaluate(x, inside), x, float(t))
+        else: p = self._evaluate(x, t)
         if self.first is None: self.first = p
         return p
 
-    def _evaluate(self, x: Tensor, t: float) -> Prediction:
+    def _evaluate(self, x: Tensor, t: Tensor | float) -> Prediction:
         "The model's answer in eval mode: dropout must not depend on what the caller did before."
-        for module in self._training: module.training = False
+        self.nfe += cost(self.model, t)
+        if not self._training: return self.model(x, t, **self.cond)
+        # past nn.Module's own __setattr__, which takes longer than the rest of this method
+        for module in self._training: object.__setattr__(module, "training", False)
         try: return self.model(x, t, **self.cond)
         finally:
-            for module in self._training: module.training = True
+            for module in self._training: object.__setattr__(module, "training", True)
 
     def noise(self, x: Tensor, t: float, s: float) -> Tensor:
         """Standard normal numbers of the shape of x.
@@ -139,7 +142,7 @@ class Recorder:
         """
         self.previous, self.first = self.first, None
         self._span = (t, s)
-        self._near_singular = self.singular(t) or self.singular(s)
+        self._near_singular = self._singular(t) or self._singular(s)
         if self._near_singular and not handles_singular_ends(stepper): stepper = _ddim_step
         y = stepper(self, x, t, s)
         ends_with_noise = t < s == 1 and self.schedule.sigma(s) > 0 and not ends_with_data(stepper)

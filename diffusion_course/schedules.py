@@ -75,10 +75,10 @@ def as_time(t: Tensor | float) -> Tensor:
         ValueError: for times outside [0, 1] (looked at on the CPU alone: elsewhere looking would
             stall the device).
     """
-    if isinstance(t, float) and 0 <= t <= 1: return torch.tensor(t, dtype=torch.float64, device="cpu")
-    t = expect.as_floats(t)
+    if isinstance(t, float) and 0 <= t <= 1: return expect.as_scalar(t)
+    if not isinstance(t, Tensor) or not t.is_floating_point(): t = expect.as_floats(t)
     if t.element_size() < 4: t = t.float()  # 16 bits can't tell 0.9985 from 1
-    if t.device.type != "cpu": return t
+    if not t.is_cpu: return t
     if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"t is {t.tolist()}: expected times in [0, 1], 0 for noise and 1 for data")
     return t

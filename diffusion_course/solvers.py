@@ -137,7 +137,7 @@ def _iterates(
 # %% ../nbs/02_simulation.ipynb #f6dd1968
 def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
     "u(x, t), with t as a tensor, so that a field may use torch's functions of it."
-    k = u(x, expect.as_floats(t))
+    k = u(x, t if isinstance(t, Tensor) else expect.as_scalar(t))
     if not isinstance(k, Tensor) or k.shape != x.shape:
         raise ValueError(
             f"the field returned {_shape_of(k)}: expected a tensor of the shape of x, {tuple(x.shape)}"
