@@ -53,6 +53,7 @@ class Scene:
         loop: begin again at the end.
         size: width of a square pane in pixels.
         autoplay: begin without being asked.
+        still_at: the time of the still image; default: the last.
     """
 
     panes: list[Pane]
@@ -62,6 +63,7 @@ class Scene:
     loop: bool = True
     size: int = 340
     autoplay: bool = True
+    still_at: float | None = None
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         "A description (JSON) and one buffer (bytes) with the arrays it points into."
@@ -118,9 +120,9 @@ class Scene:
         """A PNG image of the scene at one time.
 
         Args:
-            at: the time; default: the last.
+            at: the time; default: `still_at`, else the last.
         """
-        at = self.clock[1] if at is None else at
+        if at is None: at = self.clock[1] if self.still_at is None else self.still_at
         on_a_line = all(p.q.shape[-1] == 1 for p in self.panes)
         fig, _ = figure(len(self.panes), size=(4.6, 2.6) if on_a_line else (3.2, 3.2))
         for pane, ax in zip(self.panes, fig.axes, strict=True):
@@ -176,7 +178,7 @@ def play(
     density: Callable | Numbers | None = None, field: Callable | list | None = None,
     targets: Numbers | None = None, extent: float | tuple[float, float] | list | None = None,
     seconds: float = 4.0, tail: float = 0.25, loop: bool = True, size: int = 340,
-    autoplay: bool = True,
+    autoplay: bool = True, still_at: float | None = None,
 ) -> Scene:
     """A scene that plays paths from noise to data.
 
@@ -197,6 +199,8 @@ def play(
         loop: begin again at the end.
         size: width of a square pane in pixels; panes shrink and wrap on a narrow page.
         autoplay: begin without being asked.
+        still_at: the time of the still image, where the page has no scripts: in the middle of the
+            way, for paths; default: the last.
 
     Raises:
         ValueError: where an argument does not fit.
@@ -224,7 +228,8 @@ def play(
         _pane(xs[i], times[i], views[i], clock, headings[i], **{n: v[i] for n, v in per_pane.items()})
         for i in range(k)
     ]
-    return Scene(panes, clock, float(seconds), float(tail), bool(loop), int(size), bool(autoplay))
+    return Scene(panes, clock, float(seconds), float(tail), bool(loop), int(size), bool(autoplay),
+                 still_at)
 
 
 def _pane(

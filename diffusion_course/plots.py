@@ -216,8 +216,12 @@ def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> n
 def compare(
     learned: Callable[..., Tensor], exact: Callable[..., Tensor], t: float | None = None, *,
     extent: float = 3.0, names: tuple[str, str, str] = ("learned", "exact", "error"),
+    density: Callable[[Tensor], Tensor] | None = None,
 ) -> Figure:
     """Three panels on one scale: learned, exact, and the size of the difference with its mean.
+
+    Most of the plane is empty, and there an error matters to nobody. With a density the mean is
+    taken over its points, and the error is shown where it is at least a hundredth of its peak.
 
     Args:
         learned: f(x (m, 2)) -> (m,), or f(x, t) -> (m, 2) when t is given.
@@ -225,6 +229,7 @@ def compare(
         t: a time: compare two fields; None: compare two scalar functions.
         extent: half width of the view.
         names: titles of the panels.
+        density: p(x (m, 2)) -> (m,), of the points that come by.
     """
     fig, axes = figure(3)
     x = grid(extent, 100)
@@ -238,12 +243,17 @@ def compare(
             show_field(f, t, color=role, unit=unit, extent=extent, title=name, ax=ax)
     if t is None: error = (scalars(learned, fine) - scalars(exact, fine)).abs()
     else: error = (vectors(learned, fine, t) - vectors(exact, fine, t)).norm(dim=1)
+    mean = error.mean()
+    if density is not None:
+        p = scalars(density, fine)
+        mean = (error * p).sum() / p.sum()
+        error = error.masked_fill(p < p.max() / 100, torch.nan)
     shades = axes[2].imshow(error.reshape(200, 200).numpy(), extent=[-extent, extent] * 2,
                             origin="lower", cmap=colormap("learned"), vmin=0, interpolation="bilinear")
     bar = fig.colorbar(shades, ax=axes[2], shrink=0.8)
     bar.ax.tick_params(labelsize=7, color=FAINT, labelcolor=INK)
     bar.outline.set_visible(False)
-    plane(axes[2], extent, f"{names[2]} (mean {error.mean():.2g})")
+    plane(axes[2], extent, f"{names[2]} (mean {mean:.2g})")
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #f03e8fcf

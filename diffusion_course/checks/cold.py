@@ -76,7 +76,7 @@ def _pixelated(x, block):
 
 
 def sharpen(x, guess, block):
-    "x in squares of block pixels, guess (B, C, H, W), block 2, 4, ... -> x in squares of block / 2"
+    "x, in squares of block pixels, and guess (B, C, H, W); block 2, 4, ... -> x in squares of block / 2"
     return x + _pixelated(guess, block // 2) - _pixelated(guess, block)
 
 # %% ../../nbs/solutions/20_cold.ipynb #eb8ebb04

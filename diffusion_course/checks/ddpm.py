@@ -15,7 +15,7 @@ __all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'INCREMENTS_NEEDED', 'EXERCIS
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #745756eb
 def respaced_betas(betas, keep):
-    "betas (T,), keep (n,) rising indices, the last T - 1 -> the betas of the shorter chain, (n,)"
+    "betas (T,), keep (n,) rising indices, the last one T - 1 -> the betas of the shorter chain, (n,)"
     alpha_bar = (1 - betas).cumprod(0)[keep]
     alpha_bar_before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     return 1 - alpha_bar / alpha_bar_before
@@ -85,7 +85,7 @@ def _respace_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #a4eea4b4
 def clipped_eps(x, eps, alpha_bar):
-    "x, predicted eps (B, C, H, W), alpha_bar (B,) -> the noise that fits the clipped image, as x"
+    "x and predicted eps (B, C, H, W), alpha_bar (B,) -> the noise that fits the clipped image, (B, C, H, W)"
     alpha_bar = alpha_bar[:, None, None, None]
     alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     x1 = ((x - sigma * eps) / alpha).clamp(-1, 1)

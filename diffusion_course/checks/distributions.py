@@ -239,7 +239,7 @@ def mixture_score(x, means, stds, weights):
 
 
 def label_score(x, y, means, stds, weights, labels):
-    "x (n, D), y a number; means, stds, weights, labels -> the gradient of log p(y | x), (n, D)"
+    "x (n, D), y a number, means (K, D), stds, weights, labels (K,) -> the gradient of log p(y | x), shape (n, D)"
     k = labels == y
     score_given_y = mixture_score(x, means[k], stds[k], weights[k])
     return score_given_y - mixture_score(x, means, stds, weights)

@@ -15,7 +15,7 @@ __all__ = ['VELOCITY', 'SCALES', 'PUSH', 'RESCALED', 'THIS', 'HIDDEN', 'EXERCISE
 
 # %% ../../nbs/solutions/09_guidance.ipynb #562c130c
 def guided_velocity(x, t, eps_null, eps_label, w):
-    "x, eps_null, eps_label (B, D), t in (0, 1) and w numbers -> the guided velocity, (B, D)"
+    "x, eps_null and eps_label (B, D), t in (0, 1) and w numbers -> the guided velocity, (B, D)"
     eps = (1 - w) * eps_null + w * eps_label
     x1 = (x - (1 - t) * eps) / t
     return x1 - eps
@@ -87,7 +87,7 @@ def _velocity_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/09_guidance.ipynb #39b29e04
 def their_scales(u_null, u_label, scale):
-    "u_null, u_label (B, C, H, W), scale (B,), 0 for off -> the guided prediction, (B, C, H, W)"
+    "u_null and u_label (B, C, H, W), scale (B,), 0 for off -> the guided prediction, (B, C, H, W)"
     return u_label + scale[:, None, None, None] * (u_label - u_null)
 
 # %% ../../nbs/solutions/09_guidance.ipynb #3cfcfde6
@@ -215,7 +215,7 @@ def _std(u): return u.std((1, 2, 3), keepdim=True)
 
 
 def rescaled(u_null, u_label, w, phi):
-    "u_null, u_label (B, C, H, W), w and phi numbers -> the rescaled guided prediction, as u_null"
+    "u_null and u_label (B, C, H, W), w and phi numbers -> the rescaled guided prediction, (B, C, H, W)"
     guided = (1 - w) * u_null + w * u_label
     factor = _std(u_label) / _std(guided)
     return phi * factor * guided + (1 - phi) * guided

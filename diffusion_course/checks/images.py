@@ -74,7 +74,7 @@ def _byte_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/12_pictures.ipynb #d63fc226
 def noisy_at(x1, eps, decibels):
-    "x1 and eps (B, C, H, W), decibels (B,) -> x_t (B, C, H, W), each image at a time t of its own"
+    "x1, eps (B, C, H, W), decibels (B,) -> x_t (B, C, H, W), each image at a time t of its own"
     variance = x1.flatten(1).var(1, unbiased=False)
     r = (10 ** (decibels / 10) / variance).sqrt()
     t = (r / (1 + r))[:, None, None, None]

@@ -19,7 +19,7 @@ __all__ = ['PUT', 'VISITED', 'PSNR', 'SAFE', 'PUSH', 'TWO_UPS', 'EXERCISES', 'pu
 
 # %% ../../nbs/solutions/19_inpainting.ipynb #ab5e9048
 def put_back(x, x1, eps, fill, t):
-    "x, x1, eps (B, C, H, W), fill (H, W) booleans, t (B,) -> x, its known part put back"
+    "x, x1, eps (B, C, H, W), fill (H, W) booleans, t (B,) -> x with the known put back, (B, C, H, W)"
     angle = (math.pi * t / 2)[:, None, None, None]
     alpha, sigma = angle.sin(), angle.cos()
     return torch.where(fill, x, alpha * x1 + sigma * eps)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['COSINE', 'STUCK', 'AVERAGE', 'FLOOR', 'MEAN', 'EXERCISES', 'cosine_loss', 'stuck_at', 'moving_average',
-           'floor_of_two', 'data_mean']
+__all__ = ['COSINE', 'STUCK', 'SAMPLER', 'FLOOR', 'STEP', 'AVERAGE', 'EXERCISES', 'cosine_loss', 'stuck_at', 'euler_sampler',
+           'floor_of_two', 'training_step', 'moving_average']
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #61629758
 def cosine_loss(output, x1, eps, t):
@@ -137,52 +137,77 @@ def _target_cases() -> list[tuple]:
     return [(2 * normal(9, 2, seed=3) + 1,), (normal(6, 3, seed=4),)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6f9852d4
-def moving_average(weights, decay):
-    "weights (n, D), one row a step; decay d a number -> the average after the last step, (D,)"
-    average = weights[0]
-    for w in weights[1:]:
-        average = decay * average + (1 - decay) * w
-    return average
+def euler_sampler(u, x, n):
+    "u(x (B, D), t (B,)) -> (B, D) the velocity, x (B, D) noise, n steps -> the samples, (B, D)"
+    for k in range(n):
+        t = torch.full((len(x),), k / n, dtype=x.dtype)
+        x = x + u(x, t) / n
+    return x
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #de14e41a
-def _average_from(average, weights, decay):
-    for w in weights:
-        average = decay * average + (1 - decay) * w
-    return average
+def _steps(u, x, n, times, h):
+    for t in times: x = x + h * u(x, torch.full((len(x),), float(t), dtype=x.dtype))
+    return x
 
 
-def _from_zero(weights, decay): return _average_from(0 * weights[0], weights, decay)
-def _roles_swapped(weights, decay): return moving_average(weights, 1 - decay)
-def _plain_mean(weights, decay): return weights.mean(0)
-def _last_only(weights, decay): return weights[-1] + 0
-def _last_left_out(weights, decay): return _average_from(weights[0], weights[:-1], decay)
+def _multiplied(u, x, n):
+    for k in range(n):
+        t = torch.full((len(x),), k / n, dtype=x.dtype)
+        x = x * u(x, t) / n
+    return x
 
 
-def _not_normalised(weights, decay):
-    average = weights[0]
-    for w in weights[1:]:
-        average = decay * average + w
-    return average
+def _no_step_length(u, x, n): return _steps(u, x, n, torch.arange(n) / n, 1.0)
+def _at_the_end_of_steps(u, x, n): return _steps(u, x, n, torch.arange(1, n + 1) / n, 1 / n)
+def _one_step_short(u, x, n): return _steps(u, x, n, torch.arange(n - 1) / n, 1 / n)
+def _one_step_too_many(u, x, n): return _steps(u, x, n, torch.arange(n + 1) / n, 1 / n)
+def _time_stands_still(u, x, n): return _steps(u, x, n, torch.zeros(n), 1 / n)
+def _backwards(u, x, n): return _steps(u, x, n, 1 - torch.arange(n) / n, 1 / n)
+def _minus(u, x, n): return _steps(u, x, n, torch.arange(n) / n, -1 / n)
 
 
-AVERAGE = (
-    Mistake(_from_zero,
-            "You began with zero, which the average remembers "
-            "for long. Begin with the first weights."),
-    Mistake(_roles_swapped,
-            "The roles are swapped: the decay is what *stays*, 1 - decay is what enters."),
-    Mistake(_plain_mean,
-            "This is the mean of all steps. A moving average "
-            "forgets: early steps count less and less."),
-    Mistake(_last_only, "These are the raw weights of the last step."),
-    Mistake(_last_left_out, "You stopped one step early: the last weights enter too."),
-    Mistake(_not_normalised,
-            "The new weights enter with the factor 1 - decay, or the average grows."),
+def _linspace_of_n(u, x, n): return _steps(u, x, n, torch.linspace(0, 1, n, dtype=torch.float64), 1 / n)
+
+
+SAMPLER = (
+    Mistake(_multiplied,
+            "A step moves a point along the velocity. Does your line move it, or scale it?"),
+    Mistake(_no_step_length,
+            "How far does a point travel in one step, if it travels n steps in a time of 1?"),
+    Mistake(_at_the_end_of_steps,
+            "Euler's method takes the velocity where a step begins. At which time does your first one look?"),
+    Mistake(_one_step_short, "How many steps did you make? The last one has to arrive at t = 1."),
+    Mistake(_one_step_too_many,
+            "You evaluate the field at t = 1 too, and step beyond the end. How many steps fit?"),
+    Mistake(_time_stands_still,
+            "Your points move, but which time do you tell the field in the second step?"),
+    Mistake(_backwards, "Noise is at t = 0 and data at t = 1 here. In which order do your times come?"),
+    Mistake(_minus, "Your points move against the velocity. Which way does time run?"),
+    Mistake(_linspace_of_n,
+            "linspace(0, 1, n) has n times but only n - 1 steps between them. Where do n steps begin?"),
 )
 
 
-def _average_cases() -> list[tuple]:
-    return [(normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.5)]
+def _straight(x: Tensor, t: Tensor) -> Tensor: return (2 - x) / (2 - t[:, None])
+def _turning(x: Tensor, t: Tensor) -> Tensor: return x.flip(1) * (3 * t[:, None]).cos()
+
+
+def _to_three_hills(x: Tensor, t: Tensor) -> Tensor:
+    "The exact velocity of the linear path for a mixture of three Gaussians with variance 0.1."
+    means = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
+    t = t[:, None]
+    variance = 0.1 * t**2 + (1 - t) ** 2
+    from_means = x[:, None] - t[..., None] * means
+    r = (-from_means.square().sum(2) / (2 * variance)).softmax(1)
+    pull = (0.1 * t - (1 - t)) / variance
+    return (r[..., None] * (means + pull[..., None] * from_means)).sum(1)
+
+
+def _sampler_cases() -> list[tuple]:
+    return [
+        (_to_three_hills, normal(6, 2, seed=5), 8), (_turning, normal(5, 2, seed=6), 3),
+        (_straight, normal(4, 3, seed=7), 1), (_to_three_hills, normal(4, 2, seed=11), 20),
+    ]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #12880cca
 def _probability_of_a(x, a, b, t):
@@ -274,48 +299,112 @@ def _two_cases() -> list[tuple]:
     ]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b123ad8d
-def data_mean(u, x):
-    "u(x, t) the exact velocity of the cosine path, x (n, D) noise -> the mean of the data, (n, D)"
-    return 2 / math.pi * u(x, 0.0)
+def training_step(W, x1, eps, t, lr):
+    "W (D + 1, D), x1 and eps (B, D), t (B,), lr a number -> the new W, and the loss before the step"
+    W = W.clone().requires_grad_()
+    x = t[:, None] * x1 + (1 - t[:, None]) * eps
+    u = torch.cat([x, t[:, None]], 1) @ W
+    loss = (u - (x1 - eps)).square().mean()
+    loss.backward()
+    return (W - lr * W.grad).detach(), loss.detach()
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6ede310c
-def _euler_step(u, x): return x + u(x, 0.0)
-def _no_factor(u, x): return u(x, 0.0)
-def _factor_upside_down(u, x): return math.pi / 2 * u(x, 0.0)
-def _at_the_end(u, x): return 2 / math.pi * u(x, 1 - 1e-6)
-def _factor_and_step(u, x): return x + 2 / math.pi * u(x, 0.0)
-def _mean_of_x_added(u, x): return 2 / math.pi * u(x, 0.0) + x.mean(0)
+def _descend(W, x, t, target, lr, reduce=torch.mean):
+    inputs = torch.cat([x, t[:, None]], 1)
+    W = W.clone().requires_grad_()
+    loss = reduce((inputs @ W - target).square())
+    loss.backward()
+    return (W - lr * W.grad).detach(), loss.detach()
 
 
-MEAN = (
-    Mistake(_euler_step,
-            "This is a whole Euler step, which lands on the mean on the *linear* path. Here "
-            "sigma' is 0 at t = 0: the velocity holds no -eps, so x is not to be added."),
-    Mistake(_no_factor, "At t = 0 the velocity is alpha'·E[x1], and alpha' is π/2: divide by it."),
-    Mistake(_factor_upside_down, "The velocity is π/2 times the mean. Divide by π/2."),
-    Mistake(_at_the_end,
-            "You took the velocity at the end, where x counts "
-            "as nearly finished data. Take it at t = 0."),
-    Mistake(_factor_and_step,
-            "The factor is right. But on this path the velocity "
-            "at t = 0 holds no -x, so x is not to be added."),
-    Mistake(_mean_of_x_added,
-            "The noise does not enter: at t = 0 the "
-            "velocity depends on the mean of the data alone."),
+def _on_the_path(x1, eps, t): return t[:, None] * x1 + (1 - t[:, None]) * eps
+
+
+def _wrong_direction(W, x1, eps, t, lr): return training_step(W, x1, eps, t, -lr)
+def _step_not_taken(W, x1, eps, t, lr): return W.clone(), training_step(W, x1, eps, t, lr)[1]
+
+
+def _noise_as_target(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, eps, lr)
+def _data_as_target(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, x1, lr)
+def _target_reversed(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, eps - x1, lr)
+def _time_reversed(W, x1, eps, t, lr): return _descend(W, _on_the_path(eps, x1, t), t, x1 - eps, lr)
+def _clean_input(W, x1, eps, t, lr): return _descend(W, x1, t, x1 - eps, lr)
+
+
+def _all_summed(W, x1, eps, t, lr):
+    return _descend(W, _on_the_path(x1, eps, t), t, x1 - eps, lr, torch.sum)
+
+
+def _from_above(W, x1, eps, t, lr):
+    "The loss after the step in place of the one before."
+    W, _ = training_step(W, x1, eps, t, lr)
+    return W, training_step(W, x1, eps, t, 0.0)[1]
+
+
+STEP = (
+    Mistake(_wrong_direction, "Your loss grows from step to step. Which way does the gradient point?"),
+    Mistake(_step_not_taken, "The loss is right, but W comes back as it was."),
+    Mistake(_noise_as_target,
+            "You regress onto the noise. What does a *velocity* of the path look like?"),
+    Mistake(_data_as_target,
+            "You regress onto the data. What does a *velocity* of the path look like?"),
+    Mistake(_target_reversed, "Does your target point from noise to data, or back?"),
+    Mistake(_time_reversed, "At t = 0 the path must be at the noise. Where is your x_t then?"),
+    Mistake(_clean_input, "What does the network see: the data, or a point on the way to it?"),
+    Mistake(_all_summed,
+            "You summed the squares. With a larger batch the step would be longer: average."),
+    Mistake(_from_above, "The step is right. The loss asked for is the one *before* it."),
 )
 
 
-def _cosine_field(x: Tensor, t: Tensor | float) -> Tensor:
-    "The exact velocity of the cosine path for data that sit in three points."
-    t = float(torch.as_tensor(t).flatten()[0])  # one time for all points, a number or a batch
-    alpha, sigma = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
-    data = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
-    weights = (-(torch.cdist(x, alpha * data) ** 2) / (2 * sigma**2)).softmax(1)
-    x1 = weights @ data
-    return math.pi / 2 * (sigma * x1 - alpha * (x - alpha * x1) / sigma)
+def _step_cases() -> list[tuple]:
+    def tensors(B: int, D: int, lr: float) -> tuple:
+        t = torch.linspace(0.05, 0.95, B, dtype=torch.float64)
+        return normal(D + 1, D, seed=10), normal(B, D, seed=11) + 1, normal(B, D, seed=12), t, lr
+    return [tensors(7, 2, 0.1), tensors(4, 3, 0.5)]
+
+# %% ../../nbs/solutions/05_flow_matching.ipynb #05b1a002
+def moving_average(weights, decay):
+    "weights (n, D), one row a step; decay d in (0, 1) -> the corrected average after the last step, (D,)"
+    average = torch.zeros_like(weights[0])
+    for w in weights:
+        average = decay * average + (1 - decay) * w
+    return average / (1 - decay ** len(weights))
+
+# %% ../../nbs/solutions/05_flow_matching.ipynb #05b1a003
+def _average_from(average, weights, decay):
+    for w in weights: average = decay * average + (1 - decay) * w
+    return average
 
 
-def _mean_cases() -> list[tuple]: return [(_cosine_field, normal(6, 2, seed=10))]
+def _uncorrected(weights, decay): return _average_from(0 * weights[0], weights, decay)
+def _from_the_first(weights, decay): return _average_from(weights[0], weights[1:], decay)
+def _roles_swapped(weights, decay): return moving_average(weights, 1 - decay)
+def _plain_mean(weights, decay): return weights.mean(0)
+def _last_only(weights, decay): return weights[-1] + 0
+def _divided_once(weights, decay): return _uncorrected(weights, decay) / (1 - decay)
+
+
+def _one_too_few(weights, decay):
+    return _uncorrected(weights, decay) / (1 - decay ** (len(weights) - 1))
+
+
+AVERAGE = (
+    Mistake(_uncorrected,
+            "Your average still remembers the zeros that it began with. How much weight have the rows?"),
+    Mistake(_from_the_first,
+            "You began with the first row, which then counts for more than its share. Begin with zeros."),
+    Mistake(_roles_swapped, "Which part stays at each step, the decay or the rest?"),
+    Mistake(_plain_mean, "This is the mean of all rows. Do early rows count less than late ones?"),
+    Mistake(_last_only, "These are the weights of the last step alone."),
+    Mistake(_divided_once,
+            "After one step the weights add up to 1 - d. What do they add up to after n?"),
+    Mistake(_one_too_few, "How many rows have entered when you divide?"),
+)
+
+
+def _average_cases() -> list[tuple]:
+    return [(normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.6)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b6987c9f
 EXERCISES = {
@@ -325,13 +414,16 @@ EXERCISES = {
     "stuck_at": Exercise(
         stuck_at, _target_cases, STUCK,
         "This is why the loss does not go to zero."),
-    "moving_average": Exercise(
-        moving_average, _average_cases, AVERAGE,
-        "Every diffusion model that you download is such an average."),
+    "euler_sampler": Exercise(
+        euler_sampler, _sampler_cases, SAMPLER,
+        "You have written the loop that every sampler shares."),
     "floor_of_two": Exercise(
         floor_of_two, _two_cases, FLOOR,
         "You have computed an irreducible loss in closed form."),
-    "data_mean": Exercise(
-        data_mean, _mean_cases, MEAN,
-        "One evaluation tells the mean of the data, and no more."),
+    "training_step": Exercise(
+        training_step, _step_cases, STEP,
+        "Put a large network in the place of W, and this trains it."),
+    "moving_average": Exercise(
+        moving_average, _average_cases, AVERAGE,
+        "Every diffusion model that you download is such an average."),
 }

@@ -327,7 +327,7 @@ def _posterior_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/04_predictions.ipynb #8df675ea
 def leave_one_out(x, alpha, sigma, data):
-    "x and data (n, D), alpha, sigma numbers -> the mean of x1 given x[i], without data[i], (n, D)"
+    "x and data (n, D), alpha and sigma numbers -> the mean of x1 given x[i], without data[i], (n, D)"
     square = (x[:, None] - alpha * data).square().sum(-1)
     log_weights = (-square / (2 * sigma**2)).fill_diagonal_(-torch.inf)
     return log_weights.softmax(1) @ data

@@ -55,7 +55,7 @@ def _denoise_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #58467b5b
 def picture_loss(score, eps, sigma):
-    "score and eps (B, C, H, W), sigma (B,), some of them 0 -> weight σ², mean over all pixels"
+    "score and eps (B, C, H, W), sigma (B,), some of them 0 -> weight σ², mean over all pixels: a scalar"
     sigma = sigma[:, None, None, None]
     return (sigma * score + eps).square().mean()
 

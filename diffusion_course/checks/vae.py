@@ -191,7 +191,7 @@ def _psnr_cases() -> list[tuple]: return [_bytes(0, 20), _bytes(1, 60)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #a5146098
 def same_time(t, c):
-    "times t in [0, 1] for data with standard deviation c > 0 -> those for standard deviation 1"
+    "times in [0, 1] of data with standard deviation c > 0 -> those of data with standard deviation 1"
     return t * c / (t * c + 1 - t)
 
 # %% ../../nbs/solutions/17_vae.ipynb #cc3a1382
