@@ -126,7 +126,7 @@ def name_of(extractor: nn.Module | Callable) -> str:
     if not isinstance(extractor, nn.Module): return getattr(extractor, "__name__", type(extractor).__name__)
     code = 0
     for v in extractor.state_dict().values():
-        code = zlib.crc32(v.cpu().contiguous().numpy().tobytes(), code)
+        code = zlib.crc32(v.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), code)
     return f"{type(extractor).__name__} {code:08x}"
 
 
@@ -169,8 +169,7 @@ def _in_batches(net: Callable, owner: object, x: Images | Tensor, batch: int, pr
 # %% ../nbs/16_evaluation.ipynb #9a786dcd
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|² + tr(A + B - 2 (AB)^(1/2)) for means m and covariances A, B: the squared
-    2-Wasserstein distance of
-    two Gaussians (Heusel et al. 2017).
+    2-Wasserstein distance of two Gaussians (Heusel et al. 2017).
 
     Biased upwards, by about a constant times 1/n + 1/m: compare only at equal n, with the floor
     beside it.
@@ -283,7 +282,8 @@ class Score:
 
     def __float__(self) -> float: return self.value
 
-    def _other(self, other: Score) -> float:
+    def _comparable(self, other: Score) -> float:
+        "The other's value, if it is a score of the same kind."
         if not isinstance(other, Score):
             raise ValueError(f"a score and {other!r}: expected two scores, or use .value")
         for field in ("name", "extractor", "n"):
@@ -292,11 +292,11 @@ class Score:
                 raise ValueError(f"two scores: expected the same {field}, not {mine!r} and {its!r}")
         return other.value
 
-    def __lt__(self, other: Score) -> bool: return self.value < self._other(other)
-    def __le__(self, other: Score) -> bool: return self.value <= self._other(other)
-    def __gt__(self, other: Score) -> bool: return self.value > self._other(other)
-    def __ge__(self, other: Score) -> bool: return self.value >= self._other(other)
-    def __sub__(self, other: Score) -> float: return self.value - self._other(other)
+    def __lt__(self, other: Score) -> bool: return self.value < self._comparable(other)
+    def __le__(self, other: Score) -> bool: return self.value <= self._comparable(other)
+    def __gt__(self, other: Score) -> bool: return self.value > self._comparable(other)
+    def __ge__(self, other: Score) -> bool: return self.value >= self._comparable(other)
+    def __sub__(self, other: Score) -> float: return self.value - self._comparable(other)
 
 
 def compare_features(
@@ -321,7 +321,7 @@ def compare_features(
     }
     scores = {name: Score(name, value, len(fake), extractor) for name, value in values.items()}
     if floor is None: return scores
-    return {name: replace(score, floor=score._other(floor[name])) for name, score in scores.items()}
+    return {name: replace(score, floor=score._comparable(floor[name])) for name, score in scores.items()}
 
 
 def split(n: int, among: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -380,7 +380,7 @@ def evaluate(
         real: 2 n or more; of those that the classifier was trained on it knows the labels better.
         n: images.
         x: (n, C, H, W) images that were made already, in place of new ones.
-        y: (n,) their labels.
+        y: (n,) the labels of x; new images get equally many of each.
         steps: from noise to image.
         sampler: a name in SAMPLERS, or a stepper.
         seed: of noise, and of the choice of real images.
@@ -389,9 +389,10 @@ def evaluate(
         **how: guidance and other arguments of `generate`.
 
     Raises:
-        ValueError: for too few real images, before anything is drawn.
+        ValueError: for too few real images, or labels without images, before anything is drawn.
     """
     first, second = split(n, len(real), seed)
+    if y is not None and x is None: raise ValueError("y is given without x: expected its images, too")
     if x is None:
         labels = n_labels(model)
         y = torch.arange(n) % labels if labels else None
@@ -425,6 +426,8 @@ def likelihood_grid(n: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
         (n + 1,) of torch.float64.
     """
     n = expect.whole("n", n, of="steps")
+    if not 0 <= stop < start <= 1:
+        raise ValueError(f"start is {start}, stop is {stop}: expected 0 <= stop < start <= 1")
     roots = torch.linspace(
         math.sqrt(1 - start), math.sqrt(1 - stop), n + 1, dtype=torch.float64, device="cpu"
     )
@@ -452,12 +455,15 @@ def log_prob(
         model: any model whose predictions can be differentiated in x.
         x: (B, ...) data.
         ts: falling times from 1 to 0, or how many steps of `likelihood_grid`.
-        step: any step of lesson 2.
+        step: a step of `solvers`, as `rk4_step`.
         probe: random signs of the shape of x; default: the divergence itself, by D gradients.
         **cond: handed on to the model, as y.
 
     Returns:
         (B,) of torch.float64.
+
+    Raises:
+        ValueError: for times that rise, or that begin or end where the model is singular.
     """
     x = expect.floats("x", x).detach()
     if isinstance(ts, int):
@@ -465,6 +471,11 @@ def log_prob(
         start = 1.0 if not singular(model, 1.0) else hi if hi < 1 else 1 - 1e-3
         ts = likelihood_grid(ts, start, max(lo, 1e-3) if singular(model, 0.0) else 0.0)
     times = as_times(ts)
+    if times[0] < times[-1]:
+        raise ValueError(f"ts rises from {times[0]:g} to {times[-1]:g}: expected falling times")
+    for t in (times[0], times[-1]):
+        if singular(model, t):
+            raise ValueError(f"ts holds {t:g}, where the model is singular: expected other ends")
     alpha = float(model.schedule.alpha(times[0]))
     D = x[0].numel()
     cond = {k: without_inference(v) for k, v in cond.items()}
@@ -518,8 +529,9 @@ def bits_per_dim(
         model: of images.
         x: (B, ...) bytes, or `Images`.
         ts: falling times from 1 to 0, or how many steps of `likelihood_grid`.
-        step: any step of lesson 2.
-        probes: draws of uniform part and probe for each image; 0: one, and the divergence itself.
+        step: a step of `solvers`, as `rk4_step`.
+        probes: draws of the uniform part and of the probe for each image; 0: one draw of the uniform
+            part, with the exact divergence, which takes D gradients.
         batch: images at a time.
         generator: on the CPU; default: one with seed 0.
         y: (B,) labels.
@@ -538,10 +550,8 @@ def bits_per_dim(
         for i in tqdm(range(0, len(x), batch), "likelihood", disable=not progress):
             part = x[i: i + batch].cpu()
             cond: dict[str, Any] = {} if y is None else dict(y=y[i: i + batch].to(device))
-            u = (
-                part
-                + torch.rand(part.shape, generator=generator, dtype=torch.float32, device="cpu")
-            ) / 128 - 1
+            inside = torch.rand(part.shape, generator=generator, dtype=torch.float32, device="cpu")
+            u = (part + inside) / 128 - 1
             if probes:
                 signs = torch.randint(2, part.shape, generator=generator, device="cpu")
                 cond["probe"] = (2 * signs - 1).float().to(device)

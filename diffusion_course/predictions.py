@@ -30,12 +30,12 @@ class Prediction:
     """A model's estimate of the data x1 and the noise eps at points x of the path, where x = alpha
     x1 + sigma eps.
 
-    `dataclasses.replace(p, x1=..., eps=...)` changes both; `with_x1` changes the data and lets the
-    noise follow.
+    To change the estimate use `with_x1`, which lets the noise follow, or replace both:
+    `dataclasses.replace(p, x1=..., eps=...)`. Replacing one alone would no longer fit x.
 
     Attributes:
         x: (B, ...) the points.
-        t: () or (B,) their time.
+        t: () or (B,) their time in [0, 1]: 0 is noise, 1 is data.
         schedule: of the path, for alpha and sigma.
         x1: (B, ...) the estimate of the data, E[x1 | x] for a perfect model.
         eps: (B, ...) the estimate of the noise.
@@ -120,13 +120,15 @@ def target_row(
     if kind == "velocity": return schedule.d_alpha(t), schedule.d_sigma(t)
     if kind == "v": return -sigma, alpha
     if kind == "score": return torch.zeros_like(alpha), -1 / sigma
-    # "F": Karras et al. (2022), eq. 8, multiplied out so that no end is 0/0
-    std = (alpha**2 * sigma_data**2 + sigma**2).sqrt()  # of x
-    return sigma / (sigma_data * std), -alpha * sigma_data / std
+    if kind == "F":  # Karras et al. (2022), eq. 8, multiplied out so that no end is 0/0
+        std = (alpha**2 * sigma_data**2 + sigma**2).sqrt()  # of x
+        return sigma / (sigma_data * std), -alpha * sigma_data / std
+    raise ValueError(f"the target {kind!r} has a name in KINDS and no row: expected one in target_row")
 
 # %% ../nbs/04_predictions.ipynb #a0108d70
 class _Solved(Prediction):
-    "A prediction that knows one target y; x1 and eps are solved for when somebody asks for them."
+    """A prediction that knows one target y; x1 and eps are solved for when somebody asks for them.
+    With kind "" (after `dataclasses.replace`) it is a plain one, whose x1 and eps were given."""
 
     y: Tensor
     kind: str
@@ -151,8 +153,8 @@ class _Solved(Prediction):
 
     @cached_property
     def _equations(self) -> tuple[Any, ...]:
-        """a and b, alpha and sigma, and the determinant D: numbers where there is one time (and NaN
-        for a D of 0)."""
+        """a and b, alpha and sigma, and the determinant D. Where there is one time they are numbers,
+        which cost less than tensors, and a D of 0 is NaN."""
         a: Any
         b: Any
         alpha: Any
@@ -280,11 +282,11 @@ class Model(Protocol):
     @property
     def schedule(self) -> Schedule: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
-        """The prediction at points x of time t.
+    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:  # so that any nn.Module fits
+        """`model(x, t, **cond)`: the prediction at points x of time t.
 
         Args:
-            *args: x (B, ...), and t, () or (B,).
+            *args: x (B, ...), and t, () or (B,), in [0, 1]: 0 is noise, 1 is data.
             **kwargs: conditions, as y.
         """
 
@@ -306,7 +308,8 @@ class Denoiser(nn.Module):
         sigma_data: standard deviation of the data, for kind "F" alone.
     """
 
-    cost: Callable[[float], int] | None = None  # one evaluation a call
+    # One evaluation a call; said here, because nn.Module takes long to find that a name is missing
+    cost: Callable[[float], int] | None = None
 
     def __init__(
         self, net: nn.Module | Callable[..., Tensor], schedule: Schedule, kind: str = "velocity",
@@ -343,22 +346,25 @@ class Denoiser(nn.Module):
         return _Solved(x, t, self.schedule, y=y, kind=self.kind, sigma_data=self.sigma_data)
 
     def singular(self, t: float) -> bool:
-        """Whether the model is singular at t: beyond the schedule's t_range, or where D = 0 for its
-        target.
+        """Whether the model is singular at t: beyond the schedule's t_range, or at an end of the path
+        where D = 0 for its target.
 
         Args:
             t: a time.
         """
         lo, hi = self.schedule.t_range
-        if 0 < t < 1 or not lo <= t <= hi: return not lo <= t <= hi
+        if not lo <= t <= hi: return True
+        if 0 < t < 1: return False
         a, b = target_row(self.kind, t, self.schedule, self.sigma_data)
         D = self.schedule.alpha(t) * b - self.schedule.sigma(t) * a
         return not (D.isfinite() and D != 0)
 
 # %% ../nbs/04_predictions.ipynb #c41e8a90
 class ModelWrapper(nn.Module):
-    """A model made of another: it passes on whatever it does not change. Subclasses change
-    `forward`, and what follows.
+    """A model made of another: it passes on whatever it does not change.
+
+    A subclass overrides `forward`; `cost` too, if its forward calls the model more than once; and
+    `singular`, if its forward divides by sigma or alpha, as `Prediction.with_x1` does.
 
     Wrappers nest in any order, and move, copy, save and compile as modules do.
 
@@ -412,8 +418,7 @@ class ModelWrapper(nn.Module):
 # %% ../nbs/04_predictions.ipynb #b7d02e55
 def singular(model: Model, t: float) -> bool:
     """Whether a model is singular at t, so that it must not be called there: what its own
-    `singular(t)` says, else
-    beyond its schedule's t_range.
+    `singular(t)` says, else whether t lies beyond its schedule's t_range.
 
     Args:
         model: any model.
@@ -446,7 +451,8 @@ def network(model: Model | nn.Module) -> Any:
 
 
 def target_kind(model: Model) -> tuple[str, float]:
-    """The target that a model was trained for, and sigma_data; velocity for models without a network.
+    """The target that a model is compared in, and sigma_data: what its network was trained for, and
+    the velocity for models that name none, such as an exact one.
 
     Args:
         model: any model.

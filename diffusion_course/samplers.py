@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,22 @@ from diffusion_course.solvers import (
 )
 
 Noise = Callable[[Tensor, float, float], Tensor]  # noise(x, t, s): standard normal, of the shape of x
-Stepper = Callable[["Recorder", Tensor, float, float], Tensor]  # stepper(model, x, t, s) -> x at s
+
+
+class Stepper(Protocol):
+    """How x gets from time t to time s: stepper(model, x, t, s) -> x at s.
+
+    The model is a `Recorder` around the caller's: call it as `model(x, t)` with one time for all
+    points, any number of times. Its first answer in a step is `model.previous` of the next, for
+    multistep methods; `model.noise(x, t, s)` gives standard normal numbers. Times are numbers;
+    s < t steps from data to noise.
+
+    Where the model is singular at t or s the loop takes a `ddim` step in the stepper's place, unless
+    the stepper is decorated with `handling_singular_ends`. A model that is not singular there may
+    still have alpha or sigma = 0, and so an infinite log-SNR: guard logarithms and divisions.
+    """
+
+    def __call__(self, model: Recorder, x: Tensor, t: float, s: float, /) -> Tensor: ...
 
 # %% auto #0
 __all__ = ['Noise', 'Stepper', 'Recorder', 'handling_singular_ends', 'handles_singular_ends', 'ending_with_data',
@@ -40,8 +55,9 @@ __all__ = ['Noise', 'Stepper', 'Recorder', 'handling_singular_ends', 'handles_si
 
 # %% ../nbs/07_samplers.ipynb #c6c82fa0
 class Recorder:
-    """A model as a stepper sees it: conditions bound, noise at hand, calls counted, never called
-    where it is singular.
+    """A model as a stepper sees it, for one walk: it binds the conditions, keeps the model in eval
+    mode, draws the noise, counts evaluations, remembers each step's first prediction, and never
+    calls the model where it is singular.
 
     Args:
         model: any model.
@@ -65,8 +81,10 @@ class Recorder:
         noise: Noise | None = None,
         **cond: Any,
     ):
-        if not isinstance(getattr(model, "schedule", None), Schedule):
-            given = f"a {type(model).__name__} without a schedule"
+        found = getattr(model, "schedule", None)
+        if not isinstance(found, Schedule):
+            without = "without a schedule" if found is None else f"whose schedule is {expect.short(found)}"
+            given = f"a {type(model).__name__} {without}"
             raise ValueError(f"the model is {given}: expected (x, t) -> Prediction, as Denoiser")
         self.model = model
         self.schedule = model.schedule
@@ -91,19 +109,22 @@ class Recorder:
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Prediction:
         """The model's prediction. Where it is singular, at an end of the path, it is called inside
-        this step instead,
-        and of its answer only that half is kept which x does not already determine.
+        this step instead. At the noise end that answer's x1 is kept and eps follows from x; at the
+        data end its eps is kept and x1 follows.
 
         Args:
             x: (B, ...) points.
-            t: their time.
+            t: one time for all of them.
         """
         if self._near_singular and self._singular(float(t)):
             lo, hi = self.schedule.t_range
             inside = min(max(sum(self._span) / 2, lo), hi)
             p = _at_singular_end(self._evaluate(x, inside), x, float(t))
         else: p = self._evaluate(x, t)
-        if self.first is None: self.first = p
+        if self.first is None:
+            if not isinstance(p, Prediction):
+                raise ValueError(f"the model returned a {type(p).__name__}: expected a Prediction")
+            self.first = p
         return p
 
     def _evaluate(self, x: Tensor, t: Tensor | float) -> Prediction:
@@ -132,7 +153,8 @@ class Recorder:
 
     def step(self, stepper: Stepper, x: Tensor, t: float, s: float) -> Tensor:
         """One step of the loop. At a singular endpoint a DDIM step takes the stepper's place,
-        unless it handles these.
+        unless it handles these. Where the path ends with noise the step into t = 1 makes one call
+        more, and returns the predicted x1.
 
         Args:
             stepper: how to step.
@@ -145,8 +167,8 @@ class Recorder:
         self._near_singular = self._singular(t) or self._singular(s)
         if self._near_singular and not handles_singular_ends(stepper): stepper = _ddim_step
         y = stepper(self, x, t, s)
-        ends_with_noise = t < s == 1 and self.schedule.sigma(s) > 0 and not ends_with_data(stepper)
-        return self(y, s).x1 if ends_with_noise else y
+        left_noisy = t < s == 1 and self.schedule.sigma(s) > 0 and not ends_with_data(stepper)
+        return self(y, s).x1 if left_noisy else y
 
     def walk(self, stepper: Stepper, x: Tensor, ts: Tensor | Sequence[float]) -> Iterator[Tensor]:
         """x at all times ts, one after the other: the loop, with this model and stepper.
@@ -157,6 +179,7 @@ class Recorder:
             ts: (T + 1,) times.
         """
         _check_stepper(stepper)
+        self.first = self.previous = None
         return integrate(lambda x, t, s: self.step(stepper, x, t, s), x, ts)
 
 
@@ -171,7 +194,7 @@ def handling_singular_ends(stepper: Stepper) -> Stepper:
 
 
 def handles_singular_ends(stepper: Stepper) -> bool:
-    """Whether a stepper is marked so.
+    """Whether a stepper was marked by `handling_singular_ends`.
 
     Args:
         stepper: any stepper.
@@ -191,7 +214,7 @@ def ending_with_data(stepper: Stepper) -> Stepper:
 
 
 def ends_with_data(stepper: Stepper) -> bool:
-    """Whether a stepper is marked so.
+    """Whether a stepper was marked by `ending_with_data`.
 
     Args:
         stepper: any stepper.
@@ -380,9 +403,11 @@ def dpmpp_2m() -> Stepper:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): the predicted x1, extrapolated along a line
     in lambda.
 
-    With lambda = log(alpha / sigma), h = lambda_s - lambda_t and r = (lambda_t - lambda_q) / h, q
-    the time before: x_s = (sigma_s / sigma_t) x - alpha_s (exp(-h) - 1) D, D = (1 + 1 / 2r) x1_t -
-    1 / 2r x1_q.
+    With lambda = log(alpha / sigma), h = lambda_s - lambda_t and r = (lambda_t - lambda_q) / h,
+    where q is the time before t:
+
+        D = x1_t + (x1_t - x1_q) / (2 r)
+        x_s = (sigma_s / sigma_t) x - alpha_s (exp(-h) - 1) D
 
     Order 2, one call a step: it remembers the step before. Its first step, and one into or out of
     an end where lambda is infinite, is DDIM's.
@@ -394,7 +419,8 @@ def dpmpp_2m() -> Stepper:
         h = lambda_s - lambda_t
         if q is None or math.isinf(h): return p.mix(alpha_s, sigma_s)
         r = (lambda_t - _half_log_snr(schedule, q.t.item())) / h
-        c = -alpha_s * math.expm1(-h) / (2 * r)  # of x1_t - x1_q; p.mix makes the rest of the formula
+        # p.mix(alpha_s, sigma_s) is the formula with D = x1_t; c (x1_t - x1_q) is what D adds to it
+        c = -alpha_s * math.expm1(-h) / (2 * r)
         return torch.add(p.mix(alpha_s + c, sigma_s), q.x1, alpha=-c)
     return step
 
@@ -417,6 +443,8 @@ def uniform_grid(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:
         (n + 1,) of torch.float64.
     """
     n = expect.whole("n", n, of="steps")
+    for name, value in (("start", start), ("stop", stop)):
+        expect.number(name, value, 0, 1, "a time in [0, 1]")
     return torch.linspace(start, stop, n + 1, dtype=torch.float64, device="cpu")
 
 # %% ../nbs/07_samplers.ipynb #ddb69b15
@@ -427,7 +455,8 @@ def karras_grid(
     (Karras et al. 2022, eq. 5).
 
     Where the schedule begins below ratio_max, ends with noise, or is singular before ratio_min, its
-    own ends are taken.
+    own ends are taken. Where it begins above ratio_max the first time is not 0 (0.012 for the linear
+    path): scale the noise by sigma(ts[0]).
 
     Args:
         n: steps.
@@ -577,7 +606,8 @@ class BrownianPath:
     """The noise of one fixed Brownian motion on [0, 1], for the argument `noise`: finer steps
     refine the same path.
 
-    Times are rounded to multiples of 1 / n. Keeps n + 1 tensors of the shape of x.
+    Times are rounded to multiples of 1 / n, and steps that become empty by that raise: take n well
+    above the number of steps. Keeps n + 1 tensors of the shape of x.
 
     Args:
         x: (B, ...) what the noise is for: shape, dtype and device count.
@@ -620,6 +650,9 @@ def with_langevin(stepper: Stepper, steps: int = 1, step: float = 0.05) -> Stepp
     """
     def corrected(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         y = stepper(model, x, t, s)
-        if model.singular(s) or model.schedule.sigma(s) == 0: return y
+        is_data = model.schedule.sigma(s) == 0 or (s == 1 and ends_with_data(stepper))
+        if model.singular(s) or is_data: return y
         return langevin_correct(model, y, s, steps, step, generator=model.generator)
-    return handling_singular_ends(corrected) if handles_singular_ends(stepper) else corrected
+    marked: Stepper = corrected
+    if handles_singular_ends(stepper): marked = handling_singular_ends(marked)
+    return ending_with_data(marked) if ends_with_data(stepper) else marked

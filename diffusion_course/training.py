@@ -33,7 +33,7 @@ from .images import Images, cifar10, digits
 from .matching import matching_loss
 from .options import as_dict, option, settings, with_options
 from .plots import save_grid
-from .predictions import Denoiser, EmpiricalDenoiser
+from .predictions import KINDS, Denoiser, EmpiricalDenoiser
 from .samplers import dpmpp_2m, sample, uniform_grid
 from .schedules import Linear
 from .seeds import normal_quantile, seeded, stratified
@@ -112,7 +112,9 @@ class Recipe:
         for what, right, names in _EXPECTED:
             for name in names:
                 value = vars(self)[name]
-                if not right(value): raise ValueError(f"{name} is {value!r}: expected {what}")
+                try: fits = right(value)
+                except TypeError: fits = False  # "3" >= 1
+                if not fits: raise ValueError(f"{name} is {value!r}: expected {what}")
 
     def pictures(self) -> Any:
         "The data to train on: `Images`, or what has `batch`, `to` and a length like them."
@@ -128,7 +130,7 @@ class Recipe:
         falling = (1 - math.cos(math.pi * min(1.0, max(0.0, left)))) / 2
         return min(1.0, (seen + self.batch) / max(self.warmup, 1)) * falling
 
-    # What a kind of training adds
+    # What a kind of training adds: `build` and `loss` must be there, the others have defaults
     def build(self) -> nn.Module:
         "The model at the beginning."
         raise NotImplementedError
@@ -170,7 +172,7 @@ class Recipe:
 
 DATA: dict[str, Callable[[str], Images]] = {"cifar10": cifar10, "digits": digits}
 _EXPECTED = (
-    ("'cifar10' or 'digits'", lambda v: v in DATA, ["data"]),
+    (" or ".join(map(repr, DATA)), lambda v: v in DATA, ["data"]),
     ("'auto', 'bf16' or 'fp32'", lambda v: v in ("auto", "bf16", "fp32"), ["precision"]),
     ("1 or more", lambda v: v >= 1, ["images", "batch", "log_every", "save_every"]),
     ("0 or more", lambda v: 0 <= v < math.inf, ["warmup", "weight_decay", "seed"]),
@@ -184,7 +186,8 @@ _EXPECTED = (
 # %% ../nbs/14_training.ipynb #c31e0669
 @settings
 class DenoiserRecipe(Recipe):
-    "How to train a U-Net to denoise images of a label: a `Recipe` and what belongs to diffusion."
+    """How to train a U-Net to denoise images of a label, on the linear path: a `Recipe` and what
+    belongs to diffusion."""
 
     net: UNetConfig = option(UNetConfig(), "the network")
     kind: str = option("velocity", "what it learns to predict, a target of lesson 4")
@@ -197,6 +200,7 @@ class DenoiserRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expect.one_of("kind", self.kind, KINDS)
         if self.times not in ("logit-normal", "uniform"):
             raise ValueError(f"times is {self.times!r}: expected 'logit-normal' or 'uniform'")
         if not 0 <= self.drop <= 1: raise ValueError(f"drop is {self.drop}: expected a fraction in [0, 1]")
@@ -249,11 +253,12 @@ class DenoiserRecipe(Recipe):
         """
         if len(data) > 5000 or self.kind != "velocity": return None
         g = torch.Generator().manual_seed(self.seed)
-        i, t = torch.randint(len(data), (n,), generator=g), self.draw_times(n, g)
-        (x1, y), eps = data.batch(i), torch.randn(n, *data.x.shape[1:], generator=g)
-        perfect, x = EmpiricalDenoiser(data.batch(slice(None))[0], Linear(), data.y), Linear().mix(
-            x1, eps, t
-        )
+        i = torch.randint(len(data), (n,), generator=g)
+        t = self.draw_times(n, g)
+        x1, y = data.batch(i)
+        eps = torch.randn(n, *data.x.shape[1:], generator=g)
+        x = Linear().mix(x1, eps, t)
+        perfect = EmpiricalDenoiser(data.batch(slice(None))[0], Linear(), data.y)
         error = lambda **cond: float((perfect(x, t, **cond).velocity - (x1 - eps)).square().mean())
         return (1 - self.drop) * error(y=y) + self.drop * error() if self.net.n_labels else error()
 
@@ -388,18 +393,27 @@ class Run:
         folder: of the run.
         accelerator: that moves and divides the work.
         resume: `restore` follows, so that `start` isn't needed.
+
+    Attributes:
+        data: the images, on the device.
+        model: that is trained; `weights` lists its parameters.
+        average: the moving average of the weights; `average.module` is a model.
+        objective: model and loss as one module, as the accelerator prepared it.
+        steps: made so far; `seen` are the images in them.
+        seconds: of training so far.
+        loss: the mean over the steps of the last row of metrics.csv.
+        recent: (2,) loss and length of the gradient of each step since then.
     """
 
     def __init__(
         self, config: Recipe, folder: Path, accelerator: Accelerator, resume: bool = False,
     ):
-        self.config, self.folder, self.accelerator, self.device = (
-            config,
-            folder,
-            accelerator,
-            accelerator.device,
-        )
-        self.processes, self.rank = accelerator.num_processes, accelerator.process_index
+        self.config = config
+        self.folder = folder
+        self.accelerator = accelerator
+        self.device = accelerator.device
+        self.processes = accelerator.num_processes
+        self.rank = accelerator.process_index
         if config.batch % self.processes:
             raise ValueError(
                 f"batch is {config.batch}: expected a multiple of the {self.processes} processes"
@@ -413,12 +427,15 @@ class Run:
         if config.compile: (self.model.net if isinstance(self.model, Denoiser) else self.model).compile()
         self.average = AveragedModel(self.model, multi_avg_fn=_averaging(config.ema, lambda: self.steps))
         self.average.eval()
-        self.weights, fused = list(self.model.parameters()), self.device.type in ("cpu", "cuda")
+        self.weights = list(self.model.parameters())
+        fused = self.device.type in ("cpu", "cuda")
         adam = torch.optim.AdamW(
             self.weights, config.lr, config.betas, weight_decay=config.weight_decay, fused=fused
         )
         self.objective, self.optimizer = accelerator.prepare(Objective(self.model, config), adam)
-        self.steps, self.seconds, self.loss = 0, 0.0, math.nan
+        self.steps = 0
+        self.seconds = 0.0
+        self.loss = math.nan
         self.recent: list[Tensor] = []
 
     @property
@@ -437,7 +454,8 @@ class Run:
 
     def step(self) -> None:
         "One batch."
-        c, i = self.config, batch_indices(len(self.data), self.config.batch, self.steps, self.config.seed)
+        c = self.config
+        i = batch_indices(len(self.data), c.batch, self.steps, c.seed)
         g = seeded(self.device, c.seed, 2, self.steps, self.rank)
         i = i[self.rank::self.processes].to(self.device)
         flip = torch.rand(len(i), generator=g, device=self.device) < 0.5 if c.flip else None
@@ -465,14 +483,14 @@ class Run:
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.device)))
 
     def measured(self) -> Tensor:
-        """Loss and length of the gradient, mean over the processes, of the steps since the last row
-        of metrics.csv.
-
-        Args:
-            self: (steps, 2).
+        """Loss and length of the gradient of the steps since the last row of metrics.csv, the mean
+        over the processes: every process has to call it.
 
         Returns:
             (steps, 2).
+
+        Raises:
+            ValueError: where one is no longer finite.
         """
         values = self.accelerator.reduce(torch.stack(self.recent), "mean")
         if not values.isfinite().all():
@@ -665,13 +683,17 @@ def _training_loop(
     run: Run, asked: list[int], progress: bool, watch: Callable | None, info: dict[str, Any]
 ) -> bool:
     "Train to the end, or to the step at which any process is asked to stop: whether that was so."
-    c, floor = run.config, run.config.floor(run.data.to("cpu")) if progress else None
+    c = run.config
+    floor = c.floor(run.data.to("cpu")) if progress else None
     table = (
         Metrics(run.folder / "metrics.csv", COLUMNS, run.seen)
         if run.accelerator.is_main_process
         else None
     )
-    begin, since, at, stop = time.monotonic() - run.seconds, run.seconds, run.seen, False
+    begin = time.monotonic() - run.seconds
+    seconds_before = run.seconds  # at the last row of metrics.csv, as is
+    seen_before = run.seen
+    stop = False
     bar = tqdm(
         total=c.images,
         initial=run.seen,
@@ -683,12 +705,15 @@ def _training_loop(
     with bar:
         while run.seen < c.images and not stop:
             run.step()
-            run.seconds, last = time.monotonic() - begin, run.seen >= c.images
+            run.seconds = time.monotonic() - begin
+            last = run.seen >= c.images
             bar.update(c.batch)
             if run.due(c.log_every) or last:
                 run.loss, norm = run.measured().mean(0).tolist()
                 run.recent.clear()
-                speed, since, at = (run.seen - at) / max(run.seconds - since, 1e-9), run.seconds, run.seen
+                speed = (run.seen - seen_before) / max(run.seconds - seconds_before, 1e-9)
+                seconds_before = run.seconds
+                seen_before = run.seen
                 if table: table.add(images=run.seen, loss=f"{run.loss:.6f}", grad_norm=f"{norm:.4f}",
                                     lr=f"{run.optimizer.param_groups[0]['lr']:.3g}",
                                     images_per_second=f"{speed:.1f}", seconds=f"{run.seconds:.1f}")
@@ -732,9 +757,11 @@ def train(
 
     Raises:
         ValueError: for settings that do not fit each other, the data or the folder, before the
-            first step; and where
-            the loss is no longer finite.
+            first step; and where the loss is no longer finite.
     """
+    own = {"images", "seconds", "loss", "config", "torch", "device", "processes"}
+    taken = ", ".join(sorted(info.keys() & own))
+    if taken: raise ValueError(f"info has {taken}: expected other names, as these are written anyway")
     folder = Path(folder)
     expect.one_of("device", device, ("auto", "cpu"))
     resume = _check_resumable(config, folder, resume)

@@ -592,3 +592,29 @@ def test_shipped_tables_belong_to_the_shipped_models():
         assert any(
             row["images"] == images and row["extractor"] == name for row in tables[table]
         ), f"no {table} of this model: {again}"
+
+
+def test_labels_without_images_are_refused():
+    real = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.long), ("a",))
+    with pytest.raises(ValueError, match="y is given without x"):
+        ev.evaluate(ExactDenoiser(running_mixture(), Linear()), torch.nn.Flatten(), real, 4, y=torch.zeros(4))
+
+
+@pytest.mark.parametrize("schedule, ts, message", [
+    (VariancePreserving(), torch.linspace(1, 0, 5), "ts holds 1, where the model is singular"),
+    (Linear(), torch.linspace(0, 1, 5), "ts rises from 0 to 1: expected falling times"),
+])
+def test_times_of_log_prob(schedule, ts, message):
+    with pytest.raises(ValueError, match=message):
+        ev.log_prob(ExactDenoiser(running_mixture(), schedule), torch.zeros(2, 2), ts)
+
+
+@pytest.mark.parametrize("start, stop", [(0, 1), (1, 1), (2, 0), (1, -1)])
+def test_likelihood_grid_falls_within_the_path(start, stop):
+    with pytest.raises(ValueError, match="expected 0 <= stop < start <= 1"): ev.likelihood_grid(3, start, stop)
+
+
+def test_name_of_knows_weights_of_any_dtype():
+    net = torch.nn.Linear(2, 2)
+    names = {ev.name_of(net.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert len(names) == 3

@@ -1,5 +1,6 @@
 """Distances between samples and strays: known values, metric properties, floors; bad input."""
 
+import json
 import math
 
 import pytest
@@ -8,9 +9,10 @@ from helpers import normal, rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_course.distributions import GaussianMixture
+from diffusion_course.checkpoints import WEIGHTS
+from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.metrics import (
-    energy_distance, real_floor, sliced_wasserstein, strays, wasserstein2,
+    energy_distance, kept_floor, real_floor, sliced_wasserstein, strays, wasserstein2, width,
 )
 
 METRICS = [energy_distance, sliced_wasserstein, wasserstein2]
@@ -142,3 +144,37 @@ def test_bad_arguments():
         sliced_wasserstein(x, x, n_projections=0)
     with pytest.raises(ValueError, match="repeats"):
         real_floor(energy_distance, lambda n, g: x, 4, repeats=1)
+
+
+def test_a_floor_of_unequal_sizes_is_lower():
+    draw = lambda n, g: torch.randn(n, 2, generator=g)
+    equal = real_floor(energy_distance, draw, 50, 100)
+    unequal = real_floor(energy_distance, draw, 50, 100, against=500)
+    assert (equal.n, equal.against, unequal.against) == (50, 50, 500)
+    assert unequal.mean < 0.7 * equal.mean and "50 and 500" in str(unequal)
+    with pytest.raises(ValueError, match="expected n and against >= 1"):
+        real_floor(energy_distance, draw, 50, 10, against=0)
+
+
+def test_kept_floors_are_those_that_one_would_measure():
+    kept = kept_floor("energy distance", "running mixture", 100)
+    again = real_floor(energy_distance, running_mixture().sample, 100, 300, seed=1)
+    assert kept.mean == pytest.approx(again.mean, rel=0.1)
+    assert kept.q99 == pytest.approx(again.q99, rel=0.25)
+    with pytest.raises(ValueError, match="'moons', 100, 100 was not measured: expected one of"):
+        kept_floor("energy distance", "moons", 100)
+
+
+def test_every_kept_floor_rests_on_enough_pairs():
+    rows = json.loads((WEIGHTS / "floors.json").read_text(encoding="utf-8"))["floors"]
+    assert len(rows) > 20 and min(row["repeats"] for row in rows) >= 300
+
+
+def test_width():
+    mixture = running_mixture()
+    x = mixture.sample(20_000, rng(3))
+    of = lambda x: width(x, mixture.means, mixture.stds, mixture.responsibilities(x))
+    assert of(x) == pytest.approx(math.sqrt(2 * math.log(2)), rel=0.02)
+    assert of(x + 0.2 * torch.randn(x.shape, generator=rng(4))) > 1.4
+    some_astray = torch.cat([x, torch.full((200, 2), 9.0)])
+    assert of(some_astray) == pytest.approx(of(x), rel=0.02), "the median must not see strays"

@@ -293,6 +293,8 @@ def test_the_still_is_of_the_last_time_and_takes_titles_as_they_are():
     scene = play(x, ts=torch.linspace(0, 0.5, 11), titles="cost $_$ <b>")
     assert scene.still() == scene.still(0.5) != scene.still(0.2)
     assert "<b>" not in scene.to_html().split("<script>")[0]
+    middle = play(x, ts=torch.linspace(0, 0.5, 11), titles="cost $_$ <b>", still_at=0.2)
+    assert middle.still() == scene.still(0.2) and middle.still(0.5) == scene.still()
 
 
 def test_points_outside_the_view_are_counted_in_the_still():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diffusion_course import predictions
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.predictions import (
     KINDS,
@@ -405,3 +406,9 @@ def test_the_exact_flow_there_and_back(schedule):
     *_, data = integrate(step, noise, ts)
     *_, back = integrate(step, data, ts.flip(0))
     assert (back - noise).abs().max() < 1e-4 < (data - noise).abs().max()
+
+
+def test_a_target_without_a_row_is_refused(monkeypatch):
+    monkeypatch.setattr(predictions, "KINDS", (*predictions.KINDS, "balanced"))
+    with pytest.raises(ValueError, match="'balanced' has a name in KINDS and no row"):
+        predictions.target_row("balanced", 0.5, Linear())

@@ -12,24 +12,9 @@ from diffusion_course.metrics import energy_distance, real_floor
 from diffusion_course.plots import slope
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, target_row
 from diffusion_course.samplers import (
-    BrownianPath,
-    Recorder,
-    adaptive,
-    ancestral,
-    ddim,
-    dpmpp_2m,
-    euler,
-    euler_maruyama,
-    heun,
-    karras_grid,
-    log_snr_grid,
-    midpoint,
-    rk4,
-    sample,
-    trailing_grid,
-    trajectory,
-    uniform_grid,
-    with_langevin,
+    BrownianPath, Recorder, adaptive, ancestral, ddim, dpmpp_2m, ending_with_data,
+    ends_with_data, euler, euler_maruyama, handles_singular_ends, heun, karras_grid,
+    log_snr_grid, midpoint, rk4, sample, trailing_grid, trajectory, uniform_grid, with_langevin,
 )
 from diffusion_course.schedules import (
     DDPM,
@@ -516,3 +501,41 @@ def test_bad_input():
         with pytest.raises(ValueError, match="ratio_min"): log_snr_grid(4, Linear(), **limits)
     with pytest.raises(ValueError, match="ratios"):
         karras_grid(4, VarianceExploding(1.0, 5.0), ratio_max=0.5)
+
+
+# ---- what readers of the code stumbled over -----------------------------------------------------
+
+def test_a_recorder_that_walks_again_remembers_nothing():
+    model = ExactDenoiser(running_mixture(), Linear())
+    x, ts = torch.randn(5, 2, generator=rng(1)), uniform_grid(6)
+    recorder = Recorder(model)
+    first = [*recorder.walk(dpmpp_2m(), x, ts)][-1]
+    assert torch.equal([*recorder.walk(dpmpp_2m(), x, ts)][-1], first)
+
+
+def test_a_corrected_stepper_keeps_both_marks_of_its_predictor():
+    for stepper in (euler(), adaptive(), euler_maruyama()):
+        corrected = with_langevin(stepper)
+        assert handles_singular_ends(corrected) == handles_singular_ends(stepper)
+        assert ends_with_data(corrected) == ends_with_data(stepper)
+    marked = ending_with_data(lambda model, x, t, s: model(x, t).x1)
+    model = ExactDenoiser(running_mixture(), VarianceExploding())
+    x = 50 * torch.randn(5, 2, generator=rng(1))
+    run = trajectory(model, x, uniform_grid(3), with_langevin(marked), generator=rng(2))
+    assert run.nfe == 3 + 2, "the last step returns data: no corrector, no call after it"
+
+
+@pytest.mark.parametrize("start, stop", [(3, 0), (0, 1.5), (-0.1, 1), (0, float("nan"))])
+def test_uniform_grid_stays_within_the_path(start, stop):
+    with pytest.raises(ValueError, match=r"(start|stop) is .*: expected a time in \[0, 1\]"):
+        uniform_grid(2, start, stop)
+
+
+def test_models_that_are_none_are_named():
+    def bare(x, t): return x
+    bare.schedule = Linear()
+    with pytest.raises(ValueError, match="the model returned a Tensor: expected a Prediction"):
+        sample(bare, torch.randn(3, 2), uniform_grid(2), euler())
+    bare.schedule = "linear"
+    with pytest.raises(ValueError, match="whose schedule is 'linear'"):
+        sample(bare, torch.randn(3, 2), uniform_grid(2), euler())

@@ -724,3 +724,19 @@ def test_digits_are_recognisable(tmp_path: Path) -> None:
     assert (digit_classifier()(x) == y).float().mean() >= 0.9
     assert sum(p.numel() for p in model.parameters()) < 600_000
     assert training.PRESETS["digits"].flip is False, "a mirrored 2 is no digit"
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(kind="bogus"), "kind is 'bogus': expected one of"),
+    (dict(lr="fast"), "lr is 'fast': expected a positive number"),
+    (dict(images="many"), "images is 'many': expected 1 or more"),
+    (dict(data="cifar100"), "data is 'cifar100': expected 'cifar10' or 'digits'"),
+])
+def test_settings_that_are_none_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message): DenoiserRecipe(**wrong)
+
+
+def test_notes_that_training_writes_itself_are_refused_before_it_begins(tmp_path):
+    with pytest.raises(ValueError, match="info has loss, torch: expected other names"):
+        train(DenoiserRecipe(data="digits"), tmp_path / "run", loss=1.0, torch="x")
+    assert not (tmp_path / "run").exists()

@@ -382,7 +382,7 @@ def _from_the_first(weights, decay): return _average_from(weights[0], weights[1:
 def _roles_swapped(weights, decay): return moving_average(weights, 1 - decay)
 def _plain_mean(weights, decay): return weights.mean(0)
 def _last_only(weights, decay): return weights[-1] + 0
-def _divided_once(weights, decay): return _uncorrected(weights, decay) / (1 - decay)
+def _divided_by_one_step(weights, decay): return _uncorrected(weights, decay) / (1 - decay)
 
 
 def _one_too_few(weights, decay):
@@ -397,7 +397,7 @@ AVERAGE = (
     Mistake(_roles_swapped, "Which part stays at each step, the decay or the rest?"),
     Mistake(_plain_mean, "This is the mean of all rows. Do early rows count less than late ones?"),
     Mistake(_last_only, "These are the weights of the last step alone."),
-    Mistake(_divided_once,
+    Mistake(_divided_by_one_step,
             "After one step the weights add up to 1 - d. What do they add up to after n?"),
     Mistake(_one_too_few, "How many rows have entered when you divide?"),
 )
