@@ -29,9 +29,9 @@ from .style import FAINT, INK, LABELS, axes_or_new, color_of, colormap, figure
 from .style import figure_of, legend, plane
 
 # %% auto #0
-__all__ = ['MASS_FRACTIONS', 'IMAGE_FORMATS', 'FILM_FORMATS', 'show_samples', 'show_density', 'show_field', 'speed',
-           'mass_levels', 'grid', 'scalars', 'vectors', 'as_points', 'compare', 'show_paths', 'slope', 'show_curves',
-           'show_histogram', 'show_images', 'tile', 'save_grid', 'Film', 'as_images', 'show_stages']
+__all__ = ['MASS_FRACTIONS', 'IMAGE_FORMATS', 'FILM_FORMATS', 'show_samples', 'show_density', 'show_field', 'show_arrows',
+           'speed', 'mass_levels', 'grid', 'scalars', 'vectors', 'as_points', 'compare', 'show_paths', 'slope',
+           'show_curves', 'show_histogram', 'show_images', 'tile', 'save_grid', 'Film', 'as_images', 'show_stages']
 
 # %% ../nbs/toolbox/plots.ipynb #531f9f0d
 def show_samples(
@@ -126,6 +126,33 @@ def show_field(
     ax.quiver(*x.numpy().T, *arrows.numpy().T, color=color_of(color), angles="xy",
               scale_units="xy", scale=1, width=0.005, alpha=0.85)
     plane(ax, extent, title)
+    return figure_of(ax)
+
+
+def show_arrows(
+    at: Tensor, u: Tensor, *, color: str = "exact", extent: float = 3.0, name: str | None = None,
+    title: str | None = None, width: float = 0.008, faint: bool = False, ax: Axes | None = None,
+) -> Figure:
+    """Arrows of true length from points in the plane: x to x + u.
+
+    Args:
+        at: (n, 2) where they begin, or (2,) where all of them do.
+        u: (n, 2).
+        color: a role or a colour.
+        extent: half width of the view.
+        name: for the legend.
+        title: of the panel.
+        width: of the shafts, as a fraction of the panel's.
+        faint: pale, for many.
+        ax: where to draw; default: a new figure.
+    """
+    ax = axes_or_new(ax)
+    tips = as_points(u, "u")
+    starts = np.broadcast_to(as_points(torch.atleast_2d(at), "at"), tips.shape)
+    ax.quiver(*starts.T, *tips.T, color=color_of(color), angles="xy", scale_units="xy", scale=1,
+              width=width, alpha=0.4 if faint else 1.0, label=name)
+    plane(ax, extent, title)
+    if name: ax.legend(loc="upper left", fontsize=8, frameon=False)
     return figure_of(ax)
 
 

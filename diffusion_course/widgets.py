@@ -204,7 +204,7 @@ class Panel:
         except (Exception, SystemExit) as error:  # whatever draw does, the learner sees one line
             lines = str(error).splitlines() or [""]
             text = html.escape(f"{type(error).__name__}: {lines[0]}")
-            self._message.value = f'<div style="color:#B3261E;line-height:1.4">{text}</div>'
+            self._message.value = f'<div role="alert" style="color:#B3261E;line-height:1.4">{text}</div>'
 
     def _replace_views(self, parts: list[_Part]) -> None:
         "New contents in the old views if their kinds are the same, which does not flicker."

@@ -11,8 +11,8 @@ from helpers import normal, rng
 from PIL import Image
 
 from diffusion_course.plots import (
-    Film, as_images, compare, grid, mass_levels, save_grid, show_curves, show_density, show_field,
-    show_histogram, show_images, show_paths, show_samples, show_stages, slope, tile,
+    Film, as_images, compare, grid, mass_levels, save_grid, show_arrows, show_curves, show_density,
+    show_field, show_histogram, show_images, show_paths, show_samples, show_stages, slope, tile,
 )
 from diffusion_course.style import LABELS, png
 
@@ -268,3 +268,23 @@ def test_films_that_cannot_be(tmp_path):
         with pytest.raises(ValueError, match="ends in .*: expected .gif or .webp"):
             Film(FRAMES).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_counts_where_the_density_is():
+    """A field that is wrong by 1 where x > 0, and a density that is 9 times as large there."""
+    wrong = lambda x, t: x + (x[:, :1] > 0).float() * torch.tensor([1.0, 0.0])
+    density = lambda x: torch.where(x[:, 0] > 0, 9.0, 1.0)
+    plain = compare(wrong, lambda x, t: x, 0.5)
+    weighted = compare(wrong, lambda x, t: x, 0.5, density=density)
+    assert plain.axes[2].get_title() == "error (mean 0.5)"
+    assert weighted.axes[2].get_title() == "error (mean 0.9)"
+    on_the_right = compare(wrong, lambda x, t: x, 0.5, density=lambda x: (x[:, 0] > 0).float())
+    shown = on_the_right.axes[2].images[0].get_array()
+    assert np.isnan(shown.filled(np.nan)).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_arrows_have_their_true_length():
+    fig = show_arrows(torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 0.0], [0.0, -2.0]]), name="u")
+    quiver = fig.axes[0].collections[0]
+    assert np.allclose(np.hypot(quiver.U, quiver.V), [1, 2]) and quiver.scale == 1
+    assert np.allclose(quiver.get_offsets(), [[1, 0.5], [1, 0.5]])

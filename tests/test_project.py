@@ -288,6 +288,8 @@ def test_notebook_is_clean(path: Path) -> None:
             assert output.get("name") != "stderr", f"{where}: {output['text']}"
             for text in texts(output):
                 assert not machine_paths(text), f"{where}: {machine_paths(text)}"
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            assert 'role="alert"' not in html, f"{where}: a panel shows an error"
             remote = REMOTE.search("".join(output.get("data", {}).get("text/html", "")))
             assert not remote, f"{where} loads {remote[0]!r} from the network"
 

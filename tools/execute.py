@@ -62,6 +62,8 @@ def problem(output: dict) -> str | None:
     """What must not be stored in an output, in words."""
     if output["output_type"] == "error": return f"{output['ename']}: {output['evalue']}"
     if output.get("name") == "stderr": return f"wrote to stderr: {output['text'].strip()[:300]}"
+    html = "".join(output.get("data", {}).get("text/html", ""))
+    if found := re.search(r'role="alert"[^>]*>(.*?)</div>', html): return f"a panel shows {found[1]}"
     paths = [p for t in texts(output) for p in machine_paths(t)]
     return f"holds a path of this machine: {paths[0]}" if paths else None
 
