@@ -17,7 +17,8 @@ from . import expect
 from .former import former
 from .guidance import classifier_free
 from .options import option, settings
-from .plots import Film, save_grid, tile
+from .files import file_format
+from .plots import FILM_FORMATS, IMAGE_FORMATS, Film, save_grid, tile
 from diffusion_course.predictions import (
     Model, ModelWrapper, Prediction, device_of, latent_network, n_labels, network, sample_shape,
 )
@@ -361,6 +362,8 @@ def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -
     """
     n = expect.whole("n", config.n, of="images")
     expect.whole("scale", config.scale, of="pixels")
+    file_format(config.out, IMAGE_FORMATS, "out")
+    if config.gif: file_format(config.gif, FILM_FORMATS, "gif")
     labels = n_labels(model)
     cond: dict[str, Any] = {}
     if labels: cond["y"] = torch.arange(n) * labels // n if config.label == -1 else config.label

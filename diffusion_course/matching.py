@@ -54,10 +54,12 @@ class MLP(nn.Module):
             self.first = nn.Linear(dim * 9 + 17, width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
             self.last = nn.Linear(width, dim)
+            x_waves = math.pi / 4 * 2.0 ** torch.arange(4)
+            t_waves = math.pi / 2 * 30.0 ** torch.linspace(0, 1, 8)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.register_buffer("x_waves", math.pi / 4 * 2.0 ** torch.arange(4), persistent=False)
-        self.register_buffer("t_waves", math.pi / 2 * 30.0 ** torch.linspace(0, 1, 8), persistent=False)
+        self.register_buffer("x_waves", x_waves, persistent=False)
+        self.register_buffer("t_waves", t_waves, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
         """The network's output at points x of time t.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-from PIL import Image, ImageSequence
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor
 
 from . import expect
@@ -459,7 +459,10 @@ def show_images(
     return fig
 
 # %% ../nbs/toolbox/plots.ipynb #5236b165
-def tile(x: Tensor, ncols: int | None = None, *, scale: int = 1, gap: int = 1) -> Image.Image:
+def tile(
+    x: Tensor, ncols: int | None = None, *, scale: int = 1, gap: int = 1,
+    rows: Sequence[object] | None = None, columns: Sequence[object] | None = None,
+) -> Image.Image:
     """Images side by side as one, pixel by pixel, nothing smoothed.
 
     Values beyond [-1, 1] are clipped.
@@ -469,6 +472,11 @@ def tile(x: Tensor, ncols: int | None = None, *, scale: int = 1, gap: int = 1) -
         ncols: images in a row; default: as square as it gets.
         scale: pixels on the screen for each of the images', along a side.
         gap: white pixels between images.
+        rows: what is written to the left of each row.
+        columns: what is written above each column, or above equally wide groups of columns.
+
+    Raises:
+        ValueError: where the labels are not as many as the rows, or do not divide the columns.
     """
     scale = expect.whole("scale", scale)
     gap = expect.whole("gap", gap, least=0)
@@ -481,7 +489,34 @@ def tile(x: Tensor, ncols: int | None = None, *, scale: int = 1, gap: int = 1) -
         top = k // ncols * (h + gap)
         left = k % ncols * (w + gap)
         sheet[:, top: top + h, left: left + w] = image
-    return Image.fromarray(sheet.permute(1, 2, 0).squeeze(-1).numpy())
+    strip = Image.fromarray(sheet.permute(1, 2, 0).squeeze(-1).numpy())
+    return _labelled(strip, nrows, ncols, rows, columns) if rows or columns else strip
+
+
+def _labelled(
+    strip: Image.Image, nrows: int, ncols: int, rows: Sequence[object] | None,
+    columns: Sequence[object] | None,
+) -> Image.Image:
+    "A strip of images with text beside its rows and above its columns."
+    if rows is not None and len(rows) != nrows:
+        raise ValueError(f"{len(rows)} labels of rows: expected {nrows}, one for each row")
+    if columns is not None and (not len(columns) or ncols % len(columns)):
+        raise ValueError(f"{len(columns)} labels of columns: expected a number that divides {ncols}")
+    font = ImageFont.load_default(size=12)
+    write = ImageDraw.Draw(strip)
+    texts = [str(t) for t in rows or ()]
+    left = 10 + round(max((write.textlength(t, font) for t in texts), default=-10))
+    top = 18 if columns else 0
+    sheet = Image.new("RGB", (left + strip.width, top + strip.height), "white")
+    sheet.paste(strip, (left, top))
+    write = ImageDraw.Draw(sheet)
+    for k, text in enumerate(texts):
+        write.text((left - 8, top + (k + 0.5) * strip.height / nrows), text, INK, font, anchor="rm")
+    names = [str(t) for t in columns or ()]
+    for k, name in enumerate(names):
+        middle = left + (k + 0.5) * strip.width / len(names)
+        write.text((middle, 2), name, INK, font, anchor="ma")
+    return sheet
 
 
 IMAGE_FORMATS = {"": "png", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}

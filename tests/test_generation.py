@@ -256,6 +256,7 @@ def test_files_of_one_label_and_of_no_labels(model, tmp_path):
 @pytest.mark.parametrize(("change", "message"), [
     (dict(n=0), "n is 0"), (dict(n=-3), "n is -3"), (dict(scale=0), "scale is 0"), (dict(label=7), "y holds labels"),
     (dict(sampler="x"), "sampler is 'x'"), (dict(steps=0), "steps is 0"),
+    (dict(out="a.txt"), "out ends in '.txt': expected"), (dict(gif="a.mp4"), "gif ends in '.mp4': expected"),
 ])
 def test_files_bad_settings(model, tmp_path, change, message):
     config = with_options(SampleConfig(n=2, steps=2, out=str(tmp_path / "a.png")), change)

@@ -288,3 +288,19 @@ def test_arrows_have_their_true_length():
     quiver = fig.axes[0].collections[0]
     assert np.allclose(np.hypot(quiver.U, quiver.V), [1, 2]) and quiver.scale == 1
     assert np.allclose(quiver.get_offsets(), [[1, 0.5], [1, 0.5]])
+
+
+def test_labels_of_rows_and_columns():
+    x = torch.zeros(6, 1, 8, 8)
+    plain, labelled = tile(x, 3), tile(x, 3, rows=["first", "second"], columns="abc")
+    assert labelled.width > plain.width and labelled.height > plain.height
+    dx, dy = labelled.width - plain.width, labelled.height - plain.height
+    cut = labelled.crop((dx, dy, labelled.width, labelled.height)).convert("L")
+    assert cut.tobytes() == plain.convert("L").tobytes(), "the images themselves must not change"
+    margins = np.asarray(labelled.convert("L")).copy()
+    margins[dy:, dx:] = 255
+    assert (margins[dy:, :dx] < 200).any() and (margins[:dy, dx:] < 200).any(), "no text was written"
+    assert tile(x, 6, columns=["one to three", "four to six"]).width == tile(x, 6).width
+    with pytest.raises(ValueError, match="3 labels of rows: expected 2"): tile(x, 3, rows="abc")
+    with pytest.raises(ValueError, match="2 labels of columns: expected a number that divides 3"):
+        tile(x, 3, columns="ab")

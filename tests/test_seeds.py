@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_course.images import DenoiseNet
 from diffusion_course.seeds import normal_quantile, seeded, seeded_weights, stratified
+from diffusion_course.matching import MLP
 from diffusion_course.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(shape=(1, 8, 8), widths=(16,), attention=(), head=16, patch=1, embedding="fourier")
@@ -89,12 +90,17 @@ def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
         assert torch.get_default_dtype() == dtype
 
 
-@pytest.mark.parametrize("build", [lambda: DenoiseNet(n_labels=3, seed=2), lambda: UNet(SMALL, seed=2)],
-                         ids=["DenoiseNet", "UNet"])
+@pytest.mark.parametrize("build", [
+    lambda: DenoiseNet(n_labels=3, seed=2), lambda: UNet(SMALL, seed=2), lambda: MLP(n_labels=3, seed=2),
+], ids=["DenoiseNet", "UNet", "MLP"])
 def test_networks_are_the_same_whatever_the_defaults(build: Callable[[], nn.Module]) -> None:
-    expected = list(build().state_dict().values())
-    with default_dtype(torch.float64): assert same(list(build().state_dict().values()), expected)
-    with default_device("cpu"): assert same(list(build().state_dict().values()), expected)
+    def numbers() -> list[torch.Tensor]:
+        net = build()
+        return [*net.parameters(), *net.buffers()]  # a state_dict lacks the buffers that are not kept
+
+    expected = numbers()
+    with default_dtype(torch.float64): assert same(numbers(), expected)
+    with default_device("cpu"): assert same(numbers(), expected)
 
 
 def test_on_the_meta_device_weights_have_shapes_alone() -> None:
