@@ -282,7 +282,7 @@ class Model(Protocol):
     @property
     def schedule(self) -> Schedule: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:  # so that any nn.Module fits
+    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
         """`model(x, t, **cond)`: the prediction at points x of time t.
 
         Args:
