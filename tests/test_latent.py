@@ -352,8 +352,8 @@ def test_a_run_trains_saves_and_decodes(recipe: LatentRecipe, tmp_path: Path) ->
     assert recipe.preview(model).shape == (80, 1, 8, 8)
     started = replace(recipe, start=path).build()
     assert started.net.config == model.net.config and started.training
-    with pytest.raises(ValueError, match="start is .*expected noise with"):
-        replace(recipe, kind="noise", start=path).build()
+    with pytest.raises(ValueError, match="start is .*expected eps with"):
+        replace(recipe, kind="eps", start=path).build()
 
 
 def test_settings_that_are_impossible_are_refused(recipe: LatentRecipe) -> None:
