@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,22 +20,31 @@ from helpers import rng
 from torch import Tensor, nn
 
 from diffusion_course import cold, few_step, latent, metrics, plots
+from diffusion_course.checking import LESSONS
 from diffusion_course.checkpoints import load, save
 from diffusion_course.classifier import Classifier, ClassifierConfig
 from diffusion_course.couplings import ot_matching_loss, pair, path_energy, reflow_pairs
-from diffusion_course.ddpm import ddpm_loss, invert, linear_betas, posterior, q_sample
+from diffusion_course.ddpm import (
+    cosine_betas, ddpm_loss, finish_noising, invert, linear_betas, posterior, q_sample,
+)
 from diffusion_course.distributions import GaussianMixture, running_mixture
-from diffusion_course.edm import edm_heun, edm_loss
+from diffusion_course.edm import (
+    edm_heun, edm_loss, log_normal_times, preconditioned, preconditioning,
+)
 from diffusion_course.evaluation import (
-    ClassifierRecipe, bits_per_dim, evaluate, features, frechet_distance, information_rate, kernel_distance,
-    label_agreement, log_prob, name_of, nearest, precision_recall,
+    ClassifierRecipe, as_bytes, bits_per_dim, compare_features, evaluate, features,
+    frechet_distance, information_rate, kernel_distance, label_agreement, log_prob, name_of,
+    nearest, precision_recall,
 )
 from diffusion_course.few_step import FlowEnd, consistency, consistency_loss, teacher_pairs
-from diffusion_course.generation import InPrecision, generate, noise, previews
+from diffusion_course.generation import (
+    InPrecision, SampleConfig, generate, noise, previews, sample_to_files,
+)
 from diffusion_course.guidance import classifier_free, classifier_guided, tilted_log_prob
 from diffusion_course.images import DenoiseNet, Images, digit_classifier, digits, radial_spectrum, to_bytes
 from diffusion_course.inpainting import (
-    half, latent_inpaint, noised_again, paste_back, reconstruction_guided, resampling, seam,
+    box, brush, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again,
+    paste_back, reconstruction_guided, resampling, seam,
 )
 from diffusion_course.latent import LatentUNet, LatentUNetConfig, encode_all, perceptual_loss
 from diffusion_course.matching import MLP, fit, matching_loss
@@ -64,13 +75,17 @@ from diffusion_course.schedules import (
     Schedule,
     VarianceExploding,
     VariancePreserving,
+    as_time,
     marginal,
+    per_sample,
 )
 from diffusion_course.sde import diffusion, drift, langevin_correct, sde_step
-from diffusion_course.solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
+from diffusion_course.solvers import (
+    em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step, standard_normal,
+)
 from diffusion_course.training import DenoiserRecipe, Recipe, Run, runs_bf16, train
 from diffusion_course.unet import UNet, UNetConfig
-from diffusion_course.vae import VAE, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss
+from diffusion_course.vae import VAE, DiagonalGaussian, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss
 
 SCHEDULES = {
     "linear": Linear(), "cosine": Cosine(), "vp": VariancePreserving(), "ve": VarianceExploding(),
@@ -907,3 +922,93 @@ class TestTraining:
             world.syncs.clear()
             sample(model, x, uniform_grid(5), stepper, y=torch.tensor([1, 2], device=world.device))
             assert sum(world.syncs.values()) <= 1, world.syncs
+
+
+class TestTheOtherPublicNames:
+    """What the classes above don't come by: with the test below, every public name of a lesson that computes."""
+
+    def test_preconditioning(self, device):
+        model = preconditioned(shaken(MLP(width=16, depth=2)), SCHEDULES["ve"], 1.0).eval()
+        t = torch.linspace(0.1, 0.9, 12)
+        agree(device, lambda m, x, t: m(x, t).x1, model, points(), t, atol=1e-3)
+        for g in generators(device):
+            assert edm_loss(copy.deepcopy(model).to(device), points().to(device), generator=g).device == device
+        for found in preconditioning(t.to(device), SCHEDULES["ve"], 1.0):
+            assert not isinstance(found, Tensor) or found.device == device
+        for g in generators(device): assert log_normal_times(5, SCHEDULES["ve"], generator=g).shape == (5,)
+
+    def test_increments(self, device):
+        for make in (cosine_betas, linear_betas): assert make(20).device == CPU
+        betas = linear_betas(20).float()
+        assert finish_noising(betas.to(device)).equal(finish_noising(betas))
+
+    def test_times_and_normal_numbers(self, device):
+        agree(device, lambda a, x: per_sample(a, x) * x, Stays(torch.tensor([1.0, 2.0])), points(2))
+        assert as_time(torch.tensor([0.2, 0.4], device=device)).device == device
+        for g in generators(device): assert standard_normal(points().to(device), g).device == device
+
+    @pytest.mark.parametrize("schedule", ["linear", "ve"])
+    def test_known_regions(self, device, schedule):
+        mask = torch.tensor([True, False])
+        model, path = ExactDenoiser(running_mixture(), SCHEDULES[schedule]), SCHEDULES[schedule]
+
+        def fill(x1, mask):
+            x = path.sigma(0.0).item() * points(3).to(x1.device)
+            stepper = known_region(ddim(), x1, mask)
+            return sample(model, x, uniform_grid(4), stepper, noise=lambda x, t, s: torch.ones_like(x))
+
+        for where in (mask, Stays(mask)): agree(device, fill, points(3), where, atol=1e-3)
+
+    def test_masks_may_stay_on_the_cpu(self, device):
+        x, mask = pixels(2), box(2, 2, 4, 4, shape=(8, 8)) & brush([(1, 1), (6, 6)], 1.5, shape=(8, 8))
+        agree(device, lambda x, m: paste_back(-x, x, m), x, Stays(mask))
+        assert crop_around(mask.to(device)) == crop_around(mask)
+        assert latent_mask(mask.to(device), (2, 2)).cpu().equal(latent_mask(mask, (2, 2)))
+
+    def test_degradations(self, device):
+        for degrade in cold.DEGRADATIONS.values():
+            agree(device, lambda x, t: degrade(x, t), torch.randn(2, 3, 32, 32, generator=rng()),
+                  torch.tensor([0.3, 0.8]), atol=1e-3)
+
+    def test_scores(self, device):
+        real, made = torch.randn(8, 5, generator=rng(1)).double(), torch.randn(8, 5, generator=rng(2)).double()
+        compare = lambda a, b: {name: score.value for name, score in compare_features(a, b, "net").items()}
+        assert compare(real, made).keys() == {"Fréchet distance", "kernel distance", "precision", "recall"}
+        assert as_bytes(pixels().to(device)).device == device
+
+    def test_files(self, device, tmp_path):
+        config = SampleConfig(n=4, steps=2, out=str(tmp_path / "a.png"), gif=str(tmp_path / "a.gif"), scale=1)
+        sample_to_files(unet().to(device), config, progress=False)
+        assert (tmp_path / "a.png").exists() and (tmp_path / "a.gif").exists()
+
+    def test_codes(self, device):
+        def draw(mean, log_var):
+            q = DiagonalGaussian(mean, log_var)
+            return q.mean, q.std, q.kl()
+
+        agree(device, draw, torch.randn(2, 4, 2, 2, generator=rng()), torch.randn(2, 4, 2, 2, generator=rng(1)))
+        for g in generators(device):
+            q = DiagonalGaussian(*torch.zeros(2, 1, 4, 2, 2, device=device))
+            assert q.sample(g).device == device
+
+
+# Public names of lessons that are constants, types, records or tables, look things up, or run inside others
+NOT_CALLED = set("""
+    toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label
+    latent_network sample_shape device_of eval_mode differentiable without_inference one_thread_if_small History Churn
+    Noise Stepper Recorder handling_singular_ends handles_singular_ends ending_with_data ends_with_data Trajectory
+    Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
+    cifar10 cifar10_at_hand check_input EMBEDDINGS TimeEmbedding ResidualBlock Attention Upsample Stage PartCost
+    part_costs DATA PRESETS CHANGEABLE COLUMNS batch_indices Objective Metrics saved_config ladder SAMPLERS stepper_of
+    Preview as_images INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest inception_fid
+    EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
+    Degradation START Blur Masking Pixelate Pairs
+""".split())
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_public_name_that_computes_is_tried_here(lesson):
+    source = Path(__file__).read_text(encoding="utf-8").split("NOT_CALLED")[0]
+    names = set(importlib.import_module(f"diffusion_course.{lesson}").__all__)
+    missing = {n for n in names - NOT_CALLED if not re.search(rf"\b{n}\b", source)}
+    assert not missing, f"not tried beside an accelerator: {sorted(missing)}"
