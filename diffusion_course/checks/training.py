@@ -368,39 +368,38 @@ def uniform_loss(losses, t):
     z = torch.logit(t)
     phi = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
     p = phi / (t * (1 - t))
-    return (losses / p).mean()
+    return (losses / p).sum() / (1 / p).sum()
 
 # %% ../../nbs/solutions/14_training.ipynb #7a72a46c
 def _phi(z): return (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
 def _density(t): return _phi(torch.logit(t)) / (t * (1 - t))
+def _weighted(losses, w): return (losses * w).sum() / w.sum()
 
 
 def _unweighted(losses, t): return losses.mean()
-def _times_p(losses, t): return (losses * _density(t)).mean()
-def _no_jacobian(losses, t): return (losses / _phi(torch.logit(t))).mean()
-def _jacobian_inverted(losses, t): return (losses / (_phi(torch.logit(t)) * t * (1 - t))).mean()
-def _normalised(losses, t): return (losses / _density(t)).sum() / (1 / _density(t)).sum()
-def _normal_of_t(losses, t): return (losses / _phi(t)).mean()
-def _no_constant(losses, t): return (losses / (_density(t) * math.sqrt(2 * math.pi))).mean()
+def _times_p(losses, t): return _weighted(losses, _density(t))
+def _no_jacobian(losses, t): return _weighted(losses, 1 / _phi(torch.logit(t)))
+def _jacobian_inverted(losses, t): return _weighted(losses, 1 / (_phi(torch.logit(t)) * t * (1 - t)))
+def _unbiased(losses, t): return (losses / _density(t)).mean()
+def _normal_of_t(losses, t): return _weighted(losses, 1 / _phi(t))
 def _summed(losses, t): return (losses / _density(t)).sum()
-def _jacobian_only(losses, t): return (losses * t * (1 - t)).mean()
+def _jacobian_only(losses, t): return _weighted(losses, t * (1 - t))
 
 
 UNIFORM_LOSS = (
     Mistake(_unweighted,
-            "That is the mean at logit-normal times. Times that are drawn often must count less."),
+            "That is the mean at logit-normal times. Which times must count less?"),
     Mistake(_times_p,
-            "You multiplied by the density: frequent times now count twice over. Divide."),
+            "You multiplied by the density: times that are drawn often now count twice over."),
     Mistake(_no_jacobian,
-            "The normal density is that of the logit. For the density of t, multiply "
-            "by d logit / dt = 1 / (t (1 - t))."),
-    Mistake(_jacobian_inverted, "The derivative is upside down: d logit / dt = 1 / (t (1 - t))."),
-    Mistake(_normalised,
-            "Dividing by the sum of the weights reduces the variance of the "
-            "estimate, and biases it a little. The plain mean has no bias."),
+            "The normal density is that of the logit. What is the density of t itself?"),
+    Mistake(_jacobian_inverted,
+            "The derivative is upside down. How fast does the logit grow at t = 1/2?"),
+    Mistake(_unbiased,
+            "This has no bias, and no finite variance either: one time near 0 or 1 can outweigh "
+            "all others. By what could you divide in the place of n?"),
     Mistake(_normal_of_t, "The logit of t is normal, not t itself."),
-    Mistake(_no_constant, "The density lacks its constant, 1 / √(2π)."),
-    Mistake(_summed, "You summed. The estimate is a mean."),
+    Mistake(_summed, "You summed. The estimate is a mean with weights."),
     Mistake(_jacobian_only,
             "t (1 - t) is one factor of 1 / p(t). The normal density of the logit is missing."),
 )
@@ -410,7 +409,7 @@ def _loss_cases() -> list[tuple]:
     t = normal(50, seed=11).sigmoid()
     return [(1 + t, t),
             (normal(50, seed=12).square() + 1 - t, t),
-            (torch.ones(6, dtype=torch.float64), normal(6, seed=13).sigmoid())]
+            (normal(6, seed=14).square(), normal(6, seed=13).sigmoid())]
 
 # %% ../../nbs/solutions/14_training.ipynb #621b0f63
 EXERCISES: dict[str, Exercise] = {
