@@ -181,6 +181,7 @@ class Panel:
             self._waiting = True
             if self._busy: return
             self._busy = True
+            self.widget.add_class("dc-busy")  # a page can see that the images are not of these values yet
         # The context carries the cell that output belongs to.
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(self._work,), daemon=True).start()
@@ -190,6 +191,7 @@ class Panel:
             with self._lock:
                 if not self._waiting:
                     self._busy = False
+                    self.widget.remove_class("dc-busy")
                     return
                 self._waiting = False
             self._show(self.values)

@@ -199,14 +199,17 @@ def pixels(element: ElementHandle) -> str:
     return element.evaluate(PIXELS)
 
 
-def settle(panel: ElementHandle, before: str, patience: float = 20) -> bool:
-    """Wait until the panel shows something other than `before` and is at rest; False where it never is."""
+def settle(panel: ElementHandle, before: str, patience: float = 60) -> bool:
+    """Wait until the panel shows something other than `before` and is at rest; False where it never is.
+
+    At rest: it draws nothing more, and two looks see the same. A slow draw leaves what an earlier value showed on
+    the page for long, so looks alone would be deceived."""
     last = before
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         time.sleep(0.15)
-        shown = pixels(panel)
-        if shown == last and shown not in (before, "loading"): return True
+        busy, shown = panel.evaluate("p => p.classList.contains('dc-busy')"), pixels(panel)
+        if not busy and shown == last and shown not in (before, "loading"): return True
         last = shown
     return False
 

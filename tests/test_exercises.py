@@ -5,6 +5,7 @@ import ast
 from functools import cache
 
 import pytest
+import torch
 from conftest import LESSONS, NBS, SOLUTIONS, checks, code
 
 from diffusion_course.checking import LESSONS as MODULES
@@ -85,3 +86,32 @@ def test_each_mistake_is_recognised(name: str, task: Exercise) -> None:
         report = check(name, mistake.function)
         assert report.status == "not yet"
         assert report.message == mistake.hint, f"{mistake.function} was told: {report.message}"
+
+
+def numbers(value: object) -> torch.Tensor:
+    """All numbers of an output."""
+    parts = value if isinstance(value, (tuple, list)) else [value]
+    flat = [torch.as_tensor(p).detach().flatten() for p in parts]
+    return torch.cat([torch.view_as_real(p).flatten() if p.is_complex() else p.double() for p in flat])
+
+
+def test_no_mistake_catches_whatever_is_constant(task: Exercise) -> None:
+    """A mistake that gives one number in all trials would be told to everyone whose function gives that number."""
+    for mistake in task.mistakes:
+        found = torch.cat([numbers(mistake.function(*case)) for case in task.cases()])
+        assert not found.isnan().all(), f"{mistake.function.__name__} is NaN in all trials"
+        if (found == found[0]).all():
+            assert f" {found[0]:g}" in mistake.hint, f"the hint must say that one gets {found[0]:g} every time"
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    """The tensors in the arguments of trials."""
+    if isinstance(value, torch.Tensor): return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return [t for part in parts for t in tensors(part)]
+
+
+def test_trials_share_nothing_between_runs(task: Exercise) -> None:
+    first, second = tensors(task.cases()), tensors(task.cases())
+    places = {t.untyped_storage().data_ptr() for t in first}
+    assert not [t.shape for t in second if t.untyped_storage().data_ptr() in places]

@@ -235,3 +235,21 @@ def test_values_of_any_type_reach_draw(values, long):
     assert not p._message.value
     assert len(received) == len(values)
     assert all(a is b for a, b in zip(received, values, strict=True))
+
+
+def test_a_panel_says_that_it_is_busy() -> None:
+    """The page must be able to tell a finished draw from one that is still to come."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def draw(x: float) -> str:
+        if x == 2:
+            begun.set()
+            assert go_on.wait(10)
+        return f"x is {x}"
+
+    p = panel(draw, x=slider(0, 4, 1))
+    assert "dc-busy" not in p.widget._dom_classes
+    p.controls["x"].value = 2
+    assert begun.wait(10) and "dc-busy" in p.widget._dom_classes
+    go_on.set()
+    wait_for(lambda: "dc-busy" not in p.widget._dom_classes)

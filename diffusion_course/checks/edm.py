@@ -157,7 +157,7 @@ def _c_out_squared(alpha, sigma, s): return 1 / _x1_weight(alpha, sigma, s)
 
 WEIGHT = (
     Mistake(_one,
-            "Weight one is DDPM's loss. EDM's is the plain loss of F: go "
+            "Your weight is 1 everywhere, which is DDPM's loss. EDM's is the plain loss of F: go "
             "from the error of eps to that of x1, and from there to F's."),
     Mistake(_x1_weight_of_ve,
             "This is 1/c_out² of VE, for the error of x1. Turn the "

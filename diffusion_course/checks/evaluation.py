@@ -202,8 +202,8 @@ COVERAGE = (
             "You averaged over all pairs. First check for each real point whether "
             "*any* fake is in its ball."),
     Mistake(_radius_among_fakes,
-            "A ball reaches to the k-th nearest *real* neighbour. If fakes set its "
-            "size, each ball holds some."),
+            "You return 1 every time. Do your balls reach to the k-th nearest *real* neighbour, "
+            "or to fakes, so that each holds some?"),
     Mistake(_one_radius, "Each real point has a ball of its own size."),
     Mistake(_count, "Return a fraction, not a number of points."),
 )
@@ -211,7 +211,8 @@ COVERAGE = (
 
 def _coverage_cases() -> list[tuple]:
     settings = ((12, 2), (45, 1), (9, 4))
-    return [(normal(30, 2, seed=6), 0.6 * normal(m, 2, seed=7) + 0.5, k) for m, k in settings]
+    cases = [(normal(30, 2, seed=6), 0.6 * normal(m, 2, seed=7) + 0.5, k) for m, k in settings]
+    return [*cases, (normal(20, 2, seed=8), 0.001 * normal(3, 2, seed=9), 2)]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #c88e3465
 def guess_divergence(f, x, v):

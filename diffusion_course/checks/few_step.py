@@ -106,7 +106,9 @@ STD = (
     Mistake(_exact_std,
             "That is where the exact flow ends. Euler's steps don't follow it: "
             "multiply their factors."),
-    Mistake(_no_h, "A step has the length 1 / n: it multiplies by 1 + rate / n."),
+    Mistake(_no_h,
+            "You return 0 every time. At t = 0 the rate is -1: by what does the first step multiply, "
+            "if its length is 1 / n?"),
     Mistake(_late, "Euler's method takes the velocity at the beginning of a step, k / n."),
     Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
     Mistake(_along_the_factor,
@@ -251,8 +253,8 @@ SHAKEN = (
             "which the step arrives."),
     Mistake(_variance_of_ends, "That is the variance. Return the standard deviation."),
     Mistake(_no_noise_at_all,
-            "Only the part of the mean is there: each step but the last adds (1 - "
-            "u)² of new noise."),
+            "You return 0 every time: at t = 0 the mean is the same for all points. What does each "
+            "step but the last add to it?"),
     Mistake(_right_data,
             "That is the standard deviation of the data. Means are closer together "
             "than data: multiply the standard deviation of x by the factor of the mean."),

@@ -235,7 +235,10 @@ def _known_cases() -> list[tuple]:
     some = uniform(3, 1, 8, 8, seed=3) < 0.85
     corner = torch.ones(1, 1, 4, 8, dtype=torch.bool)
     corner[0, 0, 3, 3] = False
-    return [(some, 2), (_strokes(), 4), (_strokes(), 2), (corner, 4)]
+    hole = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    hole[..., :4, 4:] = False
+    hole[0, 0, 6, 1] = False
+    return [(some, 2), (_strokes(), 4), (_strokes(), 2), (corner, 4), (hole, 4)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #3360ceb0
 def stretch(decoder, z, v):

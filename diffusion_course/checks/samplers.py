@@ -341,8 +341,8 @@ def _three_for_six(h): return 3 + 3 * (h**2).sum() / h.sum() ** 2
 
 
 KURTOSIS = (
-    Mistake(_one_step, "That is the kurtosis of one step. In a sum of many it fades."),
-    Mistake(_gaussian, "That is the limit for many small steps. How far from it are these?"),
+    Mistake(_one_step, "You return 9, the kurtosis of one step. What becomes of it in a sum of many?"),
+    Mistake(_gaussian, "You return 3, the limit for many small steps. How far from it are these?"),
     Mistake(_as_if_equal,
             "This is right where all steps are equally long. A "
             "long step counts for more: it adds h_k² to the excess."),

@@ -122,6 +122,8 @@ def _image_cases() -> list[tuple]:
         B = shape[0]
         sigma = uniform(B, seed=4) * (torch.arange(B) > 0)
         cases.append((3 * normal(*shape, seed=2), normal(*shape, seed=3), sigma))
+    # In the last no sigma is 0, so that a division by it is told from other ways to NaN.
+    cases.append((normal(2, 1, 3, 4, seed=5), normal(2, 1, 3, 4, seed=6), 0.2 + uniform(2, seed=7)))
     return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #72ca2a57

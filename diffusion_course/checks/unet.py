@@ -208,7 +208,7 @@ PATCHES = (
 
 
 def _patch_cases() -> list[tuple]:
-    return [(normal(2, 3, 4, 6, seed=4), 2), (normal(2, 2, 9, 3, seed=5), 3)]
+    return [(normal(5, 3, 6, 8, seed=4), 2), (normal(2, 2, 12, 6, seed=5), 3)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #f335cf7b
 def ask_words(q, k, v, mask):
