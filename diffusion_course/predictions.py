@@ -21,8 +21,8 @@ from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
-           'network', 'target_kind', 'n_labels', 'null_label', 'latent_network', 'sample_shape', 'device_of',
-           'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
+           'has_cost', 'network', 'target_kind', 'n_labels', 'null_label', 'latent_network', 'sample_shape',
+           'device_of', 'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -441,6 +441,15 @@ def cost(model: Model, t: Tensor | float) -> int:
     """
     own = _part(model, "cost")
     return 1 if own is None else own(float(t))
+
+
+def has_cost(model: Model) -> bool:
+    """Whether a model says itself what a call costs; for all others it is one evaluation.
+
+    Args:
+        model: any model.
+    """
+    return _part(model, "cost") is not None
 
 
 def network(model: Model | nn.Module) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import expect
-from .predictions import Model, Prediction, cost, singular
+from .predictions import Model, Prediction, cost, has_cost, singular
 from .schedules import DDPM, Schedule, per_sample
 from .sde import Churn, langevin_correct, sde_step
 from diffusion_course.solvers import (
@@ -97,6 +97,7 @@ class Recorder:
         self._span = (0.0, 1.0)  # of this step
         self._near_singular = True
         self._singular = cache(partial(singular, model))
+        self._has_cost = has_cost(model)
         self._training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
 
     def singular(self, t: float) -> bool:
@@ -129,7 +130,7 @@ class Recorder:
 
     def _evaluate(self, x: Tensor, t: Tensor | float) -> Prediction:
         "The model's answer in eval mode: dropout must not depend on what the caller did before."
-        self.nfe += cost(self.model, t)
+        self.nfe += cost(self.model, t) if self._has_cost else 1
         if not self._training: return self.model(x, t, **self.cond)
         # past nn.Module's own __setattr__, which takes longer than the rest of this method
         for module in self._training: object.__setattr__(module, "training", False)

@@ -199,7 +199,7 @@ def pixels(element: ElementHandle) -> str:
     return element.evaluate(PIXELS)
 
 
-def settle(panel: ElementHandle, before: str, patience: float = 60) -> bool:
+def settle(panel: ElementHandle, before: str, patience: float = 120) -> bool:
     """Wait until the panel shows something other than `before` and is at rest; False where it never is.
 
     At rest: it draws nothing more, and two looks see the same. A slow draw leaves what an earlier value showed on

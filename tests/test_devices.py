@@ -994,7 +994,7 @@ class TestTheOtherPublicNames:
 
 # Public names of lessons that are constants, types, records or tables, look things up, or run inside others
 NOT_CALLED = set("""
-    toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label
+    toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label has_cost
     latent_network sample_shape device_of eval_mode differentiable without_inference one_thread_if_small History Churn
     Noise Stepper Recorder handling_singular_ends handles_singular_ends ending_with_data ends_with_data Trajectory
     Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
