@@ -227,9 +227,9 @@ def _check_kind(kind: str, sigma_data: float) -> None:
 def _as_time_of(x: Tensor, t: Tensor | float) -> Tensor:
     """t, if it is one time, which stays on the CPU in double precision, or one for each sample:
     then on the device of x."""
-    if not isinstance(t, Tensor) or t.dtype != torch.float64: t = as_time(t)
-    elif t.is_cpu and not t.ndim and 0 <= t.item() <= 1: return t  # the solvers' times, without more checks
-    else: t = as_time(t)
+    from_a_solver = isinstance(t, Tensor) and t.dtype == torch.float64 and t.is_cpu and not t.ndim
+    if from_a_solver and 0 <= t.item() <= 1: return t  # as it is: the checks below would only cost time
+    t = as_time(t)
     if not t.ndim: return t if t.dtype == torch.float64 or not t.is_cpu else t.double()
     expect.one_or_each("t", t, x)
     return t.to(x.device, torch.float32) if x.device.type == "mps" else t.to(x.device)

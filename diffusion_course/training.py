@@ -759,7 +759,7 @@ def train(
         ValueError: for settings that do not fit each other, the data or the folder, before the
             first step; and where the loss is no longer finite.
     """
-    own = {"images", "seconds", "loss", "config", "torch", "device", "processes"}
+    own = {"images", "seconds", "loss", "torch", "processes"}
     taken = ", ".join(sorted(info.keys() & own))
     if taken: raise ValueError(f"info has {taken}: expected other names, as these are written anyway")
     folder = Path(folder)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -133,6 +134,15 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     with running(command, port, folder) as server: yield server
 
 
+def end_kernels(server: Server) -> None:
+    """Shut all kernels down: each holds up to a gigabyte, and may still compute."""
+    def ask(path: str, method: str) -> bytes:
+        address = f"{server.url}/api/{path}?token={TOKEN}"
+        return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60).read()
+
+    for session in json.loads(ask("sessions", "GET")): ask(f"sessions/{session['id']}", "DELETE")
+
+
 # ---- a notebook ----------------------------------------------------------------------------------
 
 def open_notebook(page: Page, server: Server, path: str) -> None:
@@ -142,17 +152,20 @@ def open_notebook(page: Page, server: Server, path: str) -> None:
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
 
 
-def run_all(page: Page, timeout: float = 5 * PATIENCE) -> None:
-    """Run > Run All Cells, and wait until every cell has its number or one has failed."""
+def run_all(page: Page, timeout: float = 10 * PATIENCE) -> None:
+    """Run > Run All Cells, and wait until no cell is waiting and the kernel is idle, or a cell has failed.
+
+    JupyterLab leaves the text of cells out of sight unrendered, so prompts are read by `textContent`.
+    """
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('li[data-command="runmenu:run-all"]').click()
     page.wait_for_function(
         """() => {
-          const written = c => c.querySelector('.cm-content')?.innerText.trim();
-          const numbered = c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').innerText);
-          const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(written);
+          const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];
+          const texts = prompts.map(p => p.textContent);
+          const kernel = document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
           return document.querySelector('[data-mime-type="application/vnd.jupyter.error"]') ||
-            (cells.length && cells.every(numbered));
+            (kernel === 'idle' && texts.some(t => /\\[\\d+\\]/.test(t)) && !texts.some(t => t.includes('*')));
         }""", timeout=timeout)
 
 

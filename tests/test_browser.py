@@ -1,6 +1,7 @@
 """Every lesson as a learner meets it: opened in JupyterLab, run, every slider dragged, every player played."""
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LESSONS, NBS, ROOT, name_of
+from conftest import LESSONS, NBS, ROOT, code, name_of
 from interface import (
-    NO_BROWSER, Server, complaints, exercise_panel, exercise_player, find_browser, measure_speed,
-    open_browser, open_notebook, run_all, serve,
+    NO_BROWSER, Server, complaints, end_kernels, exercise_panel, exercise_player, find_browser,
+    measure_speed, open_browser, open_notebook, run_all, serve,
 )
 
 from diffusion_course.player import play
@@ -57,11 +58,18 @@ def page(browser, server: Server, request: pytest.FixtureRequest) -> Iterator:
         page.screenshot(path=image)
         print(f"See {image}")
     context.close()
+    end_kernels(server)
     assert not foreign, f"asked of the network: {foreign}"
 
 
 # What is seen without a kernel
 STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .dc-player canvas'
+
+
+def panels_of(path: Path) -> int:
+    """How many panels the cells of a notebook make."""
+    calls = (n.func for source in code(path) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call))
+    return sum(isinstance(f, ast.Name) and f.id == "panel" for f in calls)
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
@@ -75,7 +83,7 @@ def test_lesson(page, server: Server, path: Path) -> None:
     run_all(page)
     assert not complaints(page), complaints(page)
     panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
-    assert panels, "a lesson without a panel"
+    assert panels and len(panels) == panels_of(path), f"{len(panels)} panels, {panels_of(path)} in the cells"
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)

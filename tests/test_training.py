@@ -740,3 +740,11 @@ def test_notes_that_training_writes_itself_are_refused_before_it_begins(tmp_path
     with pytest.raises(ValueError, match="info has loss, torch: expected other names"):
         train(DenoiserRecipe(data="digits"), tmp_path / "run", loss=1.0, torch="x")
     assert not (tmp_path / "run").exists()
+
+
+def test_notes_may_not_have_the_names_that_training_writes(tmp_path):
+    train(dataclasses.replace(TINY, images=64, batch=32), tmp_path / "run", progress=False, who="me")
+    written = info(tmp_path / "run" / "model.safetensors").keys() - {"who", "config", "device"}
+    assert written >= {"images", "loss"}  # config and device are parameters
+    for name in written:
+        with pytest.raises(ValueError, match=f"info has {name}"): train(TINY, tmp_path / "other", **{name: 1})
