@@ -227,8 +227,8 @@ def _check_kind(kind: str, sigma_data: float) -> None:
 def _as_time_of(x: Tensor, t: Tensor | float) -> Tensor:
     """t, if it is one time, which stays on the CPU in double precision, or one for each sample:
     then on the device of x."""
-    from_a_solver = isinstance(t, Tensor) and t.dtype == torch.float64 and t.is_cpu and not t.ndim
-    if from_a_solver and 0 <= t.item() <= 1: return t  # as it is: the checks below would only cost time
+    if isinstance(t, Tensor) and t.dtype == torch.float64 and t.is_cpu and not t.ndim:
+        if 0 <= t.item() <= 1: return t  # a solver's time, which needs no more checks
     t = as_time(t)
     if not t.ndim: return t if t.dtype == torch.float64 or not t.is_cpu else t.double()
     expect.one_or_each("t", t, x)

@@ -83,7 +83,8 @@ def test_lesson(page, server: Server, path: Path) -> None:
     run_all(page)
     assert not complaints(page), complaints(page)
     panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
-    assert panels and len(panels) == panels_of(path), f"{len(panels)} panels, {panels_of(path)} in the cells"
+    made = panels_of(path)
+    assert made and len(panels) >= made, f"{len(panels)} panels are seen, and the cells make {made}"
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)
