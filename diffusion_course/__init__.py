@@ -11,7 +11,7 @@ Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps;
 targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn;
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
-`vae`; `latent` latent diffusion; `inpainting`; `cold` blur in place of noise; `few_step` students of one to four steps.
+`vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `former`, `metrics`, `options`, `panes`,
 `player`, `plots`, `seeds`, `style`, `widgets`.

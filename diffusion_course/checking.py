@@ -27,7 +27,7 @@ __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 
 LESSONS = (
     "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
-    "vae", "latent", "inpainting", "cold", "few_step",
+    "vae", "latent", "few_step", "inpainting", "cold",
 )
 
 

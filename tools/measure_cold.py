@@ -1,4 +1,4 @@
-"""Measure the tables of lesson 20: `python tools/measure_cold.py cold`.
+"""Measure the tables of lesson 21: `python tools/measure_cold.py cold`.
 
 Writes diffusion_course/weights/cold.json, row by row: a run that was stopped goes on where it was,
 and another model begins anew. Ten minutes of one core; `--quick` tries everything with a few images

@@ -1,4 +1,4 @@
-"""Measure the table of lesson 19: `python tools/measure_inpainting.py cifar10`.
+"""Measure the table of lesson 20: `python tools/measure_inpainting.py cifar10`.
 
 Fills the same hole in the same test images of CIFAR-10 with each method, told each image's label.
 Writes diffusion_course/weights/inpainting.json row by row, and goes on where it was stopped; rows

@@ -164,10 +164,10 @@ def latent(args: argparse.Namespace) -> None:
     load("cifar10-latent").net.vae()  # a ValueError where its autoencoder isn't the one that ships
 
 
-# ---- lesson 21 -----------------------------------------------------------------------------------
+# ---- lesson 20 -----------------------------------------------------------------------------------
 
 def few_step(args: argparse.Namespace) -> None:
-    """Ship the student of lesson 21.
+    """Ship the student of lesson 19.
 
     Expects a run of `diffusion-course train few-step`, and ships its model, or its latest stage while
     it isn't finished, as few-step.safetensors. Refuses a student whose autoencoder isn't the one that

@@ -389,11 +389,11 @@ EXERCISES: dict[str, Exercise] = {
         "With it you can read any model card's scaling_factor."),
     "times_cheaper": Exercise(
         times_cheaper, _cost_cases, CHEAPER,
-        "The fewer the steps, the more the decoder weighs: lesson 21 makes them few."),
+        "The fewer the steps, the more the decoder weighs: lesson 19 makes them few."),
     "attention_cost": Exercise(
         attention_cost, _attention_cases, ATTENTION,
         "That is why transformers for large images work in latents."),
-    "known_places": Exercise(known_places, _known_cases, KNOWN, "Lesson 19 edits with such masks."),
+    "known_places": Exercise(known_places, _known_cases, KNOWN, "Lesson 20 edits with such masks."),
     "stretch": Exercise(
         stretch, _stretch_cases, STRETCH,
         "Directions with a small stretch are those that the decoder ignores."),
