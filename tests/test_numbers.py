@@ -18,7 +18,8 @@ NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*(?:\.\d+)?(?!\w)")
 
 # What is no claim about a result: markup, formulas, names, years, places in books, numbered lists
 NOT_SAID = [re.compile(pattern, flags) for pattern, flags in [
-    (r"<details>.*?</details>", re.S), (r"\*\*(Try this|Predict)\.\*\*.*?(\n\n|\Z)", re.S), (r"\*\*Papers\.\*\*.*", re.S), (r"\$\$.*?\$\$", re.S), (r"\$[^$]*\$", 0),
+    (r"<details>.*?</details>", re.S), (r"\*\*(Try this|Predict)\.\*\*.*?(\n\n|\Z)", re.S),
+    (r"\*\*Papers\.\*\*.*", re.S), (r"\$\$.*?\$\$", re.S), (r"\$[^$]*\$", 0),
     (r"`[^`]*`", 0), (r"\[\d+\]\([^)]*\)", 0), (r"\]\([^)]*\)", 0), (r"<[^>]*>", 0), (r"\b(1[89]|20)\d\d\b", 0),
     (r"\b(lessons?|exercises?|sections?|algorithms?|eqs?\.|equations?|figures?|appendix|tables?|trap|part|about)\s+"
      r"\d[\d.]*((\s*(to|and|,)\s*)\d[\d.]*)*(?=\s*minutes|\b(?!\s*%))", re.I),
@@ -28,7 +29,8 @@ NOT_SAID = [re.compile(pattern, flags) for pattern, flags in [
 # Numbers that are right without being printed, and why
 KNOWN = {
     "3,072": "3 · 32 · 32", "60,000": "the images of CIFAR-10", "256": "a byte's values", "1,500": "digits to train on",
-    "192": "3 · 64 features", "6.02": "20 log10 2 decibels", "7.6": "log 2,000", "4,000": "pairs of a floor, tools/measure_floors.py",
+    "192": "3 · 64 features", "6.02": "20 log10 2 decibels", "7.6": "log 2,000",
+    "4,000": "pairs of a floor, tools/measure_floors.py",
 }
 SOURCED = {
     "13_unet": {"35.7": "Ho et al. (2020)"},
@@ -55,12 +57,12 @@ def shown(path: Path) -> list[float]:
     code = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "code")
     tables = (ROOT / "diffusion_course" / "weights").glob("*.json")
     texts += [table.read_text(encoding="utf-8") for table in tables if table.stem in code]
-    found = re.findall(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?", "\n".join(texts))
-    return sorted(float(number.replace(",", "")) for number in found)
+    found = re.findall(r"\d[\d,_]*(?:\.\d+)?(?:e[+-]?\d+)?", "\n".join(texts))
+    return sorted(float(re.sub("[,_]", "", number)) for number in found)
 
 
 def said(path: Path) -> list[tuple[str, bool, str]]:
-    """The numbers that a lesson's prose claims: each as it is written, whether in per cent, and what stands around it."""
+    """The numbers that a lesson's prose claims: as each is written, whether in per cent, and what stands around it."""
     claims = []
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "markdown": continue
