@@ -261,7 +261,7 @@ def test_notebook_is_short(path: Path) -> None:
     lines = [[line for line in source.splitlines() if line.strip()] for source in own]
     assert len(cells) <= 80
     assert words <= 5000
-    assert sum(map(len, lines)) <= 400
+    assert sum(map(len, lines)) <= 380
     longest = max(own, key=lambda s: len(s.splitlines()), default="")
     assert len(longest.splitlines()) <= 25, f"this cell is too long:\n{longest[:300]}"
     assert path.stat().st_size < 2_000_000
