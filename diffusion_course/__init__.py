@@ -13,8 +13,8 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
-Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `former`, `hub` models of diffusers, `metrics`,
-`options`, `panes`, `player`, `plots`, `seeds`, `style`, `widgets`.
+Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `former`, `hub` others' models,
+`metrics`, `options`, `panes`, `player`, `plots`, `seeds`, `style`, `widgets`.
 """
 from __future__ import annotations
 

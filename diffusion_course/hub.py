@@ -211,7 +211,6 @@ class DiffusersNet(nn.Module):
         super().__init__()
         self.module: Any = _made(module)
         self.scheduler = _made(scheduler)
-        self.autoencoder = None if vae is None else Autoencoder(_made(vae))
         self.null_label = null_label
         self.reading = _read(self.scheduler)
         name = type(self.module).__name__
@@ -225,6 +224,8 @@ class DiffusersNet(nn.Module):
         if size is not None:
             height, width = (size, size) if isinstance(size, int) else size
             self.shape = (c.in_channels, height, width)
+        latent = None if size is None else self.shape
+        self.autoencoder = None if vae is None else Autoencoder(_made(vae), latent)
         table = _flat(conditions or {})
         self._names = tuple(table)
         for key, value in table.items():
@@ -339,19 +340,26 @@ class Autoencoder(nn.Module):
     Args:
         module: the autoencoder. Latents on the scale of diffusion are (z - shift_factor) times
             scaling_factor, as its configuration says.
+        latent: (c, h, w) of a latent.
 
     Attributes:
+        shape: (C, H, W) of an image.
+        latent: (c, h, w) of a latent.
         shift: of the latents.
         scale: of the latents.
     """
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Any, latent: tuple[int, int, int] | None = None):
         super().__init__()
         if type(module).__name__ != "AutoencoderKL":
             raise ValueError(f"the autoencoder is a {type(module).__name__}: expected an AutoencoderKL")
         self.module = module
         self.shift = float(module.config.get("shift_factor") or 0.0)
         self.scale = 1 / float(module.config.scaling_factor)
+        if latent is not None:
+            factor = 2 ** (len(module.config.block_out_channels) - 1)
+            self.latent = latent
+            self.shape = (module.config.in_channels, factor * latent[1], factor * latent[2])
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """The distribution of the latents of images.
@@ -734,7 +742,7 @@ def _course_net() -> Any:
     from diffusers.models.modeling_utils import ModelMixin
     from diffusers.models.unets.unet_2d import UNet2DOutput
 
-    class CourseNet(ModelMixin, ConfigMixin):
+    class CourseNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own models are made
         """A network of this course as a model of diffusers.
 
         Args:

@@ -17,7 +17,7 @@ import diffusion_course as dc
 from diffusion_course import hub
 from diffusion_course.checkpoints import load, save
 from diffusion_course.ddpm import linear_betas
-from diffusion_course.generation import as_images, generate, noise
+from diffusion_course.generation import as_images, as_samples, generate, noise
 from diffusion_course.hub import (
     Clipped, DiffusersLatentNet, DiffusersNet, from_diffusers, prompt_conditions, times_of, to_diffusers,
 )
@@ -180,8 +180,8 @@ def test_euler_discrete_is_ddim(spacing: str, target: str) -> None:
 
 
 def test_euler_discrete_with_karras_sigmas() -> None:
-    """Between timesteps diffusers interpolates log sigma, a DDPM schedule the rate of noising: a network that is told of
-    the time in fractions is told of other ones, by less than a timestep."""
+    """Between timesteps diffusers interpolates log sigma, a DDPM schedule log alpha: the network is told of slightly
+    other fractions of a timestep."""
     module = unet()
     s = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True)
     model = from_diffusers(module, s)
@@ -468,6 +468,9 @@ def test_latents_are_decoded_and_encoded_as_the_pipeline_does() -> None:
     torch.testing.assert_close(decode(dc.Denoiser(net, dc.Linear()), z), there, atol=0.05, rtol=0.05)  # in 16 bits
     inside = net.vae()
     torch.testing.assert_close(inside.from_unit(inside.to_unit(z)), z)
+    assert inside.shape == there.shape[1:] and inside.latent == z.shape[1:]
+    unit = (inside.encode(there).mode - 0.2) * 0.3
+    torch.testing.assert_close(as_samples(dc.Denoiser(net, dc.Linear()), there), unit)
     torch.testing.assert_close(inside.encode(there).mode, vae.encode(there).latent_dist.mean)
 
 
