@@ -289,13 +289,14 @@ def test_images_from_files(model, tmp_path):
     wide.save(tmp_path / "wide.png")
     x = read_image(tmp_path / "wide.png", (3, 8, 8))
     red = torch.tensor([1.0, -1, -1])[:, None, None]
-    assert x.shape == (3, 8, 8) and (x - red).abs().max() < 0.2 and (x - red)[..., 1:-1].abs().max() < 0.02, "its middle"
+    assert x.shape == (3, 8, 8) and (x - red).abs().max() < 0.2, "its middle"
+    assert (x - red)[..., 1:-1].abs().max() < 0.02
     grey = read_image(tmp_path / "wide.png", (1, 4, 8))
     assert grey.shape == (1, 4, 8) and abs(grey[0, 2, 4] - (2 * 0.299 - 1)) < 0.01
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(ValueError, match="holds no image that Pillow"): read_image(tmp_path / "text.png", (3, 8, 8))
     with pytest.raises(FileNotFoundError): read_image(tmp_path / "none.png", (3, 8, 8))
-    with pytest.raises(ValueError, match="expected 1 or 3 channels"): read_image(tmp_path / "wide.png", (4, 8, 8))
+    with pytest.raises(ValueError, match="1 or 3 channels"): read_image(tmp_path / "wide.png", (4, 8, 8))
     config = SampleConfig(n=2, steps=4, scale=1, label=1, out=str(tmp_path / "a.png"), precision="fp32",
                           start=str(tmp_path / "wide.png"), strength=0.5)
     sample_to_files(model, config, progress=False)

@@ -109,6 +109,11 @@ def theirs(scheduler: Any, module: Any, x: Tensor, n: int, w: float | None = Non
     return x
 
 
+def images_of(drawn: Any) -> Tensor:
+    """What a pipeline drew, as images in [-1, 1]."""
+    return torch.from_numpy(drawn.images).permute(0, 3, 1, 2) * 2 - 1
+
+
 def error(ours: Tensor, other: Tensor) -> float:
     assert ours.isfinite().all() and ours.std() > 0.1
     return ((ours - other).norm() / other.norm()).item()
@@ -332,7 +337,7 @@ def test_dit_as_its_pipeline_draws_it() -> None:
     ts = times_of(pipe.scheduler, 10)
     pipe.set_progress_bar_config(disable=True)
     for w in (1.0, 4.0):
-        there = pipe([7, 9], w, torch.Generator().manual_seed(5), 10, "pt").images * 2 - 1
+        there = images_of(pipe([7, 9], w, torch.Generator().manual_seed(5), 10, "np"))
         ours = as_images(model, sample(dc.classifier_free(model, w), x, ts, ddim(), y=torch.tensor([7, 9])))
         assert error(ours.clamp(-1, 1), there) < 1e-4
 
@@ -553,9 +558,9 @@ def test_the_courses_own_unet_in_diffusers(schedule: Any, kind: str, stepper: An
     pipe.set_progress_bar_config(disable=True)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    options = dict(batch_size=2, generator=g, num_inference_steps=10, output_type="pt")
+    options = dict(batch_size=2, generator=g, num_inference_steps=10, output_type="np")
     if kind == "velocity":  # DDPMPipeline; DDIM's steps below are the scheduler's own with eta = 0
-        there = pipe(**options).images * 2 - 1
+        there = images_of(pipe(**options))
         ours = sample(model, x, times_of(pipe.scheduler, 10), stepper).clamp(-1, 1)
     else:
         there = theirs(pipe.scheduler, pipe.unet, x, 10)
