@@ -619,7 +619,7 @@ def times_of(scheduler: Any, n: int, **options: Any) -> Tensor:
         return ts if n > 1 and ts[-1] == 1 else torch.cat([ts, one])
     index = fresh.timesteps[:n].double().cpu()
     ts = 1 - (index + 1) / reading.steps
-    if name.startswith("Euler") or name.startswith("LMS"):  # the sigmas are between the timesteps' where these are fractions
+    if name.startswith(("Euler", "LMS")):  # where their timesteps are fractions, the sigmas are what counts
         between = index != index.round()
         exact = reading.schedule.t_from_log_snr(-2 * fresh.sigmas[:n].double().cpu().log())
         ts = torch.where(between, exact, ts)
