@@ -5,11 +5,13 @@
 # %% ../nbs/15_sampling_pictures.ipynb #28cb3cfe
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,12 +35,13 @@ from diffusion_course.samplers import (
     heun,
 )
 from .samplers import karras_grid, midpoint, rk4, sample, uniform_grid
+from .schedules import Schedule
 from .seeds import seeded
 from .training import autocast
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'noise', 'InPrecision', 'stepper_of', 'Preview', 'generate', 'previews', 'SampleConfig', 'as_images',
-           'sample_to_files']
+           'as_samples', 'read_image', 'sample_to_files']
 
 # %% ../nbs/15_sampling_pictures.ipynb #20becc51
 def noise(model: Model, n: int, seed: int | None = None, shape: Sequence[int] | None = None) -> Tensor:
@@ -177,11 +180,19 @@ def _prepare(
     precision: str,
     interval: tuple[float, float],
     shape: Sequence[int] | None,
+    start: Tensor | None,
+    strength: float | None,
     cond: dict[str, Any],
 ) -> _Run:
     if seed is None: seed = torch.Generator().seed()
     generators = _generators(n, seed)
-    x = _draw(generators, tuple(shape or sample_shape(model))).to(device_of(model))
+    one = tuple(shape or sample_shape(model))
+    x = _draw(generators, one).to(device_of(model))
+    x1 = _as_start(start, x)
+    if x1 is None and strength is not None:
+        raise ValueError(f"strength is {strength} without start: expected start, samples to begin from")
+    strength = 0.6 if strength is None else strength
+    expect.number("strength", strength, 0, 1, "a number in [0, 1], 0 for start as it is, 1 for noise")
     labels, y = n_labels(model), cond.get("y")
     steps = expect.whole("steps", steps)
     if grid not in ("uniform", "karras"):
@@ -202,8 +213,30 @@ def _prepare(
     elif tuple(interval) != (0, 1):
         raise ValueError(f"interval is {interval} with guidance 1: expected another guidance")
     ts = uniform_grid(steps) if grid == "uniform" else karras_grid(steps, model.schedule)
-    x = x * float(model.schedule.sigma(ts[0]))
+    if x1 is None or strength == 1: x = x * float(model.schedule.sigma(ts[0]))
+    else: x, ts = _noised(model.schedule, x1, x, ts, strength)
     return _Run(InPrecision(model, precision), x, ts, stepper_of(sampler, churn), generators, cond)
+
+
+def _as_start(start: Tensor | None, x: Tensor) -> Tensor | None:
+    "Samples to begin from, one for each of the noises x."
+    if start is None: return None
+    start = expect.finite("start", expect.floats("start", start, batch=False)).to(x)
+    if start.shape not in (x.shape, x.shape[1:]):
+        one = tuple(x.shape[1:])
+        raise ValueError(f"start has shape {tuple(start.shape)}: expected {tuple(x.shape)}, or {one} for all")
+    return start.expand_as(x)
+
+
+def _noised(
+    schedule: Schedule, x1: Tensor, eps: Tensor, ts: Tensor, strength: float,
+) -> tuple[Tensor, Tensor]:
+    """The point alpha x1 + sigma eps of the path at t = 1 - strength, and what is left of the grid
+    from there on (Meng et al. 2022, algorithm 1)."""
+    t = max(1 - strength, float(ts[0]))
+    left = ts[ts > t + 1e-9]
+    if not len(left): return x1, ts[-1:]
+    return schedule.mix(x1, eps, t), torch.cat([left.new_tensor([t]), left])
 
 # %% ../nbs/15_sampling_pictures.ipynb #88b2d313
 def generate(
@@ -219,6 +252,8 @@ def generate(
     precision: str = "auto",
     interval: tuple[float, float] = (0.0, 1.0),
     shape: Sequence[int] | None = None,
+    start: Tensor | None = None,
+    strength: float | None = None,
     batch: int | None = None,
     progress: bool = False,
     **cond: Any,
@@ -240,6 +275,11 @@ def generate(
         precision: of the network: "bf16", "fp32", or "auto", the quicker of them.
         interval: (lo, hi) of the times at which guidance holds; elsewhere it is 1.
         shape: of one sample; default: `shape` of the model's network.
+        start: image to image: (n, ...) samples to begin from, or one for all, in place of noise;
+            `as_samples` makes them of images. Noise is mixed into them, and only the rest of the
+            grid is walked (SDEdit, Meng et al. 2022).
+        strength: how far start is taken back towards noise, to t = 1 - strength: 0 returns it as it
+            is, 1 forgets it; default 0.6.
         batch: images at a time, which saves memory; default: all. They stay the same but for rounding.
         progress: whether a bar is shown.
         **cond: handed on to the model: y, a label from 0 or one for each image.
@@ -252,7 +292,10 @@ def generate(
     """
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}: expected 1 or more, or None for all")
-    run = _prepare(model, n, steps, sampler, guidance, seed, churn, grid, precision, interval, shape, cond)
+    run = _prepare(
+        model, n, steps, sampler, guidance, seed, churn, grid, precision, interval, shape, start, strength, cond
+    )
+    if len(run.ts) == 1: return run.x.clone()  # strength is 0
     size = batch or len(run.x)
     parts = []
     for k in tqdm(range(0, len(run.x), size), "samples", disable=not progress):
@@ -264,7 +307,8 @@ def generate(
 def previews(
     model: Model, n: int, steps: int = 50, sampler: str | Stepper = "heun", guidance: float = 1.0,
     seed: int | None = None, *, churn: float | None = None, grid: str = "uniform", precision: str = "auto",
-    interval: tuple[float, float] = (0.0, 1.0), shape: Sequence[int] | None = None, **cond: Any,
+    interval: tuple[float, float] = (0.0, 1.0), shape: Sequence[int] | None = None,
+    start: Tensor | None = None, strength: float | None = None, **cond: Any,
 ) -> Iterator[Preview]:
     """Like `generate`, one step at a time. The last preview's x is what `generate` returns.
 
@@ -280,23 +324,29 @@ def previews(
         precision: of the network: "bf16", "fp32", or "auto", the quicker of them.
         interval: (lo, hi) of the times at which guidance holds; elsewhere it is 1.
         shape: of one sample; default: `shape` of the model's network.
+        start: (n, ...) samples to begin from, or one for all, in place of noise.
+        strength: how far start is taken back towards noise; default 0.6.
         **cond: handed on to the model: y, a label from 0 or one for each image.
 
     Yields:
-        A `Preview` after each step.
+        A `Preview` after each step; one alone, with 0 steps, where strength is 0.
 
     Raises:
         ValueError: as `generate`, at the call.
     """
     return _previews(
         _prepare(
-            model, n, steps, sampler, guidance, seed, churn, grid, precision, interval, shape, cond
+            model, n, steps, sampler, guidance, seed, churn, grid, precision, interval, shape, start,
+            strength, cond
         )
     )
 
 
 @torch.no_grad()
 def _previews(run: _Run) -> Iterator[Preview]:
+    if len(run.ts) == 1:
+        yield Preview(0, float(run.ts[0]), run.x.clone(), run.x.clone(), 0)
+        return
     recorder = Recorder(run.model, noise=run.noise, **run.cond)
     for k, x in enumerate(recorder.walk(run.stepper, run.x, run.ts)):
         last = k == len(run.ts) - 1
@@ -317,6 +367,10 @@ class SampleConfig:
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
     seed: int = option(0, "the same seed and settings give the same images")
+    start: str = option("", "image to image: the file of an image to begin from, in place of noise")
+    strength: float = option(
+        -1.0, "how far start is taken back towards noise: 0 not at all, 1 all the way; -1: its default, 0.6"
+    )
     churn: float = option(
         -1.0,
         "how much of the SDE is switched on, for euler_maruyama alone; 0: the ODE; -1: its default, 1",
@@ -349,6 +403,54 @@ def as_images(model: Model, x: Tensor) -> Tensor:
     return x if net is None else net.decode(x)
 
 
+def as_samples(model: Model, images: Tensor) -> Tensor:
+    """What images are to a model, the inverse of `as_images`: themselves, or their latents.
+
+    Args:
+        model: any model of images, or of latents.
+        images: (n, C, H, W) in [-1, 1].
+
+    Returns:
+        (n, ...), as `generate` returns samples and takes `start`.
+    """
+    net = latent_network(model)
+    if net is None: return images
+    vae = net.vae(images.device)
+    with torch.no_grad(): return vae.to_unit(vae.encode(images).mode)
+
+
+def read_image(path: str | os.PathLike, shape: Sequence[int]) -> Tensor:
+    """The image in a file, cut to a shape's proportions about its middle and scaled to it.
+
+    Args:
+        path: of a file that Pillow reads, as PNG, JPEG or WebP.
+        shape: (C, H, W) with one channel, grey, or three.
+
+    Returns:
+        (C, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: for a file that holds no image, and for other channels.
+        FileNotFoundError: where there is none.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3): raise ValueError(f"the shape is {tuple(shape)}: expected 1 or 3 channels")
+    try:
+        with Image.open(path) as image:
+            fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"),
+                                  (width, height), Image.Resampling.LANCZOS)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} holds no image that Pillow reads: expected one, as a PNG or JPEG") from None
+    x = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).float() / 127.5 - 1
+    return x.reshape(height, width, channels).permute(2, 0, 1).contiguous()
+
+
+def _image_shape(model: Model) -> tuple[int, ...]:
+    "Of what a model's samples show."
+    net = latent_network(model)
+    return sample_shape(model) if net is None else tuple(net.vae().shape)
+
+
 def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -> None:
     """Draw images and write them where the configuration says.
 
@@ -366,6 +468,10 @@ def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -
     if config.gif: file_format(config.gif, FILM_FORMATS, "gif")
     labels = n_labels(model)
     cond: dict[str, Any] = {}
+    if config.start:
+        image = read_image(config.start, _image_shape(model))[None].to(device_of(model))
+        cond["start"] = as_samples(model, image)[0]
+    if config.strength != -1: cond["strength"] = config.strength
     if labels: cond["y"] = torch.arange(n) * labels // n if config.label == -1 else config.label
     runs = previews(model, n, config.steps, config.sampler, config.guidance if labels else 1.0, config.seed,
                     churn=None if config.churn == -1 else config.churn, grid=config.grid,
