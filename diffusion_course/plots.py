@@ -524,6 +524,7 @@ IMAGE_FORMATS = {"": "png", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".we
 
 def save_grid(
     x: Tensor, path: str | os.PathLike, ncols: int | None = None, *, scale: int = 1, gap: int = 1,
+    rows: Sequence[object] | None = None,
 ) -> None:
     """What `tile` makes, as a file, which appears whole or not at all.
 
@@ -533,9 +534,10 @@ def save_grid(
         ncols: images in a row; default: as square as it gets.
         scale: pixels in the file for each of the images', along a side.
         gap: white pixels between images.
+        rows: what is written to the left of each row.
     """
     kind = file_format(path, IMAGE_FORMATS)
-    sheet = tile(x, ncols, scale=scale, gap=gap)
+    sheet = tile(x, ncols, scale=scale, gap=gap, rows=rows)
     with whole_file(path) as file: sheet.save(file, kind, quality=95, lossless=True)
 
 
