@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pooch
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -159,6 +159,7 @@ def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
 
 def _reason(error: Exception, path: str | os.PathLike) -> str:
     "An error on one line, without the path."
+    if isinstance(error, UnidentifiedImageError): return "it is of no known kind"
     text = " ".join(str(error).split()).replace(repr(str(path)), "the file").replace(str(path), "the file")
     return text or type(error).__name__
 
@@ -316,6 +317,7 @@ def _read(
         else:
             labels.append(label)
             names.append(name)
+    broken = {name: broken[name] for name in listing.files if name in broken}
     if broken and on_error == "stop": raise ValueError(_said_of(broken, len(listing.files), root))
     _check_counts(Counter(labels), listing, root, len(broken))
     x = np.stack(images)

@@ -407,10 +407,10 @@ class ImagesRecipe(DenoiserRecipe):
         heights = [side // patch]
         while heights[-1] % 2 == 0 and heights[-1] > 4 and len(heights) < 3: heights.append(heights[-1] // 2)
         # few images are soon learned by heart, and the more so by a large network
-        widths = ((48, 64, 96) if n < 5_000 else (64, 96, 128))[-len(heights):]
+        widths = ((32, 64, 96) if n < 5_000 else (64, 96, 128))[-len(heights):]
         net = dataclasses.replace(
             self.net, shape=shape, n_labels=n_labels, patch=patch, widths=widths, head=32,
-            attention=tuple(h for h, w in zip(heights, widths, strict=True) if h <= 8 and w % 32 == 0),
+            attention=tuple(h for h, w in zip(heights, widths, strict=True) if h <= 7 and w % 32 == 0),
             dropout=0.1 if n < 5_000 else 0.0,
         )
         return dataclasses.replace(self, net=net)
@@ -467,9 +467,9 @@ PRESETS: dict[str, DenoiserRecipe] = {
     ),
     "images": ImagesRecipe(
         "Images of your own (--data PATH): a U-Net that fits their size, some minutes on two CPU cores.",
-        images=60_000,
+        images=40_000,
         batch=32,
-        lr=1e-3,
+        lr=2e-3,
         warmup=3_200,
         ema=0.998,
         flip=False,
