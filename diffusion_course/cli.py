@@ -261,9 +261,11 @@ def _for_folder(config: Any, given: dict[str, Any], args: argparse.Namespace, sa
     print(f"{config.data}: {images.about()}")
     for note in images.notes: print(f"  {note}")
     chosen = with_options(config, given)
-    weights = sum(p.numel() for p in chosen.build().parameters()) / 1e6
+    model: Any = chosen.build()
+    net = model.net if isinstance(model, _lesson("predictions").Denoiser) else model
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
     mirrored = "mirrored too" if chosen.flip else "none mirrored (--flip true: where left and right don't matter)"
-    print(f"{type(chosen.build()).__name__} of {weights:.1f} M weights, {chosen.images:,} images in batches of"
+    print(f"{type(net).__name__} of {weights:.1f} M weights, {chosen.images:,} images in batches of"
           f" {chosen.batch}, {mirrored}")
     return config
 
@@ -284,7 +286,8 @@ def _say_how_long(run: Any) -> None:
     "Printed once, after the first row of metrics."
     if run.seen - run.config.batch >= run.config.log_every or run.seen >= run.config.images: return
     minutes = run.seconds / run.seen * run.config.images / 60
-    print(f"\nAbout {max(1, round(minutes))} minutes in all on {run.device}; Ctrl-C stops, --resume goes on", flush=True)
+    print(f"\nAbout {max(1, round(minutes))} minutes in all on {run.device}; Ctrl-C stops,"
+          " --resume goes on", flush=True)
 
 
 def _train_arguments(p: argparse.ArgumentParser) -> None:
@@ -444,7 +447,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     if command == "sample": _sample_arguments(p)
     p = commands.add_parser(
         "evaluate",
-        help="score a model of CIFAR-10 or of your own images: distances to real images, label agreement, bits per dimension",
+        help="score a model of CIFAR-10 or of your own images: distances to real images, label"
+        " agreement, bits per dimension",
     )
     if command == "evaluate": _evaluate_arguments(p)
     return top

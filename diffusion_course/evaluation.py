@@ -122,7 +122,7 @@ PRESETS: dict[str, ClassifierRecipe] = {
     ),
     "classifier": ClassifierRecipe(
         "A classifier of images of your own (--data PATH), for their scores: a minute on two CPU cores.",
-        images=20_000,
+        images=12_000,
         batch=64,
         lr=2e-3,
         warmup=2_000,

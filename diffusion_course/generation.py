@@ -363,7 +363,7 @@ def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Ten
         given = [config.labels] if same(config.labels) in known else config.labels.split(",")
         unknown = [text.strip() for text in given if same(text) not in known]
         if unknown:
-            expected = f"expected of {', '.join(names)}" if names else "expected none: the file holds no names of labels"
+            expected = f"expected of {', '.join(names)}" if names else "expected none, for no names are known"
             raise ValueError(f"labels holds {', '.join(map(repr, unknown))}: {expected}")
         chosen = torch.tensor(sorted(known[same(text)] for text in given))
     return chosen[torch.arange(config.n) * len(chosen) // config.n]

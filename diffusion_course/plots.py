@@ -11,8 +11,10 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -502,9 +504,9 @@ def _labelled(
         raise ValueError(f"{len(rows)} labels of rows: expected {nrows}, one for each row")
     if columns is not None and (not len(columns) or ncols % len(columns)):
         raise ValueError(f"{len(columns)} labels of columns: expected a number that divides {ncols}")
-    font = ImageFont.load_default(size=12)
     write = ImageDraw.Draw(strip)
     texts = [str(t) for t in rows or ()]
+    font = _font("".join([*texts, *(str(t) for t in columns or ())]))
     left = 10 + round(max((write.textlength(t, font) for t in texts), default=-10))
     top = 18 if columns else 0
     sheet = Image.new("RGB", (left + strip.width, top + strip.height), "white")
@@ -517,6 +519,12 @@ def _labelled(
         middle = left + (k + 0.5) * strip.width / len(names)
         write.text((middle, 2), name, INK, font, anchor="ma")
     return sheet
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    "Pillow's own font, or where the text has accents or other letters, one that knows most of them."
+    if text.isascii(): return ImageFont.load_default(size=12)
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 12)
 
 
 IMAGE_FORMATS = {"": "png", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}

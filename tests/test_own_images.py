@@ -80,7 +80,9 @@ RED, WHITE = [255, 0, 0], [255, 255, 255]
     (Image.fromarray(np.full((16, 16), 100 * 257, np.uint16)), [100] * 3, [100] * 3),
     (Image.fromarray(np.full((16, 16), 65535, np.uint16)), WHITE, WHITE),
 ], ids=["RGBA", "LA", "palette", "RGB", "grey", "one bit", "16 bits", "16 bits, white"])
-def test_every_kind_of_image_is_read(image: Image.Image, left: list[int], right: list[int], tmp_path: Path) -> None:
+def test_every_kind_of_image_is_read(
+    image: Image.Image, left: list[int], right: list[int], tmp_path: Path,
+) -> None:
     image.save(tmp_path / "a.png")
     x = read_image(tmp_path / "a.png", 16)
     assert x.shape == (3, 16, 16) and x.dtype == np.uint8
@@ -155,12 +157,15 @@ def test_grey_images_get_one_channel_unless_asked(tmp_path: Path) -> None:
     ({"": 20, "a": 20}, "holds 20 images beside 1 sub-folders with images: expected"),
     ({"train": 20, "test": 20}, "sub-folders of .* are test, train: expected one for each label; name"),
 ])
-def test_folders_that_say_nothing_certain_are_refused(labels: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_folders_that_say_nothing_certain_are_refused(
+    labels: dict[str, int], message: str, tmp_path: Path,
+) -> None:
     with pytest.raises(ValueError, match=message): read_folder(draw(tmp_path, labels))
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(size=0), "size is 0: expected a whole number of pixels"), (dict(channels=4), "channels is 4: expected 1 or 3"),
+    (dict(size=0), "size is 0: expected a whole number of pixels"),
+    (dict(channels=4), "channels is 4: expected 1 or 3"),
     (dict(on_error="ignore"), "on_error is 'ignore': expected one of stop, skip"),
 ])
 def test_arguments_that_are_wrong(wrong: dict, message: str, tmp_path: Path) -> None:
@@ -226,7 +231,9 @@ def test_a_folder_that_can_not_be_written_is_kept_in_the_user_s_cache(
     assert torch.equal(read_folder(folder).x, first.x)
 
 
-def test_where_nothing_can_be_kept_images_are_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_kept_images_are_read_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(*_: object) -> None: raise OSError("no space left on device")
 
     folder = draw(tmp_path, {"": 24})
@@ -251,7 +258,8 @@ def test_what_is_held_out_follows_from_names_alone(tmp_path: Path) -> None:
 def test_data_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path / "mine", {"a": 12, "b": 12}, (8, 8))
     monkeypatch.chdir(tmp_path)
-    recipe = DenoiserRecipe(data="mine", net=UNetConfig((3, 8, 8), (16,), attention=(), head=16, patch=1, n_labels=2))
+    net = UNetConfig((3, 8, 8), (16,), attention=(), head=16, patch=1, n_labels=2)
+    recipe = DenoiserRecipe(data="mine", net=net)
     assert recipe.data == str(tmp_path / "mine") and is_folder("mine") and not is_folder("digits")
     assert recipe.pictures().x.shape == (22, 3, 8, 8) and len(recipe.data_of("test")) == 2
     recipe.check_data(recipe.pictures())
@@ -281,7 +289,8 @@ def test_a_model_of_latents_fits_its_autoencoder(tmp_path: Path) -> None:
     recipe = preset.for_images((3, 28, 28), 3, 500)
     assert recipe.image_shape() == (3, 28, 28) and recipe.net.shape == (2, 7, 7) and recipe.net.n_labels == 3
     assert recipe.build()(torch.zeros(1, 2, 7, 7), 0.5, y=1).x1.shape == (1, 2, 7, 7)
-    with pytest.raises(ValueError, match=r"net.vae is .*: expected one for \(3, 32, 32\), as `diffusion-course train vae"):
+    message = r"net.vae is .*: expected one for \(3, 32, 32\), as `diffusion-course train vae"
+    with pytest.raises(ValueError, match=message):
         preset.for_images((3, 32, 32), 3, 500)
 
 
@@ -324,7 +333,9 @@ def test_a_body_goes_on_with_other_labels(tmp_path: Path) -> None:
     assert torch.equal(same["embed_y.weight"], old["embed_y.weight"]), "the same labels go on"
 
 
-@pytest.mark.parametrize("change", [dict(widths=(32,)), dict(shape=(1, 16, 16)), dict(shape=(3, 8, 8)), dict(blocks=2)])
+@pytest.mark.parametrize(
+    "change", [dict(widths=(32,)), dict(shape=(1, 16, 16)), dict(shape=(3, 8, 8)), dict(blocks=2)],
+)
 def test_another_body_is_refused(change: dict, tmp_path: Path) -> None:
     path = str(tmp_path / "start.safetensors")
     save(Denoiser(UNet(SMALL), Linear()), path)
@@ -367,7 +378,8 @@ def test_labels_have_names_in_the_command_sample(tmp_path: Path) -> None:
     for one in (dict(labels=unicodedata.normalize("NFD", "ÉTÉ, MER")), dict(label=1)):
         draw_them(**one)
         with Image.open(tmp_path / "a.png") as only: assert only.size[1] == 8
-    with pytest.raises(ValueError, match="labels holds 'drei': expected of eins, été, mer, zwei"): draw_them(labels="eins,drei")
+    with pytest.raises(ValueError, match="labels holds 'drei': expected of eins, été, mer, zwei"):
+        draw_them(labels="eins,drei")
     with pytest.raises(ValueError, match="label is 1 beside labels 'zwei'"): draw_them(label=1, labels="zwei")
 
 
@@ -441,7 +453,9 @@ def test_stages_that_show_nothing_are_refused_at_once() -> None:
     (["digits", "--steps", "3", "--images", "9"], "--steps is given beside --images"),
     (["digits", "--steps", "0"], "steps is 0: expected a whole number, 1 or more"),
 ])
-def test_wrong_commands_are_one_clear_line(args: list[str], message: str, tmp_path: Path, capsys, monkeypatch) -> None:
+def test_wrong_commands_are_one_clear_line(
+    args: list[str], message: str, tmp_path: Path, capsys, monkeypatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", *args]) == 2
     said = capsys.readouterr().err.splitlines()
@@ -464,13 +478,15 @@ def test_three_commands_train_sample_and_score(tmp_path: Path) -> None:
     assert stopped.returncode == 2 and "square/broken.jpg can't be read" in stopped.stderr
     trained = call(*train, "--on-error", "skip")
     assert trained.returncode == 0, trained.stderr
-    for text in ("90 images of 3 labels", "32 x 32 pixels, colour", "square/broken.jpg", "M weights", "minutes in all"):
+    said = "90 images of 3 labels", "32 x 32 pixels, colour", "square/broken.jpg", "M weights", "minutes in all"
+    for text in said:
         assert text in trained.stdout, trained.stdout
     assert info(tmp_path / "runs" / "images" / "model.safetensors")["labels"] == ["disc é", "square", "third one"]
-    sampled = call("sample", "runs/images", "--n", "6", "--steps", "3", "--labels", "square,disc é", "--device", "cpu")
+    quick = ["runs/images", "--steps", "3", "--device", "cpu"]
+    sampled = call("sample", *quick, "--n", "6", "--labels", "square,disc é")
     assert sampled.returncode == 0, sampled.stderr
     with Image.open(tmp_path / "samples.png") as grid: assert grid.size[1] == 2 * (3 * 32 + 1) - 1
-    scored = call("evaluate", "runs/images", "--data", "my images", "--steps", "3", "--device", "cpu")
+    scored = call("evaluate", *quick, "--data", "my images")
     assert scored.returncode == 0, scored.stderr
     for text in ("Fréchet distance", "label agreement", "distance to the nearest", "(40 images"):
         assert text in scored.stdout, scored.stdout
