@@ -331,7 +331,6 @@ def sample(args: argparse.Namespace) -> int:
     Args:
         args: of the command line.
     """
-    from diffusion_course.checkpoints import info
     from diffusion_course.options import with_options
 
     generation = _lesson("generation")
@@ -339,7 +338,7 @@ def sample(args: argparse.Namespace) -> int:
         generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")}
     )
     model = _file_of(args.model)
-    about = info(model)
+    about = _noted_beside(model)
     generation.sample_to_files(_denoiser(model, config.device), config, names=_lesson("training").label_names(about),
                                named="labels" in about)
     print(" and ".join(filter(None, (config.out, config.gif))))
@@ -362,7 +361,6 @@ def evaluate(args: argparse.Namespace) -> int:
     """
     import dataclasses
 
-    from diffusion_course.checkpoints import info
     from diffusion_course.options import with_options
 
     evaluation = _lesson("evaluation")
@@ -372,7 +370,7 @@ def evaluate(args: argparse.Namespace) -> int:
     )
     model = _file_of(args.model)
     if not config.data:
-        config = dataclasses.replace(config, data=info(model).get("config", {}).get("data", ""))
+        config = dataclasses.replace(config, data=_noted_beside(model).get("config", {}).get("data", ""))
     folder = Path(model).parent if model.endswith(".safetensors") else Path("runs") / model
     evaluation.scores_of(_denoiser(model, config.device), config, report=print, folder=folder)
     return 0
@@ -401,6 +399,13 @@ def _file_of(model: str) -> str:
     "The file of a model where the folder of a run is named, else what is named."
     file = Path(model) / "model.safetensors"
     return str(file) if file.is_file() else model
+
+
+def _noted_beside(model: str) -> dict[str, Any]:
+    "What was noted beside a model; nothing where the name is none, of which `_denoiser` complains."
+    from diffusion_course.checkpoints import info, shipped
+
+    return info(model) if model.endswith(".safetensors") or model in shipped() else {}
 
 
 def _denoiser(name: str, device: str) -> nn.Module:
