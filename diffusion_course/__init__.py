@@ -13,7 +13,7 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
-Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `former`, `hub` others' models,
+Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `folders`, `former`, `hub` others' models,
 `metrics`, `options`, `panes`, `player`, `plots`, `seeds`, `style`, `widgets`.
 """
 from __future__ import annotations
@@ -60,8 +60,8 @@ _NAMES = {
 }
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "edm", "evaluation", "expect", "few_step", "files",
-    "former", "images", "inpainting", "latent", "metrics", "options", "panes", "player", "sde", "seeds", "style",
-    "training", "vae", "widgets",
+    "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes", "player", "sde", "seeds",
+    "style", "training", "vae", "widgets",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

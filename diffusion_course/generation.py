@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -366,6 +367,7 @@ class SampleConfig:
         (0.0, 1.0), "times between which guidance holds; elsewhere it is 1"
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
+    labels: str = option("", "their names, with commas between, in place of a number; none: all labels")
     seed: int = option(0, "the same seed and settings give the same images")
     start: str = option("", "image to image: the file of an image to begin from, in place of noise")
     strength: float = option(
@@ -451,13 +453,36 @@ def _image_shape(model: Model) -> tuple[int, ...]:
     return sample_shape(model) if net is None else tuple(net.vae().shape)
 
 
-def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -> None:
+def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Tensor:
+    "(n,) the label of each image, rising."
+    chosen = torch.arange(n_labels)
+    if config.label != -1 and config.labels:
+        raise ValueError(f"label is {config.label} beside labels {config.labels!r}: expected one of them")
+    if config.label != -1: chosen = torch.tensor([config.label])  # `generate` looks whether there is one
+    elif config.labels:
+        same = lambda text: unicodedata.normalize("NFC", text.strip()).casefold()
+        known = {same(name): k for k, name in enumerate(names[:n_labels])}
+        given = [config.labels] if same(config.labels) in known else config.labels.split(",")
+        unknown = [text.strip() for text in given if same(text) not in known]
+        if unknown:
+            expected = f"expected of {', '.join(names)}" if names else "expected none, for no names are known"
+            raise ValueError(f"labels holds {', '.join(map(repr, unknown))}: {expected}")
+        chosen = torch.tensor(sorted(known[same(text)] for text in given))
+    return chosen[torch.arange(config.n) * len(chosen) // config.n]
+
+
+def sample_to_files(
+    model: Model, config: SampleConfig, progress: bool = True, names: Sequence[str] = (),
+    named: bool = False,
+) -> None:
     """Draw images and write them where the configuration says.
 
     Args:
         model: any model of images.
         config: what to draw, how, and where to.
         progress: whether a bar is shown.
+        names: of the model's labels, for `config.labels`.
+        named: write names beside the images, whose rows then hold one label each.
 
     Raises:
         ValueError: for settings that do not fit, before the first image is drawn.
@@ -468,11 +493,12 @@ def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -
     if config.gif: file_format(config.gif, FILM_FORMATS, "gif")
     labels = n_labels(model)
     cond: dict[str, Any] = {}
+    if labels: cond["y"] = _labels_of(config, labels, names)
+    elif config.labels: raise ValueError(f"labels is {config.labels!r}: expected none, for the model knows no labels")
     if config.start:
         image = read_image(config.start, _image_shape(model))[None].to(device_of(model))
         cond["start"] = as_samples(model, image)[0]
     if config.strength != -1: cond["strength"] = config.strength
-    if labels: cond["y"] = torch.arange(n) * labels // n if config.label == -1 else config.label
     runs = previews(model, n, config.steps, config.sampler, config.guidance if labels else 1.0, config.seed,
                     churn=None if config.churn == -1 else config.churn, grid=config.grid,
                     precision=config.precision, interval=config.interval, **cond)
@@ -482,8 +508,22 @@ def sample_to_files(model: Model, config: SampleConfig, progress: bool = True) -
         if not config.gif: continue
         both = torch.cat([_rows(as_images(model, x), ncols) for x in (p.x, p.x1)], 3)
         frames.append(tile(both, 1, scale=config.scale))
-    save_grid(as_images(model, p.x), config.out, ncols, scale=config.scale)
+    x = as_images(model, p.x)
+    if named and labels: _save_named(x, cond["y"], names, config)
+    else: save_grid(x, config.out, ncols, scale=config.scale)
     if config.gif: Film(frames).save(config.gif)
+
+
+def _save_named(x: Tensor, y: Tensor, names: Sequence[str], config: SampleConfig) -> None:
+    "A grid in which each label begins a row, with its name beside it."
+    ncols = min(8, int(y.bincount().max()))
+    parts: list[Tensor] = []
+    rows: list[str] = []
+    for label in y.unique().tolist():
+        own = x[(y == label).to(x.device)]
+        parts += [own, own.new_ones(-len(own) % ncols, *own.shape[1:])]
+        rows += [names[label], *[""] * (-(-len(own) // ncols) - 1)]
+    save_grid(torch.cat(parts), config.out, ncols, scale=config.scale, rows=rows)
 
 
 def _rows(x: Tensor, ncols: int) -> Tensor:

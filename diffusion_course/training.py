@@ -29,7 +29,7 @@ from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
 from .files import whole_file
 from .former import former
 from .guidance import classifier_free
-from .images import Images, cifar10, digits
+from .images import CIFAR10_NAMES, Images, cifar10, digits, image_folder
 from .matching import matching_loss
 from .options import as_dict, option, settings, with_options
 from .plots import save_grid
@@ -40,8 +40,9 @@ from .seeds import normal_quantile, seeded, stratified
 from .unet import UNet, UNetConfig
 
 # %% auto #0
-__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'DenoiserRecipe', 'batch_indices',
-           'Objective', 'Run', 'Metrics', 'saved_config', 'train', 'ladder']
+__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'is_folder', 'images_of',
+           'check_previews', 'DenoiserRecipe', 'started', 'label_names', 'ImagesRecipe', 'batch_indices', 'Objective',
+           'Run', 'Metrics', 'saved_config', 'train', 'ladder']
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
 def runs_bf16(device: torch.device) -> bool:
@@ -77,7 +78,7 @@ class Recipe:
     Lengths are counted in images seen, so that they don't depend on the batch."""
 
     about: str = option("", "what it gives, and how long it takes")
-    data: str = option("cifar10", "cifar10 or digits")
+    data: str = option("cifar10", "cifar10, digits, or the path of a folder of images")
     images: int = option(1_000_000, "how many images to see, repeats included")
     batch: int = option(128, "images a step, of all processes together")
     lr: float = option(1e-3, "learning rate, after the warm-up")
@@ -109,6 +110,7 @@ class Recipe:
         for f in dataclasses.fields(self):
             value = vars(self)[f.name]
             if isinstance(value, list): object.__setattr__(self, f.name, tuple(value))
+        if is_folder(self.data): object.__setattr__(self, "data", os.path.abspath(Path(self.data).expanduser()))
         for what, right, names in _EXPECTED:
             for name in names:
                 value = vars(self)[name]
@@ -118,7 +120,15 @@ class Recipe:
 
     def pictures(self) -> Any:
         "The data to train on: `Images`, or what has `batch`, `to` and a length like them."
-        return DATA[self.data]("train")
+        return self.data_of("train")
+
+    def data_of(self, split: str) -> Images:
+        """A part of the images that `data` names.
+
+        Args:
+            split: "train" or "test"; of a folder a tenth of each label is for tests.
+        """
+        return images_of(self.data, split, self.image_shape() if is_folder(self.data) else None)
 
     def rate(self, seen: int) -> float:
         """The fraction of lr to use after so many images.
@@ -131,6 +141,22 @@ class Recipe:
         return min(1.0, (seen + self.batch) / max(self.warmup, 1)) * falling
 
     # What a kind of training adds: `build` and `loss` must be there, the others have defaults
+    def image_shape(self) -> tuple[int, int, int]:
+        "(C, H, W) of an image that the network takes: a folder's images are given this shape."
+        raise ValueError(f"data is {self.data!r}: expected another preset, for a {type(self).__name__}"
+                         " learns from no folder")
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> Recipe:
+        """This recipe with a network that fits images of one's own.
+
+        Args:
+            shape: (C, H, W) of an image.
+            n_labels: how many labels there are; 0: none.
+            n: images.
+        """
+        self.image_shape()  # refuses
+        return self
+
     def build(self) -> nn.Module:
         "The model at the beginning."
         raise NotImplementedError
@@ -171,8 +197,56 @@ class Recipe:
 
 
 DATA: dict[str, Callable[[str], Images]] = {"cifar10": cifar10, "digits": digits}
+
+
+def is_folder(data: str) -> bool:
+    """Whether `data` is the path of a folder, not a name in DATA: there is such a folder, or the text
+    looks like a path.
+
+    Args:
+        data: of a recipe.
+    """
+    looks = isinstance(data, str) and (os.sep in data or "/" in data or os.path.isdir(data))
+    return looks and data not in DATA
+
+
+def images_of(data: str, split: str, shape: tuple[int, ...] | None = None) -> Images:
+    """A part of a data set.
+
+    Args:
+        data: a name in DATA, or the path of a folder of images.
+        split: "train" or "test"; of a folder a tenth of each label is for tests.
+        shape: (C, H, W) that a folder's images are given; default: what suits them.
+    """
+    if not is_folder(data): return DATA[expect.one_of("data", data, DATA)](split)
+    if shape is None: return image_folder(data, split)
+    channels, height, width = shape
+    if height != width:
+        raise ValueError(f"images of shape {tuple(shape)}: expected squares for those of a folder")
+    return image_folder(data, split, height, channels)
+
+
+def check_previews(recipe: Recipe, shape: tuple[int, ...], of_test_images: bool = True) -> None:
+    """A `ValueError` where a stage could not show what was learned: at once, not hours later.
+
+    Args:
+        recipe: a training; without stages nothing is shown, and nothing is refused.
+        shape: (C, H, W) of the images that its `preview` returns.
+        of_test_images: whether they are made of the test images of its data.
+    """
+    if not recipe.stages: return
+    if shape[0] not in (1, 3):
+        raise ValueError(f"images have shape {shape}: expected 1 or 3 channels, or no stages to show")
+    if not of_test_images: return
+    test_shape = tuple(recipe.data_of("test").x.shape[1:])
+    if test_shape != shape:
+        raise ValueError(f"test images of {recipe.data} have shape {test_shape}:"
+                         f" expected that of the data, {shape}")
+
+
 _EXPECTED = (
-    (" or ".join(map(repr, DATA)), lambda v: v in DATA, ["data"]),
+    (f"{' or '.join(map(repr, DATA))}, or the path of a folder of images",
+     lambda v: v in DATA or is_folder(v), ["data"]),
     ("'auto', 'bf16' or 'fp32'", lambda v: v in ("auto", "bf16", "fp32"), ["precision"]),
     ("1 or more", lambda v: v >= 1, ["images", "batch", "log_every", "save_every"]),
     ("0 or more", lambda v: 0 <= v < math.inf, ["warmup", "weight_decay", "seed"]),
@@ -206,14 +280,15 @@ class DenoiserRecipe(Recipe):
         if not 0 <= self.drop <= 1: raise ValueError(f"drop is {self.drop}: expected a fraction in [0, 1]")
 
     def build(self) -> Denoiser:
-        "The model at the beginning: random weights, or those of `start`."
-        if not self.start: return Denoiser(UNet(self.net, self.seed), Linear(), self.kind)
-        model = load(self.start)
-        made = (model.net.config, model.kind) if isinstance(model, Denoiser) else (type(model).__name__, "no target")
-        if made != (self.net, self.kind):
-            raise ValueError(f"start is {self.start!r}, a model of {made[1]} with {made[0]}:"
-                             f" expected {self.kind} with {self.net}")
-        return model.train()
+        "The model at the beginning: random weights, or those of `start`, which may know other labels."
+        fresh = Denoiser(UNet(self.net, self.seed), Linear(), self.kind)
+        return started(self.start, fresh) if self.start else fresh
+
+    def image_shape(self) -> tuple[int, int, int]: return self.net.shape
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> DenoiserRecipe:
+        net = dataclasses.replace(self.net, shape=shape, n_labels=n_labels)
+        return dataclasses.replace(self, net=net)
 
     def check_data(self, data: Any) -> None:
         shape, n = tuple(data.x.shape[1:]), self.net.n_labels
@@ -223,6 +298,7 @@ class DenoiserRecipe(Recipe):
             raise ValueError(
                 f"net.n_labels is {n}: expected {len(data.names)}, as the data has, or 0 for none"
             )
+        check_previews(self, shape, of_test_images=False)
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
         """(n,) times, one in each of n equally probable parts of [0, 1].
@@ -279,6 +355,67 @@ class DenoiserRecipe(Recipe):
         return sample(guided, x, uniform_grid(15), dpmpp_2m(), **cond)
 
 
+def started(start: str, fresh: Denoiser) -> Denoiser:
+    """A trained model to go on with. Where it knows another number of labels, its body, with a new
+    table of labels: that of `fresh`, in which only the null label, "no label", is the trained one.
+
+    Args:
+        start: the name of a shipped model, or a file.
+        fresh: what is to be trained, with random weights.
+
+    Raises:
+        ValueError: where the model's network or target is another one.
+    """
+    model = load(start)
+    made: Any = (type(model).__name__, "no target")
+    if isinstance(model, Denoiser): made = (model.net.config, model.kind)
+    if made == (fresh.net.config, fresh.kind): return model.train()
+    body = lambda config: dataclasses.replace(config, n_labels=0, dropout=0.0)  # dropout has no weights
+    alike = isinstance(model, Denoiser) and type(model.net).__name__ == type(fresh.net).__name__
+    if not alike or body(made[0]) != body(fresh.net.config) or made[1] != fresh.kind:
+        raise ValueError(f"start is {start!r}, a model of {made[1]} with {made[0]}:"
+                         f" expected {fresh.kind} with {fresh.net.config}")
+    own_labels = made[0].n_labels == fresh.net.config.n_labels
+    weights = model.net.state_dict()
+    kept = {k: v for k, v in weights.items() if own_labels or not k.startswith("embed_y.")}
+    fresh.net.load_state_dict(fresh.net.state_dict() | kept)
+    tables = (model.net.embed_y, fresh.net.embed_y)
+    if not own_labels and None not in tables:
+        with torch.no_grad(): fresh.net.embed_y.weight[-1] = weights["embed_y.weight"][-1]
+    return fresh.train()
+
+
+def label_names(info: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a model's labels; none where they are not known.
+
+    Args:
+        info: what was noted beside the model, as `checkpoints.info` reads it.
+    """
+    data = info.get("config", {}).get("data")
+    known = dict(cifar10=CIFAR10_NAMES, digits=tuple("0123456789"))
+    return tuple(info.get("labels") or known.get(data, ()))
+
+
+@settings
+class ImagesRecipe(DenoiserRecipe):
+    "A `DenoiserRecipe` whose U-Net follows from the images: their size, and how many there are."
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> DenoiserRecipe:
+        if self.start: return super().for_images(shape, n_labels, n)  # the network is given
+        side = shape[1]
+        patch = next((p for p in (1, 2, 4, 8) if side % p == 0 and side // p <= 16), 1)
+        heights = [side // patch]
+        while heights[-1] % 2 == 0 and heights[-1] > 4 and len(heights) < 3: heights.append(heights[-1] // 2)
+        # few images are soon learned by heart, and the more so by a large network
+        widths = ((32, 64, 96) if n < 5_000 else (64, 96, 128))[-len(heights):]
+        net = dataclasses.replace(
+            self.net, shape=shape, n_labels=n_labels, patch=patch, widths=widths, head=32,
+            attention=tuple(h for h, w in zip(heights, widths, strict=True) if h <= 7 and w % 32 == 0),
+            dropout=0.1 if n < 5_000 else 0.0,
+        )
+        return dataclasses.replace(self, net=net)
+
+
 PRESETS: dict[str, DenoiserRecipe] = {
     "digits": DenoiserRecipe(
         "Digits of 8 x 8 pixels: 0.3 M weights, two minutes on two CPU cores. A classifier knows 97 % or more.",
@@ -327,6 +464,17 @@ PRESETS: dict[str, DenoiserRecipe] = {
             dropout=0.1,
             modulate=False,
         ),
+    ),
+    "images": ImagesRecipe(
+        "Images of your own (--data PATH): a U-Net that fits their size, some minutes on two CPU cores.",
+        images=40_000,
+        batch=32,
+        lr=2e-3,
+        warmup=3_200,
+        ema=0.998,
+        flip=False,
+        log_every=1_600,
+        save_every=16_000,
     ),
 }
 
@@ -768,6 +916,7 @@ def train(
     cpu = device == "cpu" or not torch.accelerator.is_available()
     run = Run(config, folder, Accelerator(mixed_precision="no", cpu=cpu), resume)
     main = run.accelerator.is_main_process
+    if is_folder(config.data): info = dict(labels=list(config.data_of("train").names)) | info
     with _folder_lock(folder) if main else nullcontext(), _signals() as received:
         if resume: run.restore()
         with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
