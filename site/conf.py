@@ -56,6 +56,7 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = project
+pygments_dark_style = "github-dark"
 html_theme_options = {"top_of_page_buttons": []}
 templates_path = ["templates"]
 # MathJax (Apache License 2.0) comes with a package, because readers ask no other host for it.
@@ -96,7 +97,7 @@ def on_page(app: Sphinx, docname: str, template: str, context: dict[str, Any], d
         app.add_js_file("players.js")
     if docname.startswith("nbs/") and docname != root_doc:
         links = {"Open in Colab": f'href="{COLAB}/{docname}.ipynb"',
-                 "Download the notebook": f'href="{context["pathto"](f"_sources/{docname}.ipynb", 1)}" download',
+                 "Download .ipynb": f'href="{context["pathto"](f"_sources/{docname}.ipynb", 1)}" download',
                  "Edit": f'href="{GITHUB}/edit/{cfg["branch"]}/{docname}.ipynb"'}
         row = "".join(f"<a {address}>{text}</a>" for text, address in links.items())
         context["body"] = context["body"].replace("</h1>", f'</h1>\n<p class="notebook-links">{row}</p>', 1)

@@ -19,6 +19,7 @@ ASIDES = (
     " Run the cells from the top with Shift+Enter.",
     " Run it; you need not read it.",
 )
+FOLDERS = {"site/solutions": "solutions", "site/toolbox": "toolbox"}  # pages that list a folder of notebooks
 
 
 # ---- notebooks and pages -------------------------------------------------------------------------
@@ -41,6 +42,7 @@ def prepared(root: Path, docname: str, text: str, colab: str) -> str:
         pages = re.findall(r"^\| \[\w+\]\((\w+)\.md\)", text, re.M)
         return text + toctree("", pages)
     if docname.startswith("docs/reference/"): return _with_origins(root, Path(docname).name, text)
+    if docname in FOLDERS: return text + overview(root, FOLDERS[docname])
     return text
 
 
@@ -157,6 +159,7 @@ def _with_origins(root: Path, module: str, text: str) -> str:
         if m[1] not in built: return m[0]
         return f"{m[0]}\n\n{{.library}}\n[Built in {place}](#{_label(module, m[1])})\n"
 
+    text = re.sub(r"^(### \w+\.)__(\w+)__$", r"\1\\_\\_\2\\_\\_", text, flags=re.M)  # no bold type
     return re.sub(r"^## (\w+)$", linked, text, flags=re.M)
 
 
@@ -185,6 +188,24 @@ def toctree(caption: str, pages: list[str]) -> str:
     """
     head = f":caption: {caption}\n" if caption else ""
     return "\n\n```{toctree}\n:hidden:\n" + head + "\n" + "\n".join(pages) + "\n```\n"
+
+
+def overview(root: Path, folder: str) -> str:
+    """A list of the notebooks in a folder: their titles and what they say of themselves.
+
+    Args:
+        root: of the project.
+        folder: in nbs/.
+    """
+    lines = []
+    paths = sorted((root / "nbs" / folder).glob("*.ipynb"))
+    for path in paths:
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, about = (re.search(pattern, first, re.M) for pattern in (r"^# (.+)$", r"^> (.+)$"))
+        if not title or not about:
+            raise ValueError(f"{path} does not begin with `# Title` and `> one sentence`: expected both")
+        lines.append(f"- [{title[1]}](/nbs/{folder}/{path.name}): {about[1]}")
+    return "\n" + "\n".join(lines) + toctree("", [f"/nbs/{folder}/{path.stem}" for path in paths])
 
 
 def contents(cells: list[Cell]) -> str:
