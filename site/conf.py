@@ -37,7 +37,7 @@ author = cfg["author"]
 copyright = cfg["copyright"]
 version = release = cfg["version"]
 language = "en"
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.githubpages"]
 root_doc = "nbs/index"
 include_patterns = ["nbs/**.ipynb", "docs/**.md", "site/*.md"]
 exclude_patterns = [".*", "_*", "**/.ipynb_checkpoints", "build", "dist", "diffusion_course", "out", "runs", "data"]
