@@ -1,4 +1,4 @@
-"""Sphinx's settings for the web edition: `make site` builds it in `_site/` from the stored notebooks; nothing is executed.
+"""Sphinx's settings for the web edition: `make site` builds it in `_site/`. Nothing is executed.
 
 The root of the sources is the root of the project, so that links between notebooks and pages hold as they are.
 """
@@ -26,7 +26,9 @@ GITHUB = f"https://github.com/{REPOSITORY}"
 COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{cfg['branch']}"
 # Lessons that have changed places: links from elsewhere go on working.
 FORMER = {"21_few_step": "19_few_step", "19_inpainting": "20_inpainting", "20_cold": "21_cold"}
-FORWARD = """<!doctype html><meta charset="utf-8"><title>{title}</title><meta http-equiv="refresh" content="0; url={new}.html">
+FORWARD = """<!doctype html>
+<meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="refresh" content="0; url={new}.html">
 <link rel="canonical" href="{new}.html"><p>This lesson is now <a href="{new}.html">{new}</a>.</p>
 """
 
@@ -40,8 +42,7 @@ language = "en"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.githubpages"]
 root_doc = "nbs/index"
 include_patterns = ["nbs/**.ipynb", "docs/**.md", "site/*.md"]
-exclude_patterns = [".*", "_*", "**/.ipynb_checkpoints", "build", "dist", "diffusion_course", "out", "runs", "data"]
-suppress_warnings = ["mystnb.unknown_mime_type"]
+exclude_patterns = [".*", "_*", "**/.ipynb_checkpoints", "build", "dist", "out", "runs", "data"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -90,17 +91,20 @@ def on_doctree(app: Sphinx, doctree: nodes.document) -> None:
         section.append(nodes.raw("", "</details>", format="html"))
 
 
-def on_page(app: Sphinx, docname: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+def on_page(
+    app: Sphinx, docname: str, template: str, context: dict[str, Any], doctree: nodes.document | None,
+) -> None:
     "Links above a notebook; the script of the players where there are any; Home is the front page."
     context["master_doc"] = "index"
     if docname == "index" or "dc-scene" in context.get("body", ""):
         app.add_js_file("players.js")
     if docname.startswith("nbs/") and docname != root_doc:
-        links = {"Open in Colab": f'href="{COLAB}/{docname}.ipynb"',
-                 "Download .ipynb": f'href="{context["pathto"](f"_sources/{docname}.ipynb", 1)}" download',
-                 "Edit": f'href="{GITHUB}/edit/{cfg["branch"]}/{docname}.ipynb"'}
-        row = "".join(f"<a {address}>{text}</a>" for text, address in links.items())
-        context["body"] = context["body"].replace("</h1>", f'</h1>\n<p class="notebook-links">{row}</p>', 1)
+        copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
+        row = (f'<a href="{COLAB}/{docname}.ipynb">Open in Colab</a>'
+               f'<a href="{copy}" download>Download .ipynb</a>'
+               f'<a href="{GITHUB}/edit/{cfg["branch"]}/{docname}.ipynb">Edit</a>')
+        links = f'</h1>\n<p class="notebook-links">{row}</p>'
+        context["body"] = context["body"].replace("</h1>", links, 1)
 
 
 def on_start(app: Sphinx) -> None:

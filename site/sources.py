@@ -10,12 +10,15 @@ from typing import Any
 
 Cell = dict[str, Any]
 # A saved scene of the player carries the whole script; the last line starts it.
-PLAYER = re.compile(r'<script>\s*\(\(\) => \{\n(?:(?!</script>).)*?\nboot\("([^"\n]+)", ([^\n]+)\);\n\}\)\(\);\s*</script>', re.S)
+PLAYER = re.compile(
+    r'<script>\s*\(\(\) => \{\n(?:(?!</script>).)*?'
+    r'\nboot\("([^"\n]+)", ([^\n]+)\);\n\}\)\(\);\s*</script>', re.S)
 SLIDERS = re.compile(r"(?:&nbsp;)?\s*\(run this cell to move the sliders\)")
 ATTEMPT = re.compile(r'(<code>([\w.]+)</code>&ensp;)not attempted yet\.[^<]*')
 # What makes sense in a notebook and not on a page.
 ASIDES = (
-    " Run the cells from the top with Shift+Enter; the sliders of a panel wake up when its cell has run.",
+    " Run the cells from the top with Shift+Enter; the sliders of a panel wake up when its cell has"
+    " run.",
     " Run the cells from the top with Shift+Enter.",
     " Run it; you need not read it.",
 )
@@ -34,9 +37,9 @@ def prepared(root: Path, docname: str, text: str, colab: str) -> str:
         colab: the address that opens it there.
     """
     if docname.startswith("nbs/"):
-        nb = json.loads(text)
-        for cell in nb["cells"]: cell["source"] = "".join(cell["source"])
-        nb["cells"] = [{"id": f"cell-{k}", **cell} for k, cell in enumerate(_cells(root, docname, nb["cells"], colab))]
+        nb = _joined(json.loads(text))
+        cells = _cells(root, docname, nb["cells"], colab)
+        nb["cells"] = [{"id": f"cell-{k}", **cell} for k, cell in enumerate(cells)]
         return json.dumps(nb)
     if docname == "docs/reference/README":
         pages = re.findall(r"^\| \[\w+\]\((\w+)\.md\)", text, re.M)
@@ -44,6 +47,20 @@ def prepared(root: Path, docname: str, text: str, colab: str) -> str:
     if docname.startswith("docs/reference/"): return _with_origins(root, Path(docname).name, text)
     if docname in FOLDERS: return text + overview(root, FOLDERS[docname])
     return text
+
+
+def read(notebook: Path) -> list[Cell]:
+    """The cells of a notebook, each source as one string.
+
+    Args:
+        notebook: its file.
+    """
+    return _joined(json.loads(notebook.read_text(encoding="utf-8")))["cells"]
+
+
+def _joined(nb: dict[str, Any]) -> dict[str, Any]:
+    for cell in nb["cells"]: cell["source"] = "".join(cell["source"])
+    return nb
 
 
 def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[Cell]:
@@ -65,12 +82,14 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
         yield cell
         if names:
             up = "../" * docname.count("/")
-            links = [f"[`{name}`]({up}docs/reference/{module}.md#{anchors[name]})" for name in names]
-            yield _markdown(f"{{.library}}\nIn the library: {', '.join(links)}")
+            page = f"{up}docs/reference/{module}.md"
+            links = ", ".join(f"[`{name}`]({page}#{anchors[name]})" for name in names)
+            yield _markdown(f"{{.library}}\nIn the library: {links}")
     if docname == "nbs/index": yield _markdown(contents(cells))
 
 
-def _module(cell: Cell) -> re.Match | None: return re.match(r"#\|\s*default_exp\s+(\S+)\s*$", cell["source"])
+def _module(cell: Cell) -> re.Match | None:
+    return re.match(r"#\|\s*default_exp\s+(\S+)\s*$", cell["source"])
 
 
 def _markdown(text: str) -> Cell: return {"cell_type": "markdown", "metadata": {}, "source": text}
@@ -80,11 +99,11 @@ def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
     "Scenes without their copy of the script, and captions that hold on a page."
     text = "".join(output.get("data", {}).get("text/html", ""))
     if not text: return
-    text = scenes(text)
-    text = SLIDERS.sub(f' <span class="still">The sliders move in JupyterLab or <a href="{colab}">Colab</a>.</span>', text)
+    live = f'in JupyterLab or <a href="{colab}">Colab</a>.'
+    text = SLIDERS.sub(f' <span class="still">The sliders move {live}</span>', scenes(text))
     if docname.count("/") == 1:
         page = f"solutions/{Path(docname).name}.html"
-        text = ATTEMPT.sub(lambda m: f'{m[1]}checks what you write in JupyterLab or <a href="{colab}">Colab</a>.'
+        text = ATTEMPT.sub(lambda m: f'{m[1]}checks what you write {live}'
                            f' <a href="{page}#{_id(m[2])}">Its solution</a>', text)
     output["data"]["text/html"] = text
 
@@ -95,7 +114,8 @@ def scenes(text: str) -> str:
     Args:
         text: a stored output.
     """
-    return PLAYER.sub(r'<script type="application/json" class="dc-scene" data-scene="\1">[\2]</script>', text)
+    data = r'<script type="application/json" class="dc-scene" data-scene="\1">[\2]</script>'
+    return PLAYER.sub(data, text)
 
 
 # ---- exercises and their solutions ---------------------------------------------------------------
@@ -123,7 +143,8 @@ def documented(root: Path, module: str) -> dict[str, str]:
     """
     page = root / "docs" / "reference" / f"{module}.md"
     anchors: dict[str, str] = {}
-    for name in re.findall(r"^## (\w+)$", page.read_text(encoding="utf-8"), re.M) if page.exists() else ():
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    for name in re.findall(r"^## (\w+)$", text, re.M):
         # As on GitHub, where a class and a function may differ in the first letter alone.
         same = sum(other.lower() == name.lower() for other in anchors)
         anchors[name] = name.lower() + (f"-{same}" if same else "")
@@ -136,7 +157,9 @@ def _public(source: str) -> set[str]:
     names: set[str] = set()
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names.add(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign): targets = node.targets
+        if isinstance(node, ast.AnnAssign): targets = [node.target]
         names |= {t.id for target in targets for t in ast.walk(target) if isinstance(t, ast.Name)}
     return names
 
@@ -150,8 +173,8 @@ def _with_origins(root: Path, module: str, text: str) -> str:
     "A reference page with a link below each name to the cell that builds it."
     notebook = re.search(r"^Built in \[nbs/(\S+)\.ipynb\]", text, re.M)
     if not notebook: return text
-    cells = json.loads((root / "nbs" / f"{notebook[1]}.ipynb").read_text(encoding="utf-8"))["cells"]
-    built = set().union(*(_public("".join(c["source"])) for c in cells if c["cell_type"] == "code"))
+    cells = read(root / "nbs" / f"{notebook[1]}.ipynb")
+    built = set().union(*(_public(c["source"]) for c in cells if c["cell_type"] == "code"))
     number = re.match(r"(\d+)_", notebook[1])
     place = f"lesson {int(number[1])}" if number else "the toolbox"
 
@@ -159,24 +182,27 @@ def _with_origins(root: Path, module: str, text: str) -> str:
         if m[1] not in built: return m[0]
         return f"{m[0]}\n\n{{.library}}\n[Built in {place}](#{_label(module, m[1])})\n"
 
-    text = re.sub(r"^(### \w+\.)__(\w+)__$", r"\1\\_\\_\2\\_\\_", text, flags=re.M)  # no bold type
+    # Without the backslashes __call__ is bold type.
+    text = re.sub(r"^(### \w+\.)__(\w+)__$", r"\1\\_\\_\2\\_\\_", text, flags=re.M)
     return re.sub(r"^## (\w+)$", linked, text, flags=re.M)
 
 
 # ---- the map -------------------------------------------------------------------------------------
 
-LESSON = re.compile(r"^\| \[(\d+) ([^\]]+)\]\((\w+)\.ipynb\) \| (.+?) \| `(\w+)` \| (\d+) \|$", re.M)
+LESSON = re.compile(
+    r"^\| \[(\d+) ([^\]]+)\]\((\w+)\.ipynb\) \| (.+?) \| `(\w+)` \| (\d+) \|$", re.M)
 
 
 def parts(cells: list[Cell]) -> dict[str, list[re.Match]]:
-    """The parts of the course and the rows of their lessons: number, title, file, contents, module, minutes.
+    """The parts of the course, and of each lesson its number, title, file, contents, module, minutes.
 
     Args:
         cells: of nbs/index.ipynb.
     """
-    text = "\n\n".join("".join(c["source"]) for c in cells)
+    text = "\n\n".join(c["source"] for c in cells)
     chunks = re.split(r"^### (Part .+)$", text, flags=re.M)[1:]
-    return {title: list(LESSON.finditer(body)) for title, body in zip(chunks[::2], chunks[1::2], strict=True)}
+    found = zip(chunks[::2], chunks[1::2], strict=True)
+    return {title: list(LESSON.finditer(body)) for title, body in found}
 
 
 def toctree(caption: str, pages: list[str]) -> str:
@@ -200,10 +226,11 @@ def overview(root: Path, folder: str) -> str:
     lines = []
     paths = sorted((root / "nbs" / folder).glob("*.ipynb"))
     for path in paths:
-        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        title, about = (re.search(pattern, first, re.M) for pattern in (r"^# (.+)$", r"^> (.+)$"))
+        first = read(path)[0]["source"]
+        title = re.search(r"^# (.+)$", first, re.M)
+        about = re.search(r"^> (.+)$", first, re.M)
         if not title or not about:
-            raise ValueError(f"{path} does not begin with `# Title` and `> one sentence`: expected both")
+            raise ValueError(f"{path} begins with {first[:40]!r}: expected # Title and > one sentence")
         lines.append(f"- [{title[1]}](/nbs/{folder}/{path.name}): {about[1]}")
     return "\n" + "\n".join(lines) + toctree("", [f"/nbs/{folder}/{path.stem}" for path in paths])
 
@@ -220,21 +247,23 @@ def contents(cells: list[Cell]) -> str:
 
 
 def front(root: Path) -> dict[str, Any]:
-    """What the front page shows: the parts and their lessons, the shorter ways, and the first scene of lesson 2.
+    """What the front page shows: parts and lessons, the shorter ways, the first scene of lesson 2.
 
     Args:
         root: of the project.
     """
-    cells = json.loads((root / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = read(root / "nbs" / "index.ipynb")
     rows = {title: [m.groups() for m in matches] for title, matches in parts(cells).items()}
     files = {int(row[0]): row[2] for lessons in rows.values() for row in lessons}
-    ways = re.findall(r"^- \*(.+?)\* \((.+?)\): (.+)$", "\n".join("".join(c["source"]) for c in cells), re.M)
+    text = "\n".join(c["source"] for c in cells)
+    ways = re.findall(r"^- \*(.+?)\* \((.+?)\): (.+)$", text, re.M)
 
     def linked(m: re.Match) -> str:
         return f'<a href="nbs/{files[int(m[0])]}.html">{m[0]}</a>' if int(m[0]) in files else m[0]
 
-    routes = [(name, hours, re.sub(r"\d+", linked, text)) for name, hours, text in ways]
-    return {"parts": rows, "lessons": len(files), "routes": routes, "scene": scene(root / "nbs" / "02_simulation.ipynb")}
+    routes = [(name, hours, re.sub(r"\d+", linked, way)) for name, hours, way in ways]
+    first = scene(root / "nbs" / "02_simulation.ipynb")
+    return {"parts": rows, "lessons": len(files), "routes": routes, "scene": first}
 
 
 def scene(notebook: Path) -> str:
@@ -243,11 +272,11 @@ def scene(notebook: Path) -> str:
     Args:
         notebook: its file.
     """
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    for cell in read(notebook):
         for output in cell.get("outputs", []):
             text = scenes("".join(output.get("data", {}).get("text/html", "")))
             if "dc-scene" in text: return text
-    raise ValueError(f"{notebook} stores no scene of the player: expected one for the front page")
+    raise ValueError(f"{notebook} stores no scene: expected one for the front page")
 
 
 def players(root: Path) -> str:
@@ -258,6 +287,6 @@ def players(root: Path) -> str:
     """
     source = (root / "diffusion_course" / "player.js").read_text(encoding="utf-8")
     start = (root / "site" / "start.js").read_text(encoding="utf-8")
-    if "export default { render };" not in source:
-        raise ValueError("player.js does not end with `export default { render };`: expected it, to take its place")
-    return "(() => {\n" + source.replace("export default { render };", start) + "})();\n"
+    end = "export default { render };"
+    if end not in source: raise ValueError(f"player.js has no line {end!r}: expected it as the last")
+    return "(() => {\n" + source.replace(end, start) + "})();\n"

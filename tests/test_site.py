@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,8 +27,10 @@ import sources  # noqa: E402
 
 NEEDED = ("sphinx", "myst_nb", "furo", "mathjax")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-built = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"the extra `site` is not installed: {MISSING}")]
-in_browser = [pytest.mark.browser, *built, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
+needed = pytest.mark.skipif(bool(MISSING), reason=f"the extra `site` lacks {', '.join(MISSING)}")
+built = [pytest.mark.slow, needed]
+no_browser = pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
+in_browser = [pytest.mark.browser, *built, no_browser]
 MEGABYTE = 2**20
 
 
@@ -64,7 +67,8 @@ class Page(HTMLParser):
         self.scenes += at.get("class") == "dc-scene"
         if tag == "a" and "href" in at: self.links.append(at["href"])
         elif tag == "link" and at.get("rel") == "next": self.forward = at["href"]
-        elif tag == "link" and at.get("rel") not in ("search", "prev", "canonical"): self.resources.append(at["href"])
+        elif tag == "link" and at.get("rel") not in ("search", "prev", "canonical"):
+            self.resources.append(at["href"])
         elif "src" in at: self.resources.append(at["src"])
         self.resources += [part.split()[0] for part in at.get("srcset", "").split(",") if part.strip()]
         self.resources += re.findall(r"url\([\"']?([^)\"']+)", at.get("style", ""))
@@ -84,8 +88,9 @@ def outside(address: str) -> bool:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make site` does it; a warning is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "site", "-d", str(folder / "work")]
-    done = subprocess.run([*command, ".", str(folder / "_site")], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "site",
+               "-d", str(folder / "work"), ".", str(folder / "_site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
     return folder / "_site"
 
@@ -93,7 +98,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[str, Page]:
     """All pages, by their paths from the root of the site."""
-    return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
+    found = {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
+    assert len(found) > len(NOTEBOOKS)
+    return found
 
 
 # ---- before Sphinx -------------------------------------------------------------------------------
@@ -109,9 +116,11 @@ def test_scenes_keep_their_data_and_leave_the_script(path: Path) -> None:
     before = "".join(stored(path))
     after = sources.scenes(before)
     started = re.findall(r'^boot\("([^"]+)", (.+), "([^"]*)"\);$', before, re.M)
-    found = re.findall(r'<script type="application/json" class="dc-scene" data-scene="([^"]+)">(.*?)</script>', after)
-    assert [(name, *json.loads(data)) for name, data in found] == [(n, json.loads(m), p) for n, m, p in started]
-    assert "IntersectionObserver" not in after and before.count("<script") == after.count("<script")
+    found = re.findall(r'<script [^>]*class="dc-scene" data-scene="([^"]+)">(.*?)</script>', after)
+    expected = [(name, json.loads(meta), data) for name, meta, data in started]
+    assert [(name, *json.loads(data)) for name, data in found] == expected
+    assert "IntersectionObserver" not in after
+    assert before.count("<script") == after.count("<script")
 
 
 def test_the_map_names_every_lesson() -> None:
@@ -129,24 +138,22 @@ def test_every_notebook_has_its_page(pages: dict[str, Page], path: Path) -> None
     assert "#| default_exp" not in page.text and "const REACH" not in page.text
     for leftover in ("run this cell", "run the cell again", "Shift+Enter") if path in LESSONS else ():
         assert leftover not in page.text, leftover
-    assert page.resources.count("../" * name.count("/") + "_static/players.js") <= 1
-    assert any("_static/players.js" in r for r in page.resources) == bool(page.scenes)
+    assert sum("_static/players.js" in r for r in page.resources) == bool(page.scenes)
     if path.stem == "index": return
-    assert any(link.endswith(f"{path.stem}.ipynb") and not outside(link) for link in page.links), "no download"
+    assert any(link.endswith(f"{path.stem}.ipynb") and not outside(link) for link in page.links)
     assert any("colab" in link for link in page.links)
     assert any("/edit/" in link for link in page.links)
-
-
-@pytest.mark.parametrize("lesson", [pytest.param(k, marks=built, id=p.stem) for k, p in enumerate(LESSONS[:-1])])
-def test_lessons_follow_one_another(pages: dict[str, Page], lesson: int) -> None:
-    page = pages[f"nbs/{LESSONS[lesson].stem}.html"]
-    assert page.at(page.forward).stem == LESSONS[lesson + 1].stem
 
 
 class TestFiles:
     """All pages together."""
 
     pytestmark = built
+
+    def test_lessons_follow_one_another(self, pages: dict[str, Page]) -> None:
+        for path, following in pairwise(LESSONS):
+            page = pages[f"nbs/{path.stem}.html"]
+            assert page.at(page.forward).stem == following.stem
 
     def test_no_link_is_dead(self, site: Path, pages: dict[str, Page]) -> None:
         by_file = {page.path.resolve(): page for page in pages.values()}
@@ -164,7 +171,8 @@ class TestFiles:
         foreign = [(name, r) for name, page in pages.items() for r in page.resources if outside(r)]
         for style in site.rglob("*.css"):
             text = style.read_text(encoding="utf-8")
-            foreign += [(style.name, url) for url in re.findall(r"url\([\"']?([^)\"']+)", text) if outside(url)]
+            urls = re.findall(r"url\([\"']?([^)\"']+)", text)
+            foreign += [(style.name, url) for url in urls if outside(url)]
             assert "@import" not in text, style
         assert not foreign
 
@@ -176,38 +184,46 @@ class TestFiles:
             assert size <= (1 if name == "index.html" else 6), name
 
     def test_former_names_lead_to_lessons(self, site: Path) -> None:
-        for old, new in {"21_few_step": "19_few_step", "19_inpainting": "20_inpainting", "20_cold": "21_cold"}.items():
+        former = {"21_few_step": "19_few_step", "19_inpainting": "20_inpainting", "20_cold": "21_cold"}
+        for old, new in former.items():
             text = (site / "nbs" / f"{old}.html").read_text(encoding="utf-8")
             assert f"url={new}.html" in text and (site / "nbs" / f"{new}.html").exists()
 
-    def test_names_and_the_cells_that_build_them_link_to_each_other(self, pages: dict[str, Page]) -> None:
+    def test_names_and_cells_link_to_each_other(self, pages: dict[str, Page]) -> None:
         anchor = "build-samplers-class-trajectory"
         assert anchor in pages["nbs/07_samplers.html"].ids
         assert f"../../nbs/07_samplers.html#{anchor}" in pages["docs/reference/samplers.html"].links
         assert "../docs/reference/samplers.html#trajectory" in pages["nbs/07_samplers.html"].links
-        links = [link for name, page in pages.items() if name.startswith("docs/reference/") for link in page.links]
-        names = sum(len(sources.documented(ROOT, path.stem)) for path in (ROOT / "docs" / "reference").glob("*.md"))
+        modules = [path.stem for path in (ROOT / "docs" / "reference").glob("*.md")]
+        names = sum(len(sources.documented(ROOT, module)) for module in modules)
+        links = [link for module in modules for link in pages[f"docs/reference/{module}.html"].links]
         assert sum("#build-" in link for link in links) > 0.9 * names
 
-    def test_solutions_are_folded_and_exercises_lead_to_them(self, pages: dict[str, Page]) -> None:
+    def test_exercises_lead_to_folded_solutions(self, pages: dict[str, Page]) -> None:
         for path in SOLUTIONS:
             page = pages[f"nbs/solutions/{path.name[:-6]}.html"]
             names = [name for source in code(NBS / path.name) for name, _ in checks(source)]
             assert page.text.count('<details class="solution">') >= len(set(names)) > 0
-            targets = {link.split("#")[1] for link in pages[f"nbs/{path.stem}.html"].links if "#solution-" in link}
+            links = pages[f"nbs/{path.stem}.html"].links
+            targets = {link.split("#")[1] for link in links if "#solution-" in link}
             assert targets and targets <= page.ids
             assert len(targets) == len(set(names)), path.stem
 
 
 # ---- the site in a browser -----------------------------------------------------------------------
 
-SAMPLE = ["index", "nbs/index", "nbs/01_distributions", "nbs/06_score_matching", "nbs/15_sampling_pictures",
-          "nbs/solutions/06_score_matching", "docs/reference/samplers", "docs/five-tasks"]
+SAMPLE = ["index", "nbs/index", "nbs/01_distributions", "nbs/06_score_matching",
+          "nbs/15_sampling_pictures", "nbs/solutions/06_score_matching", "docs/reference/samplers",
+          "docs/five-tasks"]
 # Of the captions below panels, or else of any paragraph.
 TEXT_AND_PAGE = """() => {
-  const shade = (color) => color.match(/\\d+/g).slice(0, 3).reduce((sum, c) => sum + +c, 0) < 384 ? 'dark' : 'light';
+  const shade = (color) => {
+    const [r, g, b] = color.match(/\\d+/g);
+    return +r + +g + +b < 384 ? 'dark' : 'light';
+  };
   const text = document.querySelector('.still') ?? document.querySelector('article p');
-  return [shade(getComputedStyle(text.parentElement).color), shade(getComputedStyle(document.body).backgroundColor)];
+  return [shade(getComputedStyle(text.parentElement).color),
+          shade(getComputedStyle(document.body).backgroundColor)];
 }"""
 
 
@@ -219,7 +235,7 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def visit(browser) -> Iterator:
-    """Opens an address in a window of its own; complains of errors, and of requests to another place than `home`."""
+    """Opens an address in a window of its own; notes errors, and requests to other places than `home`."""
     contexts = []
 
     def opened(address: str, home: str):
@@ -227,11 +243,19 @@ def visit(browser) -> Iterator:
         contexts.append(context)
         page = context.new_page()
         page.complaints = []
-        page.on("console", lambda m: page.complaints.append(m.text) if m.type in ("error", "warning") else None)
+
+        def said(message) -> None:
+            if message.type in ("error", "warning"): page.complaints.append(message.text)
+
+        def asked(route) -> None:
+            if route.request.url.startswith(home): return route.continue_()
+            page.complaints.append(route.request.url)
+            route.abort()
+
+        page.on("console", said)
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("requestfailed", lambda r: page.complaints.append(f"failed: {r.url}"))
-        page.on("request", lambda r: None if r.url.startswith((home, "data:", "blob:")) else page.complaints.append(r.url))
-        context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(home) else route.abort())
+        page.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url}"))
+        context.route("**/*", asked)
         page.goto(address)
         page.wait_for_function("!window.MathJax?.startup || document.querySelector('mjx-container')")
         return page
@@ -263,10 +287,12 @@ class TestBrowser:
         assert not page.locator("mjx-merror").count()
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            assert page.evaluate(TEXT_AND_PAGE) == (["dark", "light"] if scheme == "light" else ["light", "dark"])
+            expected = ["dark", "light"] if scheme == "light" else ["light", "dark"]
+            assert page.evaluate(TEXT_AND_PAGE) == expected
             for width in (1280, 380):
                 page.set_viewport_size({"width": width, "height": 800})
-                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"wider than {width}"
+                fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                assert fits, f"wider than {width}"
         assert not page.complaints
 
     @pytest.mark.parametrize("name", ["index", "nbs/02_simulation"])
@@ -280,7 +306,7 @@ class TestBrowser:
     def test_search_finds_a_lesson_without_a_server(self, site: Path, visit) -> None:
         page = visit(f"{(site / 'search.html').as_uri()}?q=churn", site.as_uri())
         page.wait_for_selector("#search-results li a")
-        found = page.eval_on_selector_all("#search-results li a", "links => links.map(a => a.getAttribute('href'))")
+        found = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
         assert any("06_score_matching" in link for link in found)
         assert not page.complaints
 

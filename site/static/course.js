@@ -1,2 +1,2 @@
-// A page that was opened as a file may not fetch others, so that a search there shows titles alone.
-if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+// A page that was opened as a file may not fetch others: a search there shows titles alone.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
