@@ -64,5 +64,5 @@ site: $(SITE)  ## build the web edition in _site/ from the stored notebooks
 	@echo "Open _site/index.html."
 
 clean:  ## remove everything that can be made again, .venv too
-	rm -rf $(VENV) build dist out _site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out _site jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
