@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
+SITE := $(VENV)/.site
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-quick types export lessons hooks lowest bench clean
+.PHONY: help lab test test-quick types export lessons hooks lowest bench site clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,14 +22,18 @@ $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '
 endef
 
 # These files are written last, so that an installation that was interrupted is taken up again by the next command.
-# A learner is spared what only the tests need; the tests need what the lessons need, so .dev stands for both.
+# A learner is spared what only the tests need; the tests need what the lessons need, so .dev stands for both, and for .site.
 $(LAB): settings.ini setup.py constraints.txt
 	$(call install,lab)
 	@touch $@
 
 $(DEV): settings.ini setup.py constraints.txt
 	$(call install,dev)
-	@touch $(LAB) $@
+	@touch $(LAB) $(SITE) $@
+
+$(SITE): settings.ini setup.py constraints.txt
+	$(call install,site)
+	@touch $@
 
 lab: $(LAB)  ## open the lessons in JupyterLab
 	@$(BIN)/diffusion-course lab $(ARGS)
@@ -54,6 +59,10 @@ lessons: $(DEV)  ## execute all notebooks and store their outputs (ARGS=nbs/01_d
 bench: $(DEV)  ## measure what the README claims
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
+site: $(SITE)  ## build the web edition in _site/ from the stored notebooks
+	$(BIN)/python -m sphinx -q -W --keep-going -c site -d build/site . _site $(ARGS)
+	@echo "Open _site/index.html."
+
 clean:  ## remove everything that can be made again, .venv too
-	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out _site jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

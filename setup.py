@@ -9,8 +9,8 @@ root = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(root / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "hub", "fid", "dev")}
-extras["dev"] += extras["lab"] + extras["hub"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "hub", "fid", "site", "dev")}
+extras["dev"] += extras["lab"] + extras["hub"] + extras["site"]
 
 
 class BuildWithoutIndex(build_py):

@@ -154,8 +154,8 @@ def requirements(*lists: str) -> list[Requirement]:
 
 
 CORE, LAB, HUB = "requirements", "lab_requirements", "hub_requirements"
-FID, DEV = "fid_requirements", "dev_requirements"
-EXTRA_MODULES = {r.name.replace("-", "_") for r in requirements(LAB, HUB, FID, DEV)} | {"IPython", "traitlets"}
+FID, SITE, DEV = "fid_requirements", "site_requirements", "dev_requirements"
+EXTRA_MODULES = {r.name.replace("-", "_") for r in requirements(LAB, HUB, FID, SITE, DEV)} | {"IPython", "traitlets"}
 # Imports the modules in sys.argv[2:] as where those of sys.argv[1] are not installed.
 IMPORT_WITHOUT = """import importlib, sys
 sys.modules.update(dict.fromkeys(sys.argv[1].split()))
@@ -188,7 +188,7 @@ def test_every_requirement_has_a_lowest_version_and_one_that_was_tried() -> None
     assert len(lowest_versions()) == len(requirements(CORE, LAB, HUB))
     pins = [line.split("==") for line in text_of("constraints.txt").split()]
     tried = {name.lower().replace("_", "-"): version for name, version in pins}
-    for r in requirements(CORE, LAB, HUB, DEV):
+    for r in requirements(CORE, LAB, HUB, SITE, DEV):
         version = tried.get(r.name.lower())
         assert version and version in r.specifier, f"{r}: constraints.txt has {version}"
 
