@@ -378,6 +378,7 @@ def _difference(output: object, expected: object, e: Exercise) -> str:
         at = tuple(wrong.nonzero()[0].tolist())
         where = f" at index {list(at)}" if at else ""
         found, wanted = _numbers(a[at].item(), b[at].item())
+        if b.numel() == 1: return f"your answer is {found}, expected {wanted}"
         return (f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} "
                 f"is {found}, expected {wanted}")
     return "it differs"
@@ -397,9 +398,10 @@ def _numbers(a: complex, b: complex) -> tuple[str, str]:
 
 
 def _number(value: complex, digits: int) -> str:
-    "Whole numbers in full, others to some digits."
-    whole = value == value.real and abs(value) < 1e12 and value.real.is_integer()
-    return f"{value.real:,.0f}" if whole else f"{value:.{digits}g}"
+    "Whole numbers in full, large ones without an exponent, others to some digits."
+    if isinstance(value, complex): return f"{value:.{digits}g}"
+    if abs(value) < 1e12 and float(value).is_integer(): return f"{value:,.0f}"
+    return f"{value:,.{digits - 4}f}" if 1e4 <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def _expected_kind(value: object) -> str:

@@ -92,7 +92,7 @@ def of_special(trials: Trials, options: Sequence[Change]) -> str | None:
         if not seen or not varied([b for _, b in seen]): continue
         if all(trials.same(a, b) for a, b in seen):
             what = f"`{change.name}` {change.kind}"
-            return f"Your answer is right when {what}, and wrong otherwise. Which of your terms or factors vanish then?"
+            return f"Your answer becomes right when {what}. Which of your terms or factors vanish then?"
     return None
 
 
@@ -266,7 +266,7 @@ def diagnose(trials: Trials) -> str | None:
             or of_other_question(trials, stand_ins(trials.names, case))
             or of_varying_factor(trials) or of_powers(trials)
             or of_dependence(trials, small) or of_increment(trials) or of_term(trials) or of_trials(trials) or of_places(trials)
-            or of_special(trials, small) or of_mixing(trials) or of_scaling(trials, small)
+            or of_mixing(trials) or of_special(trials, small) or of_scaling(trials, small)
             or of_range(trials) or of_size(trials))
 
 
@@ -285,5 +285,5 @@ def of_nan(trials: Trials) -> str | None:
         rest = trials.close(a, e) | strange
         beside = ", the others are right" if bool(rest.all()) and not bool(strange.all()) else ""
         return (f"{count} {verb} {kind} in trial {k + 1}{beside}: where is something divided by 0, "
-                f"or a root or logarithm of a negative number taken? There {_described(trials, k)}.")
+                f"or a root or logarithm of a negative number taken? There: {_described(trials, k)}.")
     return None

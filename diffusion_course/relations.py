@@ -211,8 +211,8 @@ def of_increment(trials: Trials) -> str | None:
         if not all(k is not None and trials.same(a, v + k * (e - v)) for (a, e, v), k in zip(triples, factors, strict=True)):
             continue
         shown = ", ".join(dict.fromkeys(as_number(float(k)) for k in factors[:3] if k is not None))
-        return (f"The change from `{name}` to your answer has the right direction but the wrong size: it is {shown} times what is "
-                "expected. What does its size depend on?")
+        return (f"The change from `{name}` to your answer is {shown} times the one that is expected, in all places alike. "
+                "What should its size and sign depend on?")
     return None
 
 
@@ -385,7 +385,7 @@ def of_term(trials: Trials) -> str | None:
             stacks = list(zip(*(tensors for _, tensors in parts), strict=True))
             if all(_spanned(d, s, trials) for d, s in zip(differences, stacks, strict=True)):
                 what = "What stands before it" if count == 1 else "What stands before them"
-                return (f"All that is wrong is a multiple of {named}: your answer has too much of it, or too little. "
+                return (f"All that is wrong is a multiple of {named}: there is too much of it in your answer, or too little. "
                         f"{what} in your formula, and with which sign?")
     if all(e.numel() >= 3 and varied([e]) for e in trials.expected):
         constants = [float(d.mean()) for d in differences]

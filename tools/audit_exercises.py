@@ -25,6 +25,7 @@ import random
 import signal
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from diffusion_course.checking import LESSONS, Exercise, Report, check, exercises
 
-SECONDS = 2.0  # a mutant that takes longer is stopped
+SECONDS = 1.0  # a mutant that takes longer is stopped
 HINTS = ("mistake", "diagnosis", "explained", "signature", "in place", "random", "nothing")
 
 
@@ -55,12 +56,14 @@ class Variant:
         change: what was done to the reference.
         line: the changed line of the source.
         function: the result.
+        seconds: after which it is stopped.
     """
 
     name: str
     change: str
     line: str
     function: Callable
+    seconds: float = SECONDS
 
 
 OPERATORS: dict[type, tuple[type, ...]] = {
@@ -241,7 +244,8 @@ def _made(tree: ast.Module, e: Exercise) -> Callable | None:
     "The function of a syntax tree, where it can be compiled; its lines can be shown in errors."
     text = ast.unparse(ast.fix_missing_locations(tree))
     path = f"<mutant {next(_COUNT)}>"
-    try: code = compile(text, path, "exec")
+    try:
+        with warnings.catch_warnings(action="ignore"): code = compile(text, path, "exec")
     except (SyntaxError, ValueError): return None
     linecache.cache[path] = (len(text), None, text.splitlines(True), path)
     space = dict(inspect.unwrap(e.reference).__globals__)
@@ -339,7 +343,7 @@ def hostile(name: str, e: Exercise) -> list[Variant]:
     if any(isinstance(a, Tensor) and a.is_floating_point() for a in e.cases()[0]): wrong["in place"] = in_place
     if isinstance(first, Tensor) and first.dtype in (torch.bool, torch.uint8):
         wrong["another dtype"] = lambda *a: answer(*a).double()
-    return [Variant(name, change, "", f) for change, f in wrong.items()]
+    return [Variant(name, change, "", f, 0.1 if f is endless else SECONDS) for change, f in wrong.items()]
 
 
 def _holed(t: Tensor) -> Tensor:
@@ -409,7 +413,7 @@ def judged(v: Variant) -> Report:
     """
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
-            with limited(SECONDS): return check(v.name, v.function)
+            with limited(v.seconds): return check(v.name, v.function)
         except TimeoutError: return Report(v.name, "not yet", "took too long", "error")
 
 
