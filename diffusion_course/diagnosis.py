@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def of_mixing(trials: Trials) -> str | None:
         n = len(e) if e.ndim else 0
         shared = [v for v in case if isinstance(v, Tensor) and v.is_floating_point() and v.ndim and len(v) == n]
         if n < 2 or not shared: continue
-        pair = trials.both_at(k, Change("last replaced", "", lambda args, n=n: last_replaced(args, n)))
+        pair = trials.both_at(k, Change("last replaced", "", partial(last_replaced, n=n)))
         if pair is None: continue
         answer, right = pair
         alone = torch.allclose(right[:-1], e[:-1], rtol=1e-9, atol=1e-12, equal_nan=True)

@@ -207,10 +207,10 @@ def of_increment(trials: Trials) -> str | None:
         triples = list(zip(trials.outputs, trials.expected, fields, strict=True))
         if not varied([e - v for _, e, v in triples]): continue
         if not all(bool((e - v).abs().max() > 0) and e.numel() >= 3 for _, e, v in triples): continue
-        factors = [_factor(a - v, e - v) for a, e, v in triples]
-        if not all(k is not None and trials.same(a, v + k * (e - v)) for (a, e, v), k in zip(triples, factors, strict=True)):
-            continue
-        shown = ", ".join(dict.fromkeys(as_number(float(k)) for k in factors[:3] if k is not None))
+        factors = [k for a, e, v in triples if (k := _factor(a - v, e - v)) is not None]
+        if len(factors) < len(triples): continue
+        if not all(trials.same(a, v + k * (e - v)) for (a, e, v), k in zip(triples, factors, strict=True)): continue
+        shown = ", ".join(dict.fromkeys(map(as_number, factors[:3])))
         return (f"The change from `{name}` to your answer is {shown} times the one that is expected, in all places alike. "
                 "What should its size and sign depend on?")
     return None
@@ -245,10 +245,9 @@ def of_varying_factor(trials: Trials) -> str | None:
     """
     pairs = list(zip(trials.outputs, trials.expected, strict=True))
     large = all(e.numel() >= 3 and varied([e]) for e in trials.expected)
-    found = [_factor(a, e) for a, e in pairs]
-    if any(k is None for k in found) or not all(trials.same(a, k * e) for (a, e), k in zip(pairs, found, strict=True)):
+    factors = [k for a, e in pairs if (k := _factor(a, e)) is not None]
+    if len(factors) < len(pairs) or not all(trials.same(a, k * e) for (a, e), k in zip(pairs, factors, strict=True)):
         return _factor_along(pairs, trials)
-    factors = [float(k) for k in found if k is not None]
     if len(factors) < 2: return None
     size = _size_of(factors, trials)
     if size: return size

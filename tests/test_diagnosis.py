@@ -18,6 +18,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, reference: Callable, cases: Callable[
     """What the check of an exercise made up for the test says of f."""
     made_up = Exercise(reference, cases, ())
     monkeypatch.setattr(checking, "exercise", lambda name: made_up)
+    monkeypatch.setattr(checking, "_STRICT", True)
     return check("made.up", f)
 
 

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_course import checking
 from diffusion_course.checking import LESSONS, Exercise, Report, check, exercises
 
 SECONDS = 1.0  # a mutant that takes longer is stopped
@@ -253,37 +254,44 @@ def _made(tree: ast.Module, e: Exercise) -> Callable | None:
     return space[e.reference.__name__]
 
 
-def changed(name: str, e: Exercise, find: Callable[[ast.AST], Iterable[Edit]]) -> Iterator[Variant]:
+def changed(name: str, e: Exercise, find: Callable[[ast.AST], Iterable[Edit]], most: int | None = None,
+            seed: int = 0) -> list[Variant]:
     """The reference with one change, for every place and every change.
 
     Args:
         name: of the exercise.
         e: the exercise.
         find: the changes at a place.
+        most: the number of variants at most, drawn at random where there are more.
+        seed: of the drawing.
     """
     source = _source(e)
     lines = source.splitlines()
     tree = ast.parse(source)
-    for k, (_, _, _, node) in enumerate(_places(tree)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str): continue
-        for j, (change, _) in enumerate(find(node)):
-            other = copy.deepcopy(tree)
-            parent, field, index, place = _places(other)[k]
-            new = list(find(place))[j][1]
-            if index is None: setattr(parent, field, new)
-            else: getattr(parent, field)[index] = new
-            f = _made(other, e)
-            if f is None: continue
-            at = lines[getattr(node, "lineno", 1) - 1].strip()
-            yield Variant(name, change, at, f)
+    nodes = [place[3] for place in _places(tree)]
+    which = [(k, j) for k, node in enumerate(nodes) for j, _ in enumerate(find(node))
+             if not (isinstance(node, ast.Constant) and isinstance(node.value, str))]
+    if most is not None and len(which) > most: which = sorted(random.Random(f"{seed} {name}").sample(which, most))
+    found = []
+    for k, j in which:
+        other = ast.parse(source)
+        parent, field, index, place = _places(other)[k]
+        change, new = list(find(place))[j]
+        if index is None: setattr(parent, field, new)
+        else: getattr(parent, field)[index] = new
+        f = _made(other, e)
+        if f is not None: found.append(Variant(name, change, lines[getattr(nodes[k], "lineno", 1) - 1].strip(), f))
+    return found
 
 
-def mutants(name: str, e: Exercise) -> list[Variant]:
-    """All mutants of a reference.
+def mutants(name: str, e: Exercise, most: int | None = None, seed: int = 0) -> list[Variant]:
+    """Mutants of a reference.
 
     Args:
         name: of the exercise.
         e: the exercise.
+        most: the number of them at most.
+        seed: of the drawing.
     """
     tree = ast.parse(_source(e))
     stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
@@ -292,7 +300,7 @@ def mutants(name: str, e: Exercise) -> list[Variant]:
         kinds.setdefault(type(value), []).append(parameter)
     names = list(kinds.values())
     local = list(dict.fromkeys(stored))
-    return list(changed(name, e, partial(edits, names=names, local=local)))
+    return changed(name, e, partial(edits, names=names, local=local), most, seed)
 
 
 def _mapped(value: Any, f: Callable[[Tensor], Any]) -> Any:
@@ -364,14 +372,16 @@ def _single(e: Exercise, back: bool) -> Callable:
     return single
 
 
-def correct(name: str, e: Exercise) -> list[Variant]:
+def correct(name: str, e: Exercise, most: int | None = None, seed: int = 0) -> list[Variant]:
     """Variants that must pass: rewritings that agree with the reference to ten digits, and other guises.
 
     Args:
         name: of the exercise.
         e: the exercise.
+        most: the number of rewritings at most.
+        seed: of the drawing.
     """
-    found = [v for v in changed(name, e, rewritings) if agrees(v.function, e)]
+    found = [v for v in changed(name, e, rewritings, most, seed) if agrees(v.function, e)]
     right: dict[str, Callable] = {
         "any arguments": lambda *a: e.reference(*a), "partial": partial(e.reference),
         "numpy": lambda *a: _mapped(e.reference(*a), lambda t: t.detach().numpy()),
@@ -411,6 +421,7 @@ def judged(v: Variant) -> Report:
     Args:
         v: the variant.
     """
+    checking._STRICT = True  # a diagnosis that fails is a fault
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
             with limited(v.seconds): return check(v.name, v.function)
@@ -512,15 +523,12 @@ def audit(name: str, e: Exercise, most: int, seed: int = 0) -> Audit:
         most: the number of mutants at most, drawn at random where there are more.
         seed: of the drawing.
     """
-    own = mutants(name, e)
-    if len(own) > most: own = random.Random(f"{seed} {name}").sample(own, most)
     found = Audit(name, [], 0, [], 0)
-    for v in own + hostile(name, e):
+    for v in mutants(name, e, most, seed) + hostile(name, e):
         report = judged(v)
         if (report or report.status == "not attempted") and agrees(v.function, e): found.equivalent += 1
         else: found.reports.append((v, report))
-    right = correct(name, e)
-    if len(right) > most: right = random.Random(f"{seed} {name}").sample(right, most)
+    right = correct(name, e, most, seed)
     found.right = len(right)
     found.refused = [(v, r) for v in right if not (r := judged(v))]
     return found
