@@ -351,7 +351,27 @@ def hostile(name: str, e: Exercise) -> list[Variant]:
     if any(isinstance(a, Tensor) and a.is_floating_point() for a in e.cases()[0]): wrong["in place"] = in_place
     if isinstance(first, Tensor) and first.dtype in (torch.bool, torch.uint8):
         wrong["another dtype"] = lambda *a: answer(*a).double()
+    for text, limit in (("only its size", torch.abs), ("at least 0", partial(torch.clamp, min=0)),
+                        ("within [-1, 1]", partial(torch.clamp, min=-1, max=1))):
+        if _float_answer(first): wrong[f"answer {text}"] = lambda *a, g=limit: _mapped(answer(*a), g)
+        for i, value in enumerate(e.cases()[0]):
+            if not _is_float(value): continue
+            parameter = list(inspect.signature(e.reference).parameters)[i]
+            wrong[f"{parameter} {text}"] = lambda *a, i=i, g=limit: answer(*a[:i], _kept(a[i], g), *a[i + 1:])
     return [Variant(name, change, "", f, 0.1 if f is endless else SECONDS) for change, f in wrong.items()]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+
+
+def _float_answer(value: Any) -> bool:
+    return all(map(_float_answer, value)) if isinstance(value, tuple) else _is_float(value)
+
+
+def _kept(value: Any, limit: Callable[[Tensor], Tensor]) -> Any:
+    "A number or tensor after a limit, of the type it had."
+    return limit(value) if isinstance(value, Tensor) else float(limit(torch.tensor(value, dtype=torch.float64)))
 
 
 def _holed(t: Tensor) -> Tensor:
