@@ -12,8 +12,9 @@ def _four(c): return c.reshape(-1, 1, 1, 1)
 
 
 def _mixture_log_prob(x, means, stds, weights):
-    parts = Normal(means, stds[:, None]).log_prob(x[:, None]).sum(-1)
-    return torch.log((weights * parts.exp()).sum(1))
+    parts = Normal(means, stds[:, None]).log_prob(x[:, None]).sum(-1) + weights.log()
+    most = parts.amax(1, keepdim=True)
+    return (most + (parts - most).exp().sum(1, keepdim=True).log())[:, 0]
 
 
 def _energy(x, y):
@@ -145,7 +146,7 @@ RIGHT = {
     "training.keep_for": [lambda k, b, n: (b * math.log2(0.5) / math.log2(k), math.exp(n / b * math.log(k)))],
     "generation.count_nfe": [_count_nfe],
     "evaluation.diagonal_frechet": [lambda m, s, n, r: torch.cat([m - n, s - r]).pow(2).sum()],
-    "vae.tighter_bound": [lambda a, b, c: (a + b - c).exp().mean(0).log()],
+    "vae.tighter_bound": [lambda a, b, c: torch.logsumexp(a + b - c - math.log(len(c)), 0)],
     "vae.linear_posterior": [_linear_posterior],
     "vae.same_time": [lambda t, c: 1 / (1 + (1 - t) / t / c)],
     "inpainting.safe_pixels": [_safe_pixels],
@@ -176,7 +177,5 @@ WRONG = {
     "guidance.classifier_push": [_overflowing_push],
     "guidance.their_scales": [lambda u, v, scale: v + _four(scale.abs()) * (v - u)],
     "guidance.this_not_that": [lambda s, a, b, w: s + abs(w) * (a - b)],
-    "samplers.noise_kept": [
-        lambda log_snr, eta: (1 - min(eta, 1.0) ** 2 * (1 - (-log_snr.diff()).exp())).clamp(min=0).sqrt().prod()],
     "predictions.velocity_error": [lambda a, b, al, s, da, ds: (al * ds - s * da).abs() / (al * b - s * a)],
 }

@@ -502,6 +502,24 @@ def agrees(f: Callable, e: Exercise) -> bool:
     return True
 
 
+# Changes that no valid input shows: a part of the name of the change or of the line, and why
+HARMLESS = {
+    "distributions.mixture_sample": (".clamp(max=", "weights that sum to 1 need no clamp"),
+    "evaluation.guess_divergence": ("(vJ * v)", "v holds signs: to multiply is to divide"),
+    "inpainting.visited": ("returned times", "a list of numbers is as good as a tensor"),
+}
+
+
+def harmless(v: Variant) -> bool:
+    """Whether a change shows on no valid input, though it does on some that the audit makes up.
+
+    Args:
+        v: the variant.
+    """
+    part, _ = HARMLESS.get(v.name, ("\n", ""))
+    return part in v.change or part in v.line
+
+
 @dataclass
 class Audit:
     """What was found for one exercise.
@@ -546,7 +564,7 @@ def audit(name: str, e: Exercise, most: int, seed: int = 0) -> Audit:
     found = Audit(name, [], 0, [], 0)
     for v in mutants(name, e, most, seed) + hostile(name, e):
         report = judged(v)
-        if (report or report.status == "not attempted") and agrees(v.function, e): found.equivalent += 1
+        if (report or report.status == "not attempted") and (harmless(v) or agrees(v.function, e)): found.equivalent += 1
         else: found.reports.append((v, report))
     right = correct(name, e, most, seed)
     found.right = len(right)
@@ -556,12 +574,13 @@ def audit(name: str, e: Exercise, most: int, seed: int = 0) -> Audit:
 
 # ---- showing -------------------------------------------------------------------------------------
 
-HEAD = ("| lesson | mutants | equivalent | refused % | hint % | own mistake % | diagnosis % | generic % | error % "
-        "| right | right refused |")
+HEAD = ("| lesson | wrong | equivalent | refused % | hint % | of mutants % | own mistake % | diagnosis % | generic % "
+        "| error % | right | right refused |")
 
 
 def row(name: str, audits: list[Audit]) -> str:
-    """A line of the table.
+    """A line of the table: what is refused of all wrong functions; of the refused, what gets a hint, also of the
+    mutants alone, without the functions that `hostile` adds; where hints come from.
 
     Args:
         name: of the lesson.
@@ -572,8 +591,9 @@ def row(name: str, audits: list[Audit]) -> str:
     percent = lambda n, of: f"{100 * n / max(of, 1):.1f}"
     shares = [sum(a.share(*causes) for a in audits) for causes in (
         HINTS, ("mistake",), tuple(h for h in HINTS if h != "mistake"), ("difference",), ("error",))]
-    cells = [name, total, sum(a.equivalent for a in audits), percent(refused, total),
-             *(percent(n, refused) for n in shares), sum(a.right for a in audits), sum(len(a.refused) for a in audits)]
+    told = [r.cause in HINTS for a in audits for v, r in a.reports if v.line and not r]
+    cells = [name, total, sum(a.equivalent for a in audits), percent(refused, total), percent(shares[0], refused),
+             percent(sum(told), len(told)), *(percent(n, refused) for n in shares[1:]), sum(a.right for a in audits), sum(len(a.refused) for a in audits)]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

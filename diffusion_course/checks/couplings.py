@@ -351,7 +351,8 @@ MEETING = (
 )
 
 
-def _meeting_cases() -> list[tuple]: return [(0.3 + 2 * uniform(8, seed=15), uniform(8, seed=16))]
+def _meeting_cases() -> list[tuple]:
+    return [(0.3 + 2 * uniform(n, seed=15), uniform(n, seed=16)) for n in (8, 5)]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b6987c9f
 EXERCISES = {
