@@ -502,7 +502,7 @@ ERROR = (
 
 
 def _error_cases() -> list[tuple]:
-    ranges = ((-1.0, 1.0), (-1.0, 1.0), (0.2, 0.9), (0.2, 0.9), (0.5, 1.5), (-1.5, 0.5))
+    ranges = ((-1.5, 1.5), (-1.5, 1.5), (0.2, 0.9), (0.2, 0.9), (0.5, 1.5), (-1.5, 0.5))
     return [tuple(_between(low, high, n, seed=seed + k) for k, (low, high) in enumerate(ranges))
             for n, seed in ((6, 20), (5, 30))]
 
