@@ -13,8 +13,8 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
-Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `former`, `metrics`, `options`,
-`panes`, `player`, `plots`, `relations`, `seeds`, `style`, `trials`, `widgets`.
+Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
+others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `seeds`, `style`, `trials`, `widgets`.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .distributions import GaussianMixture, running_mixture, toy, toy_names
     from .generation import generate, previews
     from .guidance import classifier_free, classifier_guided
+    from .hub import from_diffusers, to_diffusers
     from .matching import MLP, fit, matching_loss
     from .plots import show_images, show_samples
     from .predictions import Denoiser, EmpiricalDenoiser, ExactDenoiser, Model, ModelWrapper, Prediction, to_prediction
@@ -46,6 +47,7 @@ _NAMES = {
     "distributions": ("GaussianMixture", "running_mixture", "toy", "toy_names"),
     "generation": ("generate", "previews"),
     "guidance": ("classifier_free", "classifier_guided"),
+    "hub": ("from_diffusers", "to_diffusers"),
     "matching": ("MLP", "fit", "matching_loss"),
     "plots": ("show_images", "show_samples"),
     "predictions": ("Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "Model", "ModelWrapper", "Prediction",
@@ -58,8 +60,8 @@ _NAMES = {
 }
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
-    "few_step", "files", "former", "images", "inpainting", "latent", "metrics", "options", "panes", "player",
-    "relations", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
+    "player", "relations", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -68,10 +70,10 @@ __all__ = [  # in words, because type checkers read no other
     "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
     "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
     "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
-    "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
+    "from_diffusers", "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
     "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews",
     "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save", "show_images",
-    "show_samples", "to_prediction", "toy", "toy_names", "trajectory", "uniform_grid",
+    "show_samples", "to_diffusers", "to_prediction", "toy", "toy_names", "trajectory", "uniform_grid",
 ]
 
 

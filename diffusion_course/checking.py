@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -139,7 +139,8 @@ class Report:
         status: "solved", "not attempted" or "not yet".
         message: what the learner reads.
         cause: of "not yet": "mistake" (one of the exercise's own), "diagnosis", "explained" (an error, with
-            what the names in its line are), "signature", "in place", "random", "nothing" (None), "error" or "difference".
+            what the names in its line are), "signature", "in place", "random", "nothing" (None),
+            "error" or "difference".
     """
 
     name: str
@@ -147,15 +148,21 @@ class Report:
     message: str
     cause: str = ""
 
-    def __bool__(self) -> bool: return self.status == "solved"
+    def __bool__(self) -> bool:
+        return self.status == "solved"
 
-    def __repr__(self) -> str: return f"{_MARKS[self.status][0]} {self.name}: {self.message}"
+    def __repr__(self) -> str:
+        return f"{_MARKS[self.status][0]} {self.name}: {self.message}"
 
     def _repr_html_(self) -> str:
         mark, color = _MARKS[self.status]
-        frame = f"border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5"
-        return (f'<div style="{frame}"><b style="color:{color}">{mark}</b> '
-                f'<code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>')
+        frame = (
+            f"border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5"
+        )
+        return (
+            f'<div style="{frame}"><b style="color:{color}">{mark}</b> '
+            f"<code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>"
+        )
 
 
 _MARKS = {"solved": ("✓", "#009E73"), "not attempted": ("○", "#8C8C8C"), "not yet": ("✗", "#D55E00")}
@@ -286,7 +293,7 @@ _QUESTIONS = (
 
 def _of_error(f: Callable, error: BaseException) -> tuple[str, str]:
     "An error of the learner's function in words, with what the names in its line are."
-    own = getattr(f, "__name__", None)
+    own = f.__name__ if inspect.isfunction(f) else None
     steps = [(frame, s) for (frame, _), s in zip(traceback.walk_tb(error.__traceback__),
                                                  traceback.extract_tb(error.__traceback__), strict=True)
              if s.name == own]
@@ -343,7 +350,8 @@ def _same_kind(a: Tensor, b: Tensor) -> bool:
 
 
 def _equal(a: Tensor, b: Tensor, e: Exercise) -> Tensor:
-    "Where two tensors of one shape agree: whole numbers up to the rounding of a double, others as the exercise says."
+    "Where two tensors of one shape agree: whole numbers up to the rounding of a double, "
+    "others as the exercise says."
     rtol, atol = _tolerances(b, e)
     return torch.isclose(_wide(a), _wide(b), rtol=rtol, atol=atol, equal_nan=True)
 
@@ -423,52 +431,84 @@ def _diagnosed(f: Callable, e: Exercise, outputs: list[object]) -> tuple[str, st
     "What can be said about wrong outputs, and its cause, or None."
     found = [_as_tensors(o) for o in outputs]
     wanted = [_as_tensors(o) for o in _expected(e)]
-    pairs = [(p, q) for p, q in zip(found, wanted, strict=True) if p is not None and q is not None and len(p) == len(q)]
+    pairs = [
+        (p, q)
+        for p, q in zip(found, wanted, strict=True)
+        if p is not None and q is not None and len(p) == len(q)
+    ]
     form = _of_form(outputs[0], found[0], wanted[0], e)
-    if form: return form, "diagnosis"
-    if len(pairs) < len(outputs): return None
-    if not all(_same_kind(a, b) for p, q in pairs for a, b in zip(p, q, strict=True)): return None
+    if form:
+        return form, "diagnosis"
+    if len(pairs) < len(outputs):
+        return None
+    if not all(_same_kind(a, b) for p, q in pairs for a, b in zip(p, q, strict=True)):
+        return None
     again = _quietly(f, e.cases()[0])
-    if again is not None and not _repeats(again, pairs[0][0]): return _RANDOM, "random"
+    if again is not None and not _repeats(again, pairs[0][0]):
+        return _RANDOM, "random"
     count = len(pairs[0][0])
     right = [all(_close(p[j], q[j], e) for p, q in pairs) for j in range(count)]
     j = right.index(False)
     text = _of_part(f, e, pairs, j)
-    if count == 1: return (text, "diagnosis") if text else None
+    if count == 1:
+        return (text, "diagnosis") if text else None
     good = ", ".join(str(k + 1) for k in range(count) if right[k])
-    if not text: return (f"Of the {count} values that you return, number {good} is right and number {j + 1} is not.",
-                         "diagnosis") if good else None
+    if not text:
+        return (
+            (
+                f"Of the {count} values that you return, number {good} is right and number {j + 1} is not.",
+                "diagnosis",
+            )
+            if good
+            else None
+        )
     also = f", number {good} is right" if good else ""
     return f"Of the {count} values that you return{also}. Number {j + 1}: {text}", "diagnosis"
 
 
-def _of_form(output: object, found: list[Tensor] | None, wanted: list[Tensor] | None, e: Exercise) -> str | None:
+def _of_form(
+    output: object, found: list[Tensor] | None, wanted: list[Tensor] | None, e: Exercise
+) -> str | None:
     "What is wrong with the kind of an output: a function, text, too many values, complex numbers."
-    if callable(output) and not isinstance(output, Tensor): return "You return a function. Should it be called?"
-    if isinstance(output, str): return "You return text. Which number or tensor does it show?"
-    if found is None or wanted is None: return None
+    if callable(output) and not isinstance(output, Tensor):
+        return "You return a function. Should it be called?"
+    if isinstance(output, str):
+        return "You return text. Which number or tensor does it show?"
+    if found is None or wanted is None:
+        return None
     if len(found) != len(wanted):
         fits = [(i, j) for i, a in enumerate(found) for j, b in enumerate(wanted) if _close(a, b, e)]
         alone = f" Your value {fits[0][0] + 1} is right as value {fits[0][1] + 1}." if fits else ""
         count = "one value" if len(wanted) == 1 else f"{len(wanted)} values"
-        return f"Return {count}, as the docstring says; you return {len(found)}.{alone} Which ones are asked for?"
+        return (f"Return {count}, as the docstring says; you return {len(found)}.{alone} Which ones are "
+                "asked for?")
     for a, b in zip(found, wanted, strict=True):
         if a.is_complex() and not b.is_complex():
             right = a.shape == b.shape and bool(_equal(a.real, b, e).all())
-            return ("The real part of your answer is right: what should happen to the imaginary one?" if right else
-                    "Your numbers are complex: is a root or a power of a negative number taken somewhere?")
+            return (
+                "The real part of your answer is right: what should happen to the imaginary one?"
+                if right
+                else "Your numbers are complex: is a root or a power of a negative number taken somewhere?"
+            )
         if not _same_kind(a, b) and a.shape == b.shape and bool(_equal(a.to(torch.float64), b, e).all()):
-            return f"The values are right, their type is not: it is {a.dtype}, expected {b.dtype}. Which conversion is missing?"
+            return (f"The values are right, their type is not: it is {a.dtype}, expected {b.dtype}. Which "
+                    "conversion is missing?")
     return None
 
 
-def _of_part(f: Callable, e: Exercise, pairs: list[tuple[list[Tensor], list[Tensor]]], j: int) -> str | None:
+def _of_part(
+    f: Callable, e: Exercise, pairs: list[tuple[list[Tensor], list[Tensor]]], j: int
+) -> str | None:
     "What can be said about the j-th returned value."
     for p, q in pairs:
-        if p[j].shape == q[j].shape: continue
-        return of_shape(_wide(p[j]), _wide(q[j]), lambda a, b: a.shape == b.shape and bool(_equal(a, b, e).all()))
+        if p[j].shape == q[j].shape:
+            continue
+        return of_shape(
+            _wide(p[j]), _wide(q[j]), lambda a, b: a.shape == b.shape and bool(_equal(a, b, e).all())
+        )
     calls, said = _compared_calls(f, e)
-    if calls: return calls
+    if calls:
+        return calls
 
     def again(args: tuple) -> Tensor | None:
         parts = _quietly(f, args)
@@ -482,20 +522,23 @@ def _of_part(f: Callable, e: Exercise, pairs: list[tuple[list[Tensor], list[Tens
     expected = [_wide(q[j]) for _, q in pairs]
     rtol, atol = _tolerances(pairs[0][1][j], e)
     close = partial(torch.isclose, rtol=rtol, atol=atol, equal_nan=True)
-    return diagnose(Trials(_parameters(e), e.cases(), outputs, expected, close, again, reference,
-                           said))
+    return diagnose(Trials(_parameters(e), e.cases(), outputs, expected, close, again, reference, said))
 
 
-def _parameters(e: Exercise) -> tuple[str, ...]: return tuple(inspect.signature(e.reference).parameters)
+def _parameters(e: Exercise) -> tuple[str, ...]:
+    return tuple(inspect.signature(e.reference).parameters)
 
 
 @lru_cache(maxsize=100_000)
 def _expected_at(e: Exercise, k: int, change: Change) -> list[Tensor] | None:
     "What is expected in a trial with a change."
-    try: args = change.apply(_copied(e.cases()[k]))
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError): return None
+    try:
+        args = change.apply(_copied(e.cases()[k]))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None
     parts = _quietly(e.reference, args)
-    if parts is None or any(p.is_complex() or not bool(p.isfinite().all()) for p in parts): return None
+    if parts is None or any(p.is_complex() or not bool(p.isfinite().all()) for p in parts):
+        return None
     return parts
 
 
@@ -504,7 +547,8 @@ def _quietly(f: Callable, args: tuple) -> list[Tensor] | None:
     try:
         with redirect_stdout(io.StringIO()), _limited(f):
             return _as_tensors(f(*_copied(args)))
-    except (Exception, SystemExit): return None  # the learner's own code: anything may happen in it
+    except (Exception, SystemExit):
+        return None  # the learner's own code: anything may happen in it
 
 
 _LINES = 100_000
@@ -513,13 +557,14 @@ _LINES = 100_000
 @contextmanager
 def _limited(f: Callable) -> Iterator[None]:
     "Raises RuntimeError in a function that runs very many lines: changed inputs may make a loop endless."
-    code = getattr(inspect.unwrap(f), "__code__", None)
+    code = _code_of(f)
     left = _LINES
 
     def line(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
         left -= 1
-        if left < 0: raise RuntimeError(f"more than {_LINES} lines")
+        if left < 0:
+            raise RuntimeError(f"more than {_LINES} lines")
         return line
 
     def call(frame: FrameType, event: str, _: Any) -> Any:
@@ -527,39 +572,58 @@ def _limited(f: Callable) -> Iterator[None]:
 
     before = sys.gettrace()
     sys.settrace(call)
-    try: yield
-    finally: sys.settrace(before)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _repeats(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(p.shape == q.shape and torch.equal(p.nan_to_num(), q.nan_to_num())
-                                    for p, q in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        p.shape == q.shape and torch.equal(p.nan_to_num(), q.nan_to_num())
+        for p, q in zip(a, b, strict=True)
+    )
 
 
 def _compared_calls(f: Callable, e: Exercise) -> tuple[str | None, list[dict[str, Tensor]]]:
-    "What differs in the calls of functions that are arguments, and what these returned to the reference in each trial."
+    """What differs in the calls of functions that are arguments, and what these returned to the
+    reference in each trial."""
     said: list[dict[str, Tensor]] = []
     text: str | None = None
     for case, other in zip(e.cases(), e.cases(), strict=True):
         given = [i for i, a in enumerate(case) if inspect.isfunction(a)]
-        if not given: return None, []
+        if not given:
+            return None, []
         mine = [Calls(a) if i in given else a for i, a in enumerate(case)]
         theirs = [Calls(a) if i in given else a for i, a in enumerate(other)]
-        if _quietly(f, tuple(mine)) is None or _quietly(e.reference, tuple(theirs)) is None: return None, []
+        if _quietly(f, tuple(mine)) is None or _quietly(e.reference, tuple(theirs)) is None:
+            return None, []
         names = _parameters(e)
-        for i in given: text = text or of_calls(names[i], mine[i].seen, theirs[i].seen)
-        said.append({f"what call {k + 1} of `{names[i]}` returns": v for i in given
-                     for k, v in enumerate(theirs[i].said) if isinstance(v, Tensor)})
+        for i in given:
+            text = text or of_calls(names[i], mine[i].seen, theirs[i].seen)
+        said.append(
+            {
+                f"what call {k + 1} of `{names[i]}` returns": v
+                for i in given
+                for k, v in enumerate(theirs[i].said)
+                if isinstance(v, Tensor)
+            }
+        )
     return text, said
 
 # %% ../nbs/toolbox/checking.ipynb #256d2a63
 _IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}
 
 
+def _code_of(f: Callable) -> CodeType | None:
+    "What a function that is written in Python runs; None for another one."
+    return getattr(inspect.unwrap(f), "__code__", None)
+
+
 def _is_stub(f: Callable) -> bool:
     "Whether a function's body is a docstring, `...`, `pass` or `raise NotImplementedError` alone."
     while isinstance(f, partial): f = f.func
-    code = getattr(inspect.unwrap(f), "__code__", None)
+    code = _code_of(f)
     if code is None: return False
     instructions = list(dis.get_instructions(code))
     branches = any("JUMP" in i.opname for i in instructions)

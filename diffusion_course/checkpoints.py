@@ -98,6 +98,8 @@ _KNOWN = {  # networks and schedules of this package: the module of each, and wh
     "LatentUNet": ("latent", "LatentUNetConfig"),
     "Decoder": ("latent", "DecoderConfig"),
     "ScaledInput": ("edm", None),
+    "DiffusersNet": ("hub", None),
+    "DiffusersLatentNet": ("hub", None),
     "Linear": ("schedules", None),
     "Cosine": ("schedules", None),
     "VariancePreserving": ("schedules", None),

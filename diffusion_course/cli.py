@@ -213,17 +213,82 @@ def train(args: argparse.Namespace) -> int:
     config: Any = presets()[args.preset]
     saved = training.saved_config(config, folder) if args.resume else None
     given = {k: v for k, v in vars(args).items() if k.startswith("option ")}
+    main = os.environ.get("RANK", "0") == "0"
+    if args.steps is not None:
+        if "option images" in given: raise ValueError("--steps is given beside --images: expected one of them")
+        batch = given.get("option batch", (saved or config).batch)
+        given["option images"] = _lesson("expect").whole("steps", args.steps) * batch
+    data = given.get("option data", (saved or config).data)
+    if training.is_folder(data):
+        if not saved: config = _for_folder(config, given, args, main)
+    elif args.preset in ("images", "classifier", "vae") and not saved and "option data" not in given:
+        raise ValueError(f"the preset {args.preset} is for images of your own: expected --data PATH, a folder of them")
+    elif args.size or args.channels:
+        raise ValueError(f"--size and --channels are for a folder of images: expected --data PATH, not {data}")
     config = with_options(saved or config, given)
     training.train(
         config,
         folder,
         resume=args.resume,
         device=args.device,
+        watch=_say_how_long if main and training.is_folder(config.data) else None,
         command=" ".join(["diffusion-course", *args.argv]),
     )
     if os.environ.get("RANK", "0") == "0":
         print(f"{folder / 'model.safetensors'}: the model; metrics.csv beside it holds the loss")
     return 0
+
+
+def _for_folder(config: Any, given: dict[str, Any], args: argparse.Namespace, say: bool) -> Any:
+    "The preset with a network for the images of a folder, which are read here for the first time."
+    from diffusion_course.folders import read_folder
+    from diffusion_course.options import with_options
+
+    first = {k: v for k, v in given.items() if k in ("option data", "option start", "option net.vae", "option vae")}
+    config = with_options(config, first)
+    shape = given.get("option net.shape")
+    if "option start" in given:
+        config = _like_start(config)
+        shape = shape or config.image_shape()
+    elif args.preset in ("latent", "vae-decoder"): shape = config.image_shape()  # the autoencoder's
+    if shape and (args.size or args.channels):
+        raise ValueError("--size or --channels is given, where the network says the shape: expected one of them")
+    size, channels = (shape[1], shape[0]) if shape else (args.size, args.channels)
+    images = read_folder(config.data, size, channels, on_error=args.on_error, progress=say)
+    labels = len(images.names) if len(images.names) > 1 else 0
+    config = config.for_images(tuple(images.x.shape[1:]), labels, len(images.x))
+    config = with_options(config, dict(flip=False))  # a mirrored letter is another one: to be asked for
+    if not say: return config
+    print(f"{config.data}: {images.about()}")
+    for note in images.notes: print(f"  {note}")
+    chosen = with_options(config, given)
+    model: Any = chosen.build()
+    net = model.net if isinstance(model, _lesson("predictions").Denoiser) else model
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    mirrored = "mirrored too" if chosen.flip else "none mirrored (--flip true: where left and right don't matter)"
+    print(f"{type(net).__name__} of {weights:.1f} M weights, {chosen.images:,} images in batches of"
+          f" {chosen.batch}, {mirrored}")
+    return config
+
+
+def _like_start(config: Any) -> Any:
+    "The preset with the network of the model it begins from."
+    import dataclasses
+
+    from diffusion_course.checkpoints import load
+
+    model = load(config.start)
+    net: Any = model.net if isinstance(model, _lesson("predictions").Denoiser) else model
+    same = type(net.config) is type(config.net)
+    return dataclasses.replace(config, net=net.config) if same else config
+
+
+def _say_how_long(run: Any) -> None:
+    "Printed once, after the first row of metrics."
+    if run.seen - run.config.batch >= run.config.log_every or run.seen >= run.config.images: return
+    minutes = run.seconds / run.seen * run.config.images / 60
+    print(f"\nAbout {max(1, round(minutes))} minutes in all on {run.device}; Ctrl-C stops,"
+          " --resume goes on", flush=True)
 
 
 def _train_arguments(p: argparse.ArgumentParser) -> None:
@@ -251,6 +316,12 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             help="where to compute: auto takes an accelerator where there is one",
         )
+        q.add_argument("--steps", type=int, metavar="N", help="length in batches, in place of --images")
+        own = q.add_argument_group("images of your own (--data PATH)")
+        own.add_argument("--size", type=int, metavar="N", help="pixels a side (default: 28, 32 or 64, as they are)")
+        own.add_argument("--channels", type=int, choices=(1, 3), help="1: grey, 3: colour (default: as they are)")
+        own.add_argument("--on-error", choices=("stop", "skip"), default="stop",
+                         help="what to do about files that can't be read (default: stop)")
         add_options(q, config)
         q.set_defaults(run=train, folder=None, resume=False, device="auto")
 
@@ -267,7 +338,10 @@ def sample(args: argparse.Namespace) -> int:
     config = with_options(
         generation.SampleConfig(), {k: v for k, v in vars(args).items() if k.startswith("option ")}
     )
-    generation.sample_to_files(_denoiser(args.model, config.device), config)
+    model = _file_of(args.model)
+    about = _noted_beside(model)
+    generation.sample_to_files(_denoiser(model, config.device), config, names=_lesson("training").label_names(about),
+                               named="labels" in about)
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 
@@ -281,11 +355,13 @@ def _sample_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Score a model of CIFAR-10.
+    """Score a model of images.
 
     Args:
         args: of the command line.
     """
+    import dataclasses
+
     from diffusion_course.options import with_options
 
     evaluation = _lesson("evaluation")
@@ -293,7 +369,11 @@ def evaluate(args: argparse.Namespace) -> int:
         evaluation.EvaluateConfig(),
         {k: v for k, v in vars(args).items() if k.startswith("option ")},
     )
-    evaluation.scores_of(_denoiser(args.model, config.device), config, report=print)
+    model = _file_of(args.model)
+    if not config.data:
+        config = dataclasses.replace(config, data=_noted_beside(model).get("config", {}).get("data", ""))
+    folder = Path(model).parent if model.endswith(".safetensors") else Path("runs") / model
+    evaluation.scores_of(_denoiser(model, config.device), config, report=print, folder=folder)
     return 0
 
 
@@ -311,8 +391,22 @@ def _add_model(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "model",
         metavar="MODEL",
-        help=f"one of {', '.join(shipped(denoisers=True))}, or a .safetensors file that a training wrote",
+        help=f"one of {', '.join(shipped(denoisers=True))}, a .safetensors file that a training wrote, or the"
+        " folder of the run",
     )
+
+
+def _file_of(model: str) -> str:
+    "The file of a model where the folder of a run is named, else what is named."
+    file = Path(model) / "model.safetensors"
+    return str(file) if file.is_file() else model
+
+
+def _noted_beside(model: str) -> dict[str, Any]:
+    "What was noted beside a model; nothing where the name is none, of which `_denoiser` complains."
+    from diffusion_course.checkpoints import info, shipped
+
+    return info(model) if model.endswith(".safetensors") or model in shipped() else {}
 
 
 def _denoiser(name: str, device: str) -> nn.Module:
@@ -359,7 +453,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     if command == "sample": _sample_arguments(p)
     p = commands.add_parser(
         "evaluate",
-        help="score a model of CIFAR-10: distances to real images, label agreement, bits per dimension",
+        help="score a model of CIFAR-10 or of your own images: distances to real images, label"
+        " agreement, bits per dimension",
     )
     if command == "evaluate": _evaluate_arguments(p)
     return top

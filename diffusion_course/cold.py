@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,8 @@ from .predictions import Denoiser, Model
 from .samplers import Recorder, Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
 from .seeds import stratified
-from .training import DATA, Recipe, autocast
+from .training import Recipe, autocast, check_previews, started
 from .unet import UNet, UNetConfig
-from .vae import check_previews
 
 Degradation = Callable[[Tensor, Tensor | float], Tensor]  # D(x1 (B, C, H, W), t () or (B,)) -> x
 
@@ -234,8 +233,21 @@ class ColdRecipe(Recipe):
         UNetConfig(widths=(32, 64, 64), attention=(4,), n_labels=3), "the network")
 
     def build(self) -> Denoiser:
-        "The restorer at the beginning, which is the identity."
-        return Denoiser(Restorer(self.net, self.seed), Linear(), "x1")
+        "The restorer at the beginning: the identity, or what `start` names."
+        fresh = Denoiser(Restorer(self.net, self.seed), Linear(), "x1")
+        return started(self.start, fresh) if self.start else fresh
+
+    def image_shape(self) -> tuple[int, int, int]: return self.net.shape
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> ColdRecipe:
+        """This recipe for images of another shape.
+
+        Args:
+            shape: (C, H, W) of an image.
+            n_labels: how many labels there are; not used.
+            n: images; not used.
+        """
+        return replace(self, net=replace(self.net, shape=shape))
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """|R(x_t, t, d) - x1| / (|x_t - x1| + 0.02): the fraction of the damage that is left.
@@ -271,7 +283,7 @@ class ColdRecipe(Recipe):
         Returns:
             (n, C, H, W).
         """
-        x1 = DATA[self.data]("test").batch(slice(8))[0].to(next(model.parameters()).device)
+        x1 = self.data_of("test").batch(slice(8))[0].to(next(model.parameters()).device)
         rows = [x1]
         for kind, D in DEGRADATIONS.items():
             x = D(x1, START[kind])

@@ -31,13 +31,20 @@ def of_dependence(trials: Trials, options: Sequence[Change]) -> str | None:
         options: small changes of one argument each.
     """
     for change in options:
-        if change.kind != "a little smaller": continue
-        seen = [(a, b, *p) for a, b, p in zip(trials.outputs, trials.expected, trials.both(change), strict=True) if p]
-        if not seen: continue
+        if change.kind != "a little smaller":
+            continue
+        seen = [
+            (a, b, *p)
+            for a, b, p in zip(trials.outputs, trials.expected, trials.both(change), strict=True)
+            if p
+        ]
+        if not seen:
+            continue
         mine = any(not torch.equal(a, a2) for a, _, a2, _ in seen)
         theirs = any(not trials.same(b2, b) for _, b, _, b2 in seen)
         if theirs and not mine:
-            return f"Your answer stays the same when `{change.name}` changes, what is expected does not. Where does `{change.name}` enter?"
+            return (f"Your answer stays the same when `{change.name}` changes, what is expected does not. "
+                    f"Where does `{change.name}` enter?")
         unmoved = all(torch.allclose(b, b2, rtol=1e-9, atol=1e-12, equal_nan=True) for _, b, _, b2 in seen)
         if unmoved and any(not trials.same(a2, a) for a, _, a2, _ in seen):
             return f"Your answer changes with `{change.name}`, what is expected does not. How does it drop out?"
@@ -53,14 +60,24 @@ def of_scaling(trials: Trials, options: Sequence[Change]) -> str | None:
     """
     did = {"doubled": "is doubled", "negated": "changes its sign", "plus 1": "grows by 1 everywhere"}
     for change in options:
-        if change.kind not in did and change.kind != "swapped": continue
-        seen = [(a, b, *p) for a, b, p in zip(trials.outputs, trials.expected, trials.both(change), strict=True) if p]
-        if not seen or not varied([b for _, b, _, _ in seen]): continue
+        if change.kind not in did and change.kind != "swapped":
+            continue
+        seen = [
+            (a, b, *p)
+            for a, b, p in zip(trials.outputs, trials.expected, trials.both(change), strict=True)
+            if p
+        ]
+        if not seen or not varied([b for _, b, _, _ in seen]):
+            continue
         must = _response([(b, b2) for _, b, _, b2 in seen], change.kind)
         does = _response([(a, a2) for a, _, a2, _ in seen], change.kind)
         if must and must != does:
             own = f"yours {does}" if does else "yours does something else"
-            when = f"`{change.name}` {did[change.kind]}" if change.kind in did else f"{change.name} change places"
+            when = (
+                f"`{change.name}` {did[change.kind]}"
+                if change.kind in did
+                else f"{change.name} change places"
+            )
             return f"When {when}, what is expected {must}; {own}. Which term or power brings that about?"
     return None
 
@@ -69,15 +86,24 @@ def _response(pairs: list[tuple[Tensor, Tensor]], kind: str) -> str | None:
     "How answers follow a change in all trials, in words: None where there is no simple rule."
     before = torch.cat([p.flatten() for p, _ in pairs])
     after = torch.cat([q.flatten() for _, q in pairs])
-    if not bool(before.isfinite().all()) or not bool(after.isfinite().all()): return None
+    if not bool(before.isfinite().all()) or not bool(after.isfinite().all()):
+        return None
     scale = float(before.abs().max())
     near = lambda value: torch.allclose(after, value, rtol=1e-6, atol=1e-8 * scale)
-    if near(before): return "stays the same"
+    if near(before):
+        return "stays the same"
     if kind == "plus 1":
         return next((f"changes by {c:g} everywhere" for c in (1.0, -1.0) if near(before + c)), None)
-    if kind in ("negated", "swapped"): return "changes its sign" if near(-before) else None
-    return next((f"becomes {as_number(2.0**p)} times as large" for p in (1, -1, 2, -2, 0.5, -0.5, 3, -3, 4)
-                 if near(2.0**p * before)), None)
+    if kind in ("negated", "swapped"):
+        return "changes its sign" if near(-before) else None
+    return next(
+        (
+            f"becomes {as_number(2.0**p)} times as large"
+            for p in (1, -1, 2, -2, 0.5, -0.5, 3, -3, 4)
+            if near(2.0**p * before)
+        ),
+        None,
+    )
 
 
 def of_special(trials: Trials, options: Sequence[Change]) -> str | None:
@@ -88,9 +114,11 @@ def of_special(trials: Trials, options: Sequence[Change]) -> str | None:
         options: changes of one argument each.
     """
     for change in options:
-        if change.kind not in ("is 0", "is 1"): continue
+        if change.kind not in ("is 0", "is 1"):
+            continue
         seen = [pair for pair in trials.both(change) if pair]
-        if not seen or not varied([b for _, b in seen]): continue
+        if not seen or not varied([b for _, b in seen]):
+            continue
         if all(trials.same(a, b) for a, b in seen):
             what = f"`{change.name}` {change.kind}"
             return f"Your answer becomes right when {what}. Which of your terms or factors vanish then?"
@@ -105,16 +133,22 @@ def of_mixing(trials: Trials) -> str | None:
     """
     for k, (case, a, e) in enumerate(zip(trials.cases, trials.outputs, trials.expected, strict=True)):
         n = len(e) if e.ndim else 0
-        shared = [v for v in case if isinstance(v, Tensor) and v.is_floating_point() and v.ndim and len(v) == n]
-        if n < 2 or not shared: continue
+        shared = [
+            v for v in case if isinstance(v, Tensor) and v.is_floating_point() and v.ndim and len(v) == n
+        ]
+        if n < 2 or not shared:
+            continue
         pair = trials.both_at(k, Change("last replaced", "", partial(last_replaced, n=n)))
-        if pair is None: continue
+        if pair is None:
+            continue
         answer, right = pair
         alone = torch.allclose(right[:-1], e[:-1], rtol=1e-9, atol=1e-12, equal_nan=True)
         if alone and not trials.same(answer[:-1], a[:-1]):
-            return "When only the last sample changes, your answers for the others change, too. Over which axes do you sum, average or sort?"
+            return ("When only the last sample changes, your answers for the others change, too. Over which "
+                    "axes do you sum, average or sort?")
         if not alone and torch.equal(answer[:-1], a[:-1]):
-            return "When the last sample changes, what is expected for the others changes; yours does not. Where do samples meet?"
+            return ("When the last sample changes, what is expected for the others changes; yours does not. "
+                    "Where do samples meet?")
     return None
 
 # %% ../nbs/toolbox/diagnosis.ipynb #d1a60011
@@ -125,29 +159,45 @@ def of_trials(trials: Trials) -> str | None:
         trials: of the function.
     """
     right = [trials.same(a, e) for a, e in zip(trials.outputs, trials.expected, strict=True)]
-    if not any(right): return None
+    if not any(right):
+        return None
     good = [k for k, r in enumerate(right) if r]
     bad = [k for k, r in enumerate(right) if not r]
     for i, name in enumerate(trials.names):
         values = [case[i] if i < len(case) else None for case in trials.cases]
         plain = all(isinstance(v, (int, float, bool)) for v in values)
-        if not plain or {values[k] for k in good} & {values[k] for k in bad}: continue
-        shown = ", ".join(dict.fromkeys(f"{values[k]:.4g}" if isinstance(values[k], float) else str(values[k]) for k in good[:3]))
-        wrong = ", ".join(dict.fromkeys(f"{values[k]:.4g}" if isinstance(values[k], float) else str(values[k]) for k in bad[:3]))
+        if not plain or {values[k] for k in good} & {values[k] for k in bad}:
+            continue
+        shown = ", ".join(
+            dict.fromkeys(
+                f"{values[k]:.4g}" if isinstance(values[k], float) else str(values[k]) for k in good[:3]
+            )
+        )
+        wrong = ", ".join(
+            dict.fromkeys(
+                f"{values[k]:.4g}" if isinstance(values[k], float) else str(values[k]) for k in bad[:3]
+            )
+        )
         return f"Right where `{name}` is {shown}, wrong where it is {wrong}. What is different there?"
     shown = ", ".join(str(k + 1) for k in good[:4])
-    return (f"Right in trial {shown}, wrong in trial {bad[0] + 1}: {_described(trials, bad[0])}. "
-            "Which case did you not think of?")
+    return (
+        f"Right in trial {shown}, wrong in trial {bad[0] + 1}: {_described(trials, bad[0])}. "
+        "Which case did you not think of?"
+    )
 
 
 def _described(trials: Trials, k: int) -> str:
     "The numbers and shapes of a trial."
     told = []
     for name, value in zip(trials.names, trials.cases[k], strict=False):
-        if isinstance(value, Tensor) and not value.ndim: told.append(f"{name} = {value.item():.4g}")
-        elif isinstance(value, Tensor): told.append(f"{name} of shape {tuple(value.shape)}")
-        elif isinstance(value, float): told.append(f"{name} = {value:.4g}")
-        elif isinstance(value, (int, bool, str, list)): told.append(f"{name} = {value}")
+        if isinstance(value, Tensor) and not value.ndim:
+            told.append(f"{name} = {value.item():.4g}")
+        elif isinstance(value, Tensor):
+            told.append(f"{name} of shape {tuple(value.shape)}")
+        elif isinstance(value, float):
+            told.append(f"{name} = {value:.4g}")
+        elif isinstance(value, (int, bool, str, list)):
+            told.append(f"{name} = {value}")
     return ", ".join(told)
 
 
@@ -159,36 +209,49 @@ def of_places(trials: Trials) -> str | None:
     """
     for a, e, case in zip(trials.outputs, trials.expected, trials.cases, strict=True):
         good = trials.close(a, e)
-        if not e.ndim or not bool(good.any()) or bool(good.all()): continue
+        if not e.ndim or not bool(good.any()) or bool(good.all()):
+            continue
         rows = good.flatten(1).all(1) if e.ndim > 1 else good
         found = _by_argument(trials, case, rows)
-        if found: return found
+        if found:
+            return found
         for axis in range(e.ndim):
             others = [k for k in range(e.ndim) if k != axis]
             whole = good.all(dim=others) if others else good
             text = _on_axis(whole.tolist(), axis)
-            if text and bool((good == whole.reshape([-1 if k == axis else 1 for k in range(e.ndim)])).all() if others else True):
+            if text and bool(
+                (good == whole.reshape([-1 if k == axis else 1 for k in range(e.ndim)])).all()
+                if others
+                else True
+            ):
                 return text
         for name, chosen in (("negative", e < 0), ("positive", e > 0), ("0", e == 0), ("not 0", e != 0)):
             if torch.equal(good, chosen):
                 return f"Right exactly where what is expected is {name}. What happens elsewhere?"
         for name, value in zip(trials.names, case, strict=False):
-            if not isinstance(value, Tensor) or value.shape != e.shape: continue
+            if not isinstance(value, Tensor) or value.shape != e.shape:
+                continue
             if value.dtype == torch.bool and (torch.equal(good, value) or torch.equal(good, ~value)):
-                return f"Right exactly where `{name}` is {torch.equal(good, value)}. What belongs elsewhere?"
+                return (
+                    f"Right exactly where `{name}` is {torch.equal(good, value)}. What belongs elsewhere?"
+                )
     return None
 
 
 def _by_argument(trials: Trials, case: tuple, rows: Tensor) -> str | None:
     "Whether a number for each sample tells the right ones from the wrong ones."
-    if not bool(rows.any()) or bool(rows.all()): return None
+    if not bool(rows.any()) or bool(rows.all()):
+        return None
     for name, value in zip(trials.names, case, strict=False):
-        if not isinstance(value, Tensor) or value.shape != rows.shape or value.dtype == torch.bool: continue
+        if not isinstance(value, Tensor) or value.shape != rows.shape or value.dtype == torch.bool:
+            continue
         good, bad = value[rows], value[~rows]
         if bool(good.max() < bad.min()):
-            return f"Right where `{name}` is at most {good.max():.4g}, wrong from {bad.min():.4g} on. What changes in between?"
+            return (f"Right where `{name}` is at most {good.max():.4g}, wrong from {bad.min():.4g} on. What "
+                    "changes in between?")
         if bool(good.min() > bad.max()):
-            return f"Right where `{name}` is at least {good.min():.4g}, wrong up to {bad.max():.4g}. What changes in between?"
+            return (f"Right where `{name}` is at least {good.min():.4g}, wrong up to {bad.max():.4g}. What "
+                    "changes in between?")
     return None
 
 
@@ -196,14 +259,21 @@ def _on_axis(right: list[bool], axis: int) -> str | None:
     "Where along an axis everything is right, in words, if that is a simple place."
     n = len(right)
     good = [k for k in range(n) if right[k]]
-    if not good or len(good) == n: return None
+    if not good or len(good) == n:
+        return None
     place = f"along axis {axis}"
-    if good == [0]: return f"Only the first entry {place} is right. What differs from the second on?"
-    if good == [n - 1]: return f"Only the last entry {place} is right. What differs before it?"
-    if good == list(range(n - 1)): return f"All but the last entry {place} are right. What is special about the last one?"
-    if good == list(range(1, n)): return f"All but the first entry {place} are right. What is special about the first one?"
-    if good == list(range(len(good))): return f"The first {len(good)} entries {place} are right, none after them. What happens there?"
-    if good == list(range(n - len(good), n)): return f"The last {len(good)} entries {place} are right, none before them. What happens there?"
+    if good == [0]:
+        return f"Only the first entry {place} is right. What differs from the second on?"
+    if good == [n - 1]:
+        return f"Only the last entry {place} is right. What differs before it?"
+    if good == list(range(n - 1)):
+        return f"All but the last entry {place} are right. What is special about the last one?"
+    if good == list(range(1, n)):
+        return f"All but the first entry {place} are right. What is special about the first one?"
+    if good == list(range(len(good))):
+        return f"The first {len(good)} entries {place} are right, none after them. What happens there?"
+    if good == list(range(n - len(good), n)):
+        return f"The last {len(good)} entries {place} are right, none before them. What happens there?"
     return None
 
 
@@ -213,11 +283,17 @@ def of_size(trials: Trials) -> str | None:
     Args:
         trials: of the function.
     """
-    errors = [(a - e).abs().max() / e.abs().max() for a, e in zip(trials.outputs, trials.expected, strict=True)
-              if e.numel() and float(e.abs().max()) > 0]
+    errors = [
+        (a - e).abs().max() / e.abs().max()
+        for a, e in zip(trials.outputs, trials.expected, strict=True)
+        if e.numel() and float(e.abs().max()) > 0
+    ]
     if len(errors) == len(trials.outputs) and max(map(float, errors)) < 0.02:
-        return (f"Close, but not equal: {100 * max(map(float, errors)):.2g} % off at most. Is there an approximation, "
-                "a count that is off by one, or a small number added?")
+        return (
+            f"Close, but not equal: {100 * max(map(float, errors)):.2g} % off at most. Is there an "
+            "approximation, "
+            "a count that is off by one, or a small number added?"
+        )
     return None
 
 # %% ../nbs/toolbox/diagnosis.ipynb #d1a60313
@@ -235,7 +311,8 @@ def of_calls(name: str, mine: list[tuple], theirs: list[tuple]) -> str | None:
             if _equal(p, q): continue
             which = f"call {k + 1} of `{name}`" if len(theirs) > 1 else f"the call of `{name}`"
             before = " Up to there your calls are right." if k else ""
-            return f"In {which}, argument {i + 1} is not the one expected.{before} Where should `{name}` be evaluated?"
+            return (f"In {which}, argument {i + 1} is not the one expected.{before} Where should `{name}` be "
+                    "evaluated?")
     if len(mine) != len(theirs):
         times = "once" if len(mine) == 1 else f"{len(mine)} times"
         wanted = "once" if len(theirs) == 1 else f"{len(theirs)} times"
@@ -257,18 +334,34 @@ def diagnose(trials: Trials) -> str | None:
         trials: of the function.
     """
     numbers = [v for pair in (trials.outputs, trials.expected) for v in pair]
-    if any(not v.numel() or v.is_complex() for v in numbers): return None
+    if any(not v.numel() or v.is_complex() for v in numbers):
+        return None
     strange = of_nan(trials)
-    if strange: return strange
-    if not all(bool(v.isfinite().all()) for v in numbers): return of_trials(trials) or of_places(trials)
+    if strange:
+        return strange
+    if not all(bool(v.isfinite().all()) for v in numbers):
+        return of_trials(trials) or of_places(trials)
     case = trials.cases[0]
     small = changes(trials.names, case)
-    return (of_sign_or_factor(trials) or of_input(trials) or of_order(trials) or of_function(trials)
-            or of_other_question(trials, stand_ins(trials.names, case))
-            or of_varying_factor(trials) or of_powers(trials)
-            or of_dependence(trials, small) or of_increment(trials) or of_term(trials) or of_trials(trials) or of_places(trials)
-            or of_mixing(trials) or of_special(trials, small) or of_scaling(trials, small)
-            or of_range(trials) or of_size(trials))
+    return (
+        of_sign_or_factor(trials)
+        or of_input(trials)
+        or of_order(trials)
+        or of_function(trials)
+        or of_other_question(trials, stand_ins(trials.names, case))
+        or of_varying_factor(trials)
+        or of_powers(trials)
+        or of_dependence(trials, small)
+        or of_increment(trials)
+        or of_term(trials)
+        or of_trials(trials)
+        or of_places(trials)
+        or of_mixing(trials)
+        or of_special(trials, small)
+        or of_scaling(trials, small)
+        or of_range(trials)
+        or of_size(trials)
+    )
 
 
 def of_nan(trials: Trials) -> str | None:
@@ -279,12 +372,15 @@ def of_nan(trials: Trials) -> str | None:
     """
     for k, (a, e) in enumerate(zip(trials.outputs, trials.expected, strict=True)):
         strange = ~a.isfinite() & e.isfinite()
-        if not bool(strange.any()): continue
+        if not bool(strange.any()):
+            continue
         count = f"{int(strange.sum())} of {a.numel()} values" if a.ndim else "Your answer"
         verb = "are" if a.ndim else "is"
         kind = "nan" if bool(a[strange].isnan().any()) else "infinite"
         rest = trials.close(a, e) | strange
         beside = ", the others are right" if bool(rest.all()) and not bool(strange.all()) else ""
-        return (f"{count} {verb} {kind} in trial {k + 1}{beside}: where is something divided by 0, "
-                f"or a root or logarithm of a negative number taken? There: {_described(trials, k)}.")
+        return (
+            f"{count} {verb} {kind} in trial {k + 1}{beside}: where is something divided by 0, "
+            f"or a root or logarithm of a negative number taken? There: {_described(trials, k)}."
+        )
     return None

@@ -288,7 +288,7 @@ class GaussianMixture:
 
 # %% ../nbs/01_distributions.ipynb #59929aa6
 def running_mixture() -> GaussianMixture:
-    "The labelled mixture of Part I: six components, three labels, mean near zero and spread near one."
+    "The labelled mixture of Part I: six components, three labels, mean near 0 and std near 1."
     return GaussianMixture(
         means=[[-1.3, 0.9], [-0.5, 1.5], [1.3, 0.7], [0.4, 0.1], [-0.9, -1.0], [0.7, -1.4]],
         stds=[0.28, 0.18, 0.30, 0.15, 0.35, 0.22],

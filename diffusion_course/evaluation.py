@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,20 +22,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import expect
-from .checkpoints import load
+from .checkpoints import info, load, save
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
 from .former import former
 from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
-from .options import option, settings
+from .options import as_dict, option, settings
 from diffusion_course.predictions import (
-    Model, device_of, differentiable, eval_mode, latent_network, n_labels, singular,
+    Model, device_of, differentiable, eval_mode, latent_network, n_labels, sample_shape, singular,
 )
 from .predictions import without_inference
 from .samplers import Stepper
 from .solvers import as_times, integrate, rk4_step, standard_normal
-from .training import Recipe
+from .training import Recipe, images_of, train
 
 
 @settings
@@ -53,7 +54,54 @@ class ClassifierRecipe(Recipe):
         if not 0 <= self.shift <= most:
             raise ValueError(f"shift is {self.shift}: expected 0 to {most} pixels")
 
-    def build(self) -> Classifier: return Classifier(self.net, self.seed)
+    def build(self) -> Classifier:
+        """The classifier at the beginning: random weights, or those of `start`. Where that tells another
+        number of labels apart, the last layer is a new one."""
+        fresh = Classifier(self.net, self.seed)
+        if not self.start: return fresh
+        model = load(self.start)
+        config = model.config if isinstance(model, Classifier) else None
+        if config is None or replace(config, n_labels=self.net.n_labels) != self.net:
+            given = f"a classifier with {config}" if config else f"a {type(model).__name__}"
+            raise ValueError(f"start is {self.start!r}, {given}: expected a classifier with {self.net}")
+        own_labels = config.n_labels == self.net.n_labels
+        kept = {k: v for k, v in model.state_dict().items() if own_labels or not k.startswith("last.")}
+        fresh.load_state_dict(fresh.state_dict() | kept)
+        return fresh.train()
+
+    def image_shape(self) -> tuple[int, int, int]: return self.net.shape
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> ClassifierRecipe:
+        """This recipe with a network that halves the sides of one's own images down to about 4.
+
+        Args:
+            shape: (C, H, W) of an image.
+            n_labels: how many labels there are.
+            n: images; not used.
+        """
+        if n_labels < 2:
+            raise ValueError(f"there is {n_labels or 'no'} label: expected 2 or more for a classifier,"
+                             " a sub-folder each")
+        if self.start: return replace(self, net=replace(self.net, n_labels=n_labels))
+        halvings = next((k for k in (4, 3, 2, 1) if shape[1] % 2**k == 0 and shape[1] >> k >= 4), 0)
+        if not halvings: raise ValueError(f"images have shape {shape}: expected even sides of 8 pixels or more")
+        net = replace(
+            self.net, shape=shape, n_labels=n_labels, widths=tuple(24 * 2**k for k in range(halvings)),
+            stem=24, blocks=(0,) + (1,) * (halvings - 1),
+        )
+        return replace(self, net=net, shift=max(1, shape[1] // 16))
+
+    def check_data(self, data: Images) -> None:
+        """A `ValueError` where images have another shape than the network's, or more labels.
+
+        Args:
+            data: what is to be trained on.
+        """
+        shape = tuple(data.x.shape[1:])
+        if shape != self.net.shape:
+            raise ValueError(f"net.shape is {self.net.shape}: expected that of the data, {shape}")
+        if self.net.n_labels < len(data.names):
+            raise ValueError(f"net.n_labels is {self.net.n_labels}: expected {len(data.names)}, as the data has")
 
     def loss(self, model: Classifier, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         if self.shift: x = shifted(x, self.shift, generator)
@@ -71,14 +119,27 @@ PRESETS: dict[str, ClassifierRecipe] = {
         weight_decay=0.05,
         ema=0.99,
         save_every=25_600,
-    )
+    ),
+    "classifier": ClassifierRecipe(
+        "A classifier of images of your own (--data PATH), for their scores: a minute on two CPU cores.",
+        images=12_000,
+        batch=64,
+        lr=2e-3,
+        warmup=2_000,
+        decay=1.0,
+        weight_decay=0.05,
+        ema=0.98,
+        flip=False,
+        log_every=3_200,
+        save_every=100_000,
+    ),
 }
 
 # %% auto #0
 __all__ = ['PRESETS', 'INCEPTION_WEIGHTS', 'INCEPTION_URL', 'ClassifierRecipe', 'features', 'label_agreement', 'name_of',
            'as_bytes', 'frechet_distance', 'kernel_distance', 'precision_recall', 'Score', 'compare_features', 'split',
            'real_scores', 'evaluate', 'likelihood_grid', 'log_prob', 'bits_per_dim', 'information_rate', 'Nearest',
-           'nearest', 'inception_fid', 'EvaluateConfig', 'scores_of']
+           'nearest', 'inception_fid', 'own_classifier', 'EvaluateConfig', 'scores_of']
 
 # %% ../nbs/16_evaluation.ipynb #79b9d0e9
 def features(
@@ -134,15 +195,21 @@ def as_bytes(x: Images | Tensor) -> Tensor:
     """Images as bytes, (n, C, H, W).
 
     Args:
-        x: `Images`, bytes, or numbers from -1 to 1; what lies outside is clipped.
+        x: `Images`, bytes, or numbers from -1 to 1; what lies a little outside is clipped.
 
     Raises:
-        ValueError: for another shape, NaN or infinity.
+        ValueError: for another shape, NaN or infinity, and for floating-point numbers that evidently
+            run from 0 to 255: none negative, one above 16.
     """
     if isinstance(x, Images): return x.x
     if not isinstance(x, Tensor) or x.ndim != 4:
         raise ValueError(f"x is {_given(x)}: expected images (n, C, H, W)")
-    return x if x.dtype == torch.uint8 else to_bytes(expect.finite("x", x))
+    if x.dtype == torch.uint8: return x
+    expect.finite("x", x)
+    lo, hi = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
+    if lo >= 0 and hi > 16:  # as `plots.as_images`: what a model draws is never all so bright
+        raise ValueError(f"x runs from {lo:g} to {hi:g}: expected -1 to 1, or torch.uint8")
+    return to_bytes(x)
 
 
 def _given(x: object) -> str: return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
@@ -702,11 +769,63 @@ def _fidelity(weights: str | os.PathLike | None) -> tuple[Callable, Path]:
     return calculate_metrics, path
 
 
+class _OnCIFAR10(nn.Module):
+    """A classifier of CIFAR-10 for images of other sizes: its features tell something about any image.
+
+    Args:
+        classifier: of (3, 32, 32).
+    """
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def features(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, self.classifier.shape[1:], mode="bilinear", antialias=True)
+        return self.classifier.features(x.expand(-1, 3, -1, -1))
+
+
+def own_classifier(
+    data: str, shape: tuple[int, ...], folder: str | os.PathLike, progress: bool = True,
+) -> nn.Module:
+    """What says how alike images of one's own are: a classifier of their labels, trained once and kept
+    in `folder/classifier.safetensors`; where they have no labels, the features of CIFAR-10's.
+
+    Args:
+        data: a name in DATA, or the path of a folder of images.
+        shape: (C, H, W) of an image.
+        folder: of the run whose model is scored.
+        progress: whether a bar is shown while training.
+
+    Returns:
+        In eval mode, on the CPU. It is trained again when the images have changed.
+    """
+    images = images_of(data, "train", shape)
+    if len(images.names) < 2: return _OnCIFAR10(load("cifar10-classifier")).eval()
+    channels, height, width = shape
+    recipe = replace(PRESETS["classifier"], data=data)
+    recipe = recipe.for_images((channels, height, width), len(images.names), len(images))
+    code = zlib.crc32(images.y.numpy().tobytes(), zlib.crc32(images.x.numpy().tobytes()))
+    path = Path(folder) / "classifier.safetensors"
+    about: dict[str, Any] = dict(config=as_dict(recipe), images=code, labels=list(images.names))
+    if path.exists():
+        try:
+            if info(path) == about: return load(path)
+        except ValueError: pass  # damaged: it is written again
+    if progress: print(f"A classifier of these images is trained first, and kept in {path}")
+    with tempfile.TemporaryDirectory() as temporary:
+        save(train(recipe, temporary, progress=progress, device="cpu"), path, **about)
+    return load(path)
+
+
 @settings
 class EvaluateConfig:
     "What to measure, and how the images are drawn: the flags of `diffusion-course evaluate`."
 
-    n: int = option(2000, "images to draw, and real ones to compare them with")
+    data: str = option("", "real images: cifar10, digits or the path of a folder; none: those that the model"
+                           " learned, or cifar10")
+
+    n: int = option(2000, "images to draw, and real ones to compare them with; half of a smaller data set")
     steps: int = option(20, "steps from noise to image")
     sampler: str = option("dpmpp_2m", f"one of {', '.join(SAMPLERS)}")
     guidance: float = option(1.0, "0: labels are ignored, 1: as they are, more: stressed")
@@ -720,8 +839,9 @@ class EvaluateConfig:
         "where to compute: auto, which takes an accelerator where there is one, or cpu, cuda, mps",
     )
     classifier: str = option(
-        "cifar10-classifier",
-        "whose features count and which says what label an image has: a name or a file",
+        "",
+        "whose features count and which says what label an image has: a name or a file; none:"
+        " cifar10-classifier, or for other data one that is trained on them and kept beside the model",
     )
     bits: int = option(0, "images of the test set whose bits per dimension are measured; 0: none")
     fid: bool = option(
@@ -736,15 +856,17 @@ def scores_of(
     config: EvaluateConfig,
     progress: bool = True,
     report: Callable[[Score], None] | None = None,
+    folder: str | os.PathLike = "runs",
 ) -> dict[str, Score]:
     """Every score the configuration asks for, each reported, and written where it names a file, as
     soon as it is known.
 
     Args:
-        model: of CIFAR-10.
+        model: of images like those of `config.data`.
         config: what to measure, and how.
         progress: whether bars are shown.
         report: called with each score.
+        folder: where `own_classifier` keeps a classifier of other data than CIFAR-10.
 
     Raises:
         ValueError: for settings that do not fit, before anything is drawn; ImportError and
@@ -757,8 +879,16 @@ def scores_of(
         raise ValueError(
             f"bits is {bits}: expected 0 for a model of latents, which says nothing about pixels"
         )
-    real, classifier = cifar10("train"), load(config.classifier, config.device)
-    if not isinstance(classifier, Classifier):
+    data = config.data or "cifar10"
+    own = data != "cifar10"
+    real = images_of(data, "train", _image_shape(model)) if own else cifar10("train")
+    if own:
+        _check_fits(model, real, data)
+        if n == EvaluateConfig().n: n = min(n, len(real) // 2)
+    if own and not config.classifier:
+        classifier = own_classifier(data, tuple(real.x.shape[1:]), folder, progress).to(expect.device(config.device))
+    else: classifier = load(config.classifier or "cifar10-classifier", config.device)
+    if (config.classifier or not own) and not isinstance(classifier, Classifier):
         raise ValueError(
             f"classifier is {config.classifier!r}, a {type(classifier).__name__}: expected a classifier"
         )
@@ -792,15 +922,16 @@ def scores_of(
         for name, score in evaluate(
             model, classifier, real, n, x=x, y=y, seed=config.seed, progress=progress
         ).items():
-            add(name, score)
+            add(name, _on_held_out(score, classifier, data, real) if own else score)
     elif y is not None:
         add(
             "label agreement",
             Score("label agreement", label_agreement(classifier, x, y), n, name_of(classifier)),
         )
     if config.fid: add("FID", inception_fid(x, real))
+    if own: add("nearest", _nearest_score(x, real, data))
     if bits:
-        test = cifar10("test")
+        test = images_of(data, "test", tuple(real.x.shape[1:])) if own else cifar10("test")
         add(
             "bits",
             bits_per_dim(
@@ -808,6 +939,33 @@ def scores_of(
             ),
         )
     return scores
+
+
+def _image_shape(model: Model) -> tuple[int, ...]:
+    net = latent_network(model)
+    return net.vae().shape if net else sample_shape(model)
+
+
+def _check_fits(model: Model, real: Images, data: str) -> None:
+    shape, labels = _image_shape(model), n_labels(model)
+    if real.x.shape[1:] != shape:
+        raise ValueError(f"images of {data} have shape {tuple(real.x.shape[1:])}: expected the model's, {shape}")
+    if labels and labels != len(real.names):
+        raise ValueError(f"{data} has {len(real.names)} labels: expected {labels}, as the model knows")
+
+
+def _on_held_out(score: Score, classifier: nn.Module, data: str, real: Images) -> Score:
+    "What a classifier says of real images is measured on those that it has not learned from."
+    if score.name != "label agreement": return score
+    test = images_of(data, "test", tuple(real.x.shape[1:]))
+    return replace(score, floor=label_agreement(classifier, test, test.y))
+
+
+def _nearest_score(x: Tensor, real: Images, data: str) -> Score:
+    "Is it new? How far made images are from the nearest learned ones, beside how far held-out ones are."
+    test = images_of(data, "test", tuple(real.x.shape[1:]))
+    mean = lambda images: float(nearest(images, real).distance.mean())
+    return Score("distance to the nearest training image", mean(x), len(x), "pixels", mean(test))
 
 
 def _write(scores: dict[str, Score], path: str) -> None:

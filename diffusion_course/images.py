@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import expect
+from .folders import read_folder
 from .former import former
 from .seeds import seeded_weights
 
 # %% auto #0
 __all__ = ['CIFAR10_URL', 'CIFAR10_MD5', 'CIFAR10_NAMES', 'to_float', 'to_bytes', 'Images', 'digits', 'cifar10',
-           'cifar10_at_hand', 'radial_spectrum', 'sinusoidal', 'DenoiseNet', 'check_input', 'digit_classifier']
+           'cifar10_at_hand', 'image_folder', 'radial_spectrum', 'sinusoidal', 'DenoiseNet', 'check_input',
+           'digit_classifier']
 
 # %% ../nbs/12_pictures.ipynb #8e5d669b
 def to_float(x: Tensor) -> Tensor:
@@ -318,6 +320,35 @@ def cifar10_at_hand(split: str = "train") -> Images | None:
     except FileNotFoundError as error:
         print(f"{error}. What needs CIFAR-10 is left out; the rest runs.")
         return None
+
+# %% ../nbs/12_pictures.ipynb #f0b20002
+def image_folder(
+    folder: str | os.PathLike, split: str = "train", size: int | None = None, channels: int | None = None,
+    *, on_error: str = "stop", progress: bool | None = None,
+) -> Images:
+    """Images of your own: files in a folder, with a sub-folder for each label, or without labels.
+
+    Of each the middle square is taken and resized; see `folders.read_folder`, which reads them once and
+    keeps what it read.
+
+    Args:
+        folder: `folder/label/*.png`, or `folder/*.png`; any of the usual kinds of image files.
+        split: "train": nine tenths of each label; "test": the rest.
+        size: pixels a side; default: 28, 32 or 64, as suits the files.
+        channels: 1 for grey, 3 for colour; default: as the files are.
+        on_error: "stop" at files that can't be read, or "skip" them.
+        progress: whether a bar is shown while reading; None: in a terminal.
+
+    Returns:
+        Images of shape (n, channels, size, size); without labels all have label 0, and there is one name.
+
+    Raises:
+        FileNotFoundError: where there is no such folder.
+        ValueError: for files that can't be read, too few images, or a folder that is laid out
+            otherwise: it says what is expected.
+    """
+    found = read_folder(folder, size, channels, on_error=on_error, progress=progress)
+    return Images(*found.split(split), found.names)
 
 # %% ../nbs/12_pictures.ipynb #0aa28ef4
 def radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:

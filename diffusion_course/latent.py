@@ -23,9 +23,9 @@ from .images import Images
 from .options import option, settings
 from .predictions import Denoiser, latent_network, network
 from .schedules import Linear
-from .training import DenoiserRecipe, Recipe, autocast
+from .training import DenoiserRecipe, Recipe, autocast, check_previews, started
 from .unet import UNet, UNetConfig
-from .vae import VAE, VAEConfig, VAERecipe, check_previews
+from .vae import VAE, VAEConfig, VAERecipe
 
 # %% auto #0
 __all__ = ['PRESETS', 'Latents', 'encode_all', 'checksum', 'DecoderConfig', 'Decoder', 'LatentUNetConfig', 'LatentUNet', 'decode',
@@ -293,15 +293,32 @@ class LatentRecipe(DenoiserRecipe):
         return encode_all(vae, super().pictures(), progress=None)
 
     def build(self) -> Denoiser:
-        "The model at the beginning: random weights, or those of `start`."
+        "The model at the beginning: random weights, or those of `start`, which may know other labels."
         config = replace(self.net, code=_load_vae(self.net.vae, self.net.decoder)[1])
-        if not self.start: return Denoiser(LatentUNet(config, self.seed), Linear(), self.kind)
-        model: Any = load(self.start)
-        start_config, kind = (model.net.config, model.kind) if isinstance(model, Denoiser) else (None, None)
-        if (start_config, kind) != (config, self.kind):
-            raise ValueError(f"start is {self.start!r}, a model of {kind} with {start_config}:"
-                             f" expected {self.kind} with {config}")
-        return model.train()
+        fresh = Denoiser(LatentUNet(config, self.seed), Linear(), self.kind)
+        return started(self.start, fresh) if self.start else fresh
+
+    def image_shape(self) -> tuple[int, int, int]: return _load_vae(self.net.vae)[0].shape
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> LatentRecipe:
+        """This recipe for images of one's own, in the latents of the autoencoder that `net.vae` names.
+
+        Args:
+            shape: (C, H, W) of an image, as the autoencoder takes them.
+            n_labels: how many labels there are; 0: none.
+            n: images; not used.
+        """
+        vae, _ = _load_vae(self.net.vae)
+        if vae.shape != shape:
+            raise ValueError(f"net.vae is {self.net.vae!r}, for images of shape {vae.shape}: expected one"
+                             f" for {shape}, as `diffusion-course train vae --data ...` makes it")
+        c, height = self.net, vae.latent[1]
+        widths = c.widths[-1:] if height % 2 else c.widths
+        decoder = c.decoder if c.vae == LatentUNetConfig().vae else ""
+        return replace(self, net=replace(
+            c, shape=vae.latent, n_labels=n_labels, widths=widths, decoder=decoder,
+            attention=(height // 2 ** (len(widths) - 1),),
+        ))
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """`matching_loss` of a latent drawn for each image: z1 = mean + std · eta, or z1 = mean.
@@ -419,6 +436,8 @@ class DecoderRecipe(Recipe):
         critic = _critic(self.critic, x.device)
         return (x_hat - x).square().mean() + self.perceptual * perceptual_loss(critic, x, x_hat)
 
+    def image_shape(self) -> tuple[int, int, int]: return _load_vae(self.vae)[0].shape
+
     def preview(self, model: Decoder) -> Tensor:
         """Up to sixteen test images in rows of eight, each row above its reconstructions.
 
@@ -430,7 +449,7 @@ class DecoderRecipe(Recipe):
         """
         vae: Any = load(self.vae).to(next(model.parameters()).device)
         vae.decoder = model.decoder
-        return VAERecipe(data=self.data).preview(vae)
+        return VAERecipe(data=self.data, net=vae.config).preview(vae)
 
     def check_data(self, data: Images) -> None:
         """A `ValueError` where autoencoder or critic have another shape, or nothing can be shown.

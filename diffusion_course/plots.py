@@ -11,8 +11,10 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -502,9 +504,9 @@ def _labelled(
         raise ValueError(f"{len(rows)} labels of rows: expected {nrows}, one for each row")
     if columns is not None and (not len(columns) or ncols % len(columns)):
         raise ValueError(f"{len(columns)} labels of columns: expected a number that divides {ncols}")
-    font = ImageFont.load_default(size=12)
     write = ImageDraw.Draw(strip)
     texts = [str(t) for t in rows or ()]
+    font = _font("".join([*texts, *(str(t) for t in columns or ())]))
     left = 10 + round(max((write.textlength(t, font) for t in texts), default=-10))
     top = 18 if columns else 0
     sheet = Image.new("RGB", (left + strip.width, top + strip.height), "white")
@@ -519,11 +521,18 @@ def _labelled(
     return sheet
 
 
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    "Pillow's own font, or where the text has accents or other letters, one that knows most of them."
+    if text.isascii(): return ImageFont.load_default(size=12)
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 12)
+
+
 IMAGE_FORMATS = {"": "png", ".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def save_grid(
     x: Tensor, path: str | os.PathLike, ncols: int | None = None, *, scale: int = 1, gap: int = 1,
+    rows: Sequence[object] | None = None,
 ) -> None:
     """What `tile` makes, as a file, which appears whole or not at all.
 
@@ -533,9 +542,10 @@ def save_grid(
         ncols: images in a row; default: as square as it gets.
         scale: pixels in the file for each of the images', along a side.
         gap: white pixels between images.
+        rows: what is written to the left of each row.
     """
     kind = file_format(path, IMAGE_FORMATS)
-    sheet = tile(x, ncols, scale=scale, gap=gap)
+    sheet = tile(x, ncols, scale=scale, gap=gap, rows=rows)
     with whole_file(path) as file: sheet.save(file, kind, quality=95, lossless=True)
 
 

@@ -71,9 +71,23 @@ def _of_axes(got: tuple[int, ...], want: tuple[int, ...]) -> str | None:
     return None
 
 # %% ../nbs/toolbox/relations.ipynb #d1a60009
-_NAMED = {2: "2", 0.5: "1/2", 3: "3", 1 / 3: "1/3", 4: "4", 0.25: "1/4", math.sqrt(2): "√2", math.sqrt(0.5): "1/√2",
-          math.pi: "π", 2 * math.pi: "2π", math.sqrt(2 * math.pi): "√(2π)", math.log(2): "ln 2", 1 / math.log(2): "1/ln 2",
-          math.log(10): "ln 10", 1 / math.log(10): "1/ln 10"}
+_NAMED = {
+    2: "2",
+    0.5: "1/2",
+    3: "3",
+    1 / 3: "1/3",
+    4: "4",
+    0.25: "1/4",
+    math.sqrt(2): "√2",
+    math.sqrt(0.5): "1/√2",
+    math.pi: "π",
+    2 * math.pi: "2π",
+    math.sqrt(2 * math.pi): "√(2π)",
+    math.log(2): "ln 2",
+    1 / math.log(2): "1/ln 2",
+    math.log(10): "ln 10",
+    1 / math.log(10): "1/ln 10",
+}
 
 
 def as_number(k: float) -> str:
@@ -83,7 +97,8 @@ def as_number(k: float) -> str:
         k: the number.
     """
     for value, name in _NAMED.items():
-        if abs(abs(k) - value) < 1e-4 * value: return f"-{name}" if k < 0 else name
+        if abs(abs(k) - value) < 1e-4 * value:
+            return f"-{name}" if k < 0 else name
     return f"{k:.4g}"
 
 
@@ -111,28 +126,41 @@ def of_sign_or_factor(trials: Trials) -> str | None:
     """
     a = torch.cat([t.flatten() for t in trials.outputs])
     b = torch.cat([t.flatten() for t in trials.expected])
-    if not varied(trials.expected): return None
-    if bool((a == 0).all()): return "Your answer is 0 everywhere: what makes everything cancel, or vanish?"
+    if not varied(trials.expected):
+        return None
+    if bool((a == 0).all()):
+        return "Your answer is 0 everywhere: what makes everything cancel, or vanish?"
     if bool((a == a[0]).all()):
         return f"Your answer is {a[0]:.4g} in all trials and places: on which inputs should it depend?"
-    if trials.all_same(lambda e: -e): return "The right numbers with the wrong sign. Which way round is the difference?"
+    if trials.all_same(lambda e: -e):
+        return "The right numbers with the wrong sign. Which way round is the difference?"
     k = _factor(a, b)
     if k and trials.all_same(lambda e: k * e):
-        return f"Your answer is {as_number(k)} times what is expected, everywhere: which factor is missing, or too many?"
+        return (f"Your answer is {as_number(k)} times what is expected, everywhere: which factor is "
+                "missing, or too many?")
     c = float((a - b).mean())
     if trials.all_same(lambda e: e + c):
-        return f"Your answer is {abs(c):.4g} too {'large' if c > 0 else 'small'}, everywhere: which constant is missing, or too many?"
+        return (f"Your answer is {abs(c):.4g} too {'large' if c > 0 else 'small'}, everywhere: which "
+                "constant is missing, or too many?")
     return None
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "the square of": lambda e: e * e, "the square root of": lambda e: e.sqrt(), "the inverse of": lambda e: 1 / e,
-    "the inverse square of": lambda e: 1 / e**2, "the inverse root of": lambda e: e**-0.5,
-    "the exponential of": lambda e: e.exp(), "the logarithm of": lambda e: e.log(), "1 minus": lambda e: 1 - e,
-    "the absolute value of": lambda e: e.abs(), "the rounded value of": lambda e: e.round(),
-    "the whole part of": lambda e: e.trunc(), "the running sum of": lambda e: e.cumsum(0),
+    "the square of": lambda e: e * e,
+    "the square root of": lambda e: e.sqrt(),
+    "the inverse of": lambda e: 1 / e,
+    "the inverse square of": lambda e: 1 / e**2,
+    "the inverse root of": lambda e: e**-0.5,
+    "the exponential of": lambda e: e.exp(),
+    "the logarithm of": lambda e: e.log(),
+    "1 minus": lambda e: 1 - e,
+    "the absolute value of": lambda e: e.abs(),
+    "the rounded value of": lambda e: e.round(),
+    "the whole part of": lambda e: e.trunc(),
+    "the running sum of": lambda e: e.cumsum(0),
     "the positive part of": lambda e: e.clamp(min=0),
-    "2 minus": lambda e: 2 - e, "1 plus the inverse of": lambda e: 1 + 1 / e,
+    "2 minus": lambda e: 2 - e,
+    "1 plus the inverse of": lambda e: 1 + 1 / e,
     "the differences from the last entry of": lambda e: e - e[-1],
 }
 
@@ -143,12 +171,14 @@ def of_function(trials: Trials) -> str | None:
     Args:
         trials: of the function.
     """
-    if not varied(trials.expected): return None
+    if not varied(trials.expected):
+        return None
     for name, f in _FUNCTIONS.items():
         try:
             if trials.all_same(f):
                 return f"You return {name} what is expected: which step is missing at the end, or too many?"
-        except (RuntimeError, IndexError): continue  # no such function of numbers without axes
+        except (RuntimeError, IndexError):
+            continue  # no such function of numbers without axes
     return None
 
 
@@ -160,14 +190,20 @@ def of_input(trials: Trials) -> str | None:
     """
     for i, name in enumerate(trials.names):
         given = [case[i] for case in trials.cases if i < len(case) and is_float(case[i])]
-        if len(given) < len(trials.cases): continue
+        if len(given) < len(trials.cases):
+            continue
         values = [torch.as_tensor(g, dtype=torch.float64) for g in given]
-        if any(v.shape != a.shape for v, a in zip(values, trials.outputs, strict=True)) or not varied(values): continue
+        if any(v.shape != a.shape for v, a in zip(values, trials.outputs, strict=True)) or not varied(
+            values
+        ):
+            continue
         pairs = list(zip(trials.outputs, values, strict=True))
-        if all(trials.same(a, v) for a, v in pairs): return f"You hand back `{name}` as it came. What should be done to it?"
+        if all(trials.same(a, v) for a, v in pairs):
+            return f"You hand back `{name}` as it came. What should be done to it?"
         k = _factor(torch.cat([a.flatten() for a, _ in pairs]), torch.cat([v.flatten() for _, v in pairs]))
         if k and all(trials.same(a, k * v) for a, v in pairs):
-            return f"Your answer is {as_number(k)} times `{name}` and nothing else. On what else should it depend?"
+            return (f"Your answer is {as_number(k)} times `{name}` and nothing else. On what else should it "
+                    "depend?")
     return None
 
 
@@ -183,13 +219,16 @@ def of_order(trials: Trials) -> str | None:
             return f"The right numbers in reverse order along axis {axis}. Which end comes first?"
         for by in (1, -1):
             if all(e.shape[axis] > 2 and trials.same(a.roll(by, axis), e) for a, e in pairs):
-                return f"The right numbers, shifted by one place along axis {axis}. Where should the first one stand?"
+                return (f"The right numbers, shifted by one place along axis {axis}. Where should the first one "
+                        "stand?")
             kept = [e.narrow(axis, max(by, 0), e.shape[axis] - 1) for _, e in pairs if e.shape[axis] > 3]
             moved = [a.narrow(axis, max(-by, 0), a.shape[axis] - 1) for a, e in pairs if e.shape[axis] > 3]
             if len(kept) == len(pairs) and varied(kept) and all(map(trials.same, moved, kept)):
-                return f"Your numbers are shifted by one place along axis {axis}. Where should the first one stand?"
+                return (f"Your numbers are shifted by one place along axis {axis}. Where should the first one "
+                        "stand?")
     if any(e.numel() > 2 for e in trials.expected) and all(
-            trials.same(a.flatten().sort().values, e.flatten().sort().values) for a, e in pairs):
+        trials.same(a.flatten().sort().values, e.flatten().sort().values) for a, e in pairs
+    ):
         return "The right numbers in another order. Which belongs where?"
     return None
 
@@ -203,16 +242,26 @@ def of_increment(trials: Trials) -> str | None:
     for i, name in enumerate(trials.names):
         given = [case[i] if i < len(case) else None for case in trials.cases]
         fields = [g.double() for g in given if isinstance(g, Tensor) and g.is_floating_point()]
-        if len(fields) < len(given) or any(v.shape != e.shape for v, e in zip(fields, trials.expected, strict=True)): continue
+        if len(fields) < len(given) or any(
+            v.shape != e.shape for v, e in zip(fields, trials.expected, strict=True)
+        ):
+            continue
         triples = list(zip(trials.outputs, trials.expected, fields, strict=True))
-        if not varied([e - v for _, e, v in triples]): continue
-        if not all(bool((e - v).abs().max() > 0) and e.numel() >= 3 for _, e, v in triples): continue
+        if not varied([e - v for _, e, v in triples]):
+            continue
+        if not all(bool((e - v).abs().max() > 0) and e.numel() >= 3 for _, e, v in triples):
+            continue
         factors = [k for a, e, v in triples if (k := _factor(a - v, e - v)) is not None]
-        if len(factors) < len(triples): continue
-        if not all(trials.same(a, v + k * (e - v)) for (a, e, v), k in zip(triples, factors, strict=True)): continue
+        if len(factors) < len(triples):
+            continue
+        if not all(trials.same(a, v + k * (e - v)) for (a, e, v), k in zip(triples, factors, strict=True)):
+            continue
         shown = ", ".join(dict.fromkeys(map(as_number, factors[:3])))
-        return (f"The change from `{name}` to your answer is {shown} times the one that is expected, in all places alike. "
-                "What should its size and sign depend on?")
+        return (
+            f"The change from `{name}` to your answer is {shown} times the one that is expected, in "
+            "all places alike. "
+            "What should its size and sign depend on?"
+        )
     return None
 
 
@@ -230,10 +279,16 @@ def of_range(trials: Trials) -> str | None:
             return f"Right, but not kept within [{low:.4g}, {high:.4g}]. What limits the answer?"
     least = min(float(a.min()) for a in trials.outputs)
     most = max(float(a.max()) for a in trials.outputs)
-    if least < most and (least > low or most < high) and all(trials.same(e.clamp(least, most), a) for a, e in pairs):
-        return f"Right between {least:.4g} and {most:.4g}, but your answer never leaves that range. What limits it?"
+    if (
+        least < most
+        and (least > low or most < high)
+        and all(trials.same(e.clamp(least, most), a) for a, e in pairs)
+    ):
+        return (f"Right between {least:.4g} and {most:.4g}, but your answer never leaves that range. What "
+                "limits it?")
     if low >= 0 and any(bool((a < 0).any()) for a in trials.outputs):
-        return "Nothing that is expected is negative; your answer is, in some places. What should keep it from that?"
+        return ("Nothing that is expected is negative; your answer is, in some places. What should keep "
+                "it from that?")
     return None
 
 # %% ../nbs/toolbox/relations.ipynb #d1a6000b
@@ -246,24 +301,40 @@ def of_varying_factor(trials: Trials) -> str | None:
     pairs = list(zip(trials.outputs, trials.expected, strict=True))
     large = all(e.numel() >= 3 and varied([e]) for e in trials.expected)
     factors = [k for a, e in pairs if (k := _factor(a, e)) is not None]
-    if len(factors) < len(pairs) or not all(trials.same(a, k * e) for (a, e), k in zip(pairs, factors, strict=True)):
+    if len(factors) < len(pairs) or not all(
+        trials.same(a, k * e) for (a, e), k in zip(pairs, factors, strict=True)
+    ):
         return _factor_along(pairs, trials)
-    if len(factors) < 2: return None
+    if len(factors) < 2:
+        return None
     size = _size_of(factors, trials)
-    if size: return size
-    if not large: return None
+    if size:
+        return size
+    if not large:
+        return None
     shown = ", ".join(f"{k:.4g}" for k in factors[:3])
-    return f"Right up to a factor, another in each trial ({shown}): on which argument does it depend, and how?"
+    return (
+        f"Right up to a factor, another in each trial ({shown}): on which argument does it depend, and how?"
+    )
 
 
 def _factor_along(pairs: list[tuple[Tensor, Tensor]], trials: Trials) -> str | None:
     "A factor for each entry of the first or the last axis."
-    for axis, each in ((0, "entry of the first axis"), (-1, "entry of the last axis"), (1, "entry of axis 1")):
-        if not all(e.ndim >= 2 and e.ndim > axis and e.numel() >= 2 * e.shape[axis] for _, e in pairs): continue
+    for axis, each in (
+        (0, "entry of the first axis"),
+        (-1, "entry of the last axis"),
+        (1, "entry of axis 1"),
+    ):
+        if not all(e.ndim >= 2 and e.ndim > axis and e.numel() >= 2 * e.shape[axis] for _, e in pairs):
+            continue
         factors = [_along(a, e, axis) for a, e in pairs]
-        if all(bool(k.isfinite().all()) and trials.same(a, k * e) for (a, e), k in zip(pairs, factors, strict=True)):
+        if all(
+            bool(k.isfinite().all()) and trials.same(a, k * e)
+            for (a, e), k in zip(pairs, factors, strict=True)
+        ):
             shown = ", ".join(f"{k:.4g}" for k in factors[0].flatten()[:3].tolist())
-            return f"Right up to a factor, another one for each {each} ({shown}, … in trial 1): on what does it depend, and how?"
+            return (f"Right up to a factor, another one for each {each} ({shown}, … in trial 1): on what does "
+                    "it depend, and how?")
     return None
 
 
@@ -279,14 +350,27 @@ def _size_of(factors: list[float], trials: Trials) -> str | None:
     common = set.intersection(*({name for name, _ in sizes} for sizes in options))
     for name in [name for name, _ in options[0] if name in common]:
         n = [dict(sizes)[name] for sizes in options]
-        if min(n) < 2: continue
+        if min(n) < 2:
+            continue
         for sizes, text in (
             (n, f"Your answer is too large by the number of {name}: is there a sum that should be a mean?"),
-            ([1 / k for k in n], f"Your answer is too small by the number of {name}: is there a mean that should be a sum?"),
-            ([k / (k - 1) for k in n], f"Your answer is n / (n - 1) times what is expected, n the number of {name}: what do you divide by?"),
-            ([(k - 1) / k for k in n], f"Your answer is (n - 1) / n times what is expected, n the number of {name}: what do you divide by?"),
+            (
+                [1 / k for k in n],
+                f"Your answer is too small by the number of {name}: is there a mean that should be a sum?",
+            ),
+            (
+                [k / (k - 1) for k in n],
+                f"Your answer is n / (n - 1) times what is expected, n the number of {name}: what do you divide by?",
+            ),
+            (
+                [(k - 1) / k for k in n],
+                f"Your answer is (n - 1) / n times what is expected, n the number of {name}: what do you divide by?",
+            ),
         ):
-            if len(set(sizes)) > 1 and all(abs(f / k - 1) < 1e-4 for f, k in zip(factors, sizes, strict=True)): return text
+            if len(set(sizes)) > 1 and all(
+                abs(f / k - 1) < 1e-4 for f, k in zip(factors, sizes, strict=True)
+            ):
+                return text
     return None
 
 
@@ -294,11 +378,14 @@ def _sizes(names: Sequence[str], case: tuple) -> list[tuple[str, int]]:
     "What may have been counted: the lengths of axes, and the number of values a sample has or all have."
     found = []
     for name, value in zip(names, case, strict=False):
-        if not isinstance(value, Tensor) or not value.ndim: continue
+        if not isinstance(value, Tensor) or not value.ndim:
+            continue
         found += [(f"entries of `{name}` along axis {k}", n) for k, n in enumerate(value.shape)]
         found.append((f"values of `{name}`", value.numel()))
-        if value.ndim > 1 and len(value): found.append((f"values in a sample of `{name}`", value[0].numel()))
-        if value.ndim > 2: found.append((f"values in a channel of `{name}`", value[0, 0].numel()))
+        if value.ndim > 1 and len(value):
+            found.append((f"values in a sample of `{name}`", value[0].numel()))
+        if value.ndim > 2:
+            found.append((f"values in a channel of `{name}`", value[0, 0].numel()))
     return found
 
 
@@ -309,19 +396,25 @@ def of_powers(trials: Trials) -> str | None:
         trials: of the function.
     """
     columns = dict(_scalars(trials))
-    if not columns: return None
+    if not columns:
+        return None
     rows = [_per_row(e, a) for e, a in zip(trials.expected, trials.outputs, strict=True)]
-    if any(r is None for r in rows): return None
+    if any(r is None for r in rows):
+        return None
     ratio = torch.cat([r for r in rows if r is not None])
     powers = _powers(ratio, columns)
-    if not powers: return None
-    return (f"Your answer is what is expected times {powers}: "
-            f"count where that enters, and whether it is multiplied or divided, squared or not.")
+    if not powers:
+        return None
+    return (
+        f"Your answer is what is expected times {powers}: "
+        f"count where that enters, and whether it is multiplied or divided, squared or not."
+    )
 
 
 def _per_row(e: Tensor, a: Tensor) -> Tensor | None:
     "The factor of each entry of the first axis, or of all, None where it is none."
-    if not e.ndim: e, a = e[None], a[None]
+    if not e.ndim:
+        e, a = e[None], a[None]
     e, a = e.flatten(1) if e.ndim > 1 else e[:, None], a.flatten(1) if a.ndim > 1 else a[:, None]
     k = (a * e).sum(1) / (e * e).sum(1)
     fits = torch.isclose(k[:, None] * e, a, rtol=1e-6, atol=1e-9).all()
@@ -334,35 +427,46 @@ def _scalars(trials: Trials) -> Iterator[tuple[str, Tensor]]:
         column = []
         for case, e in zip(trials.cases, trials.expected, strict=True):
             n = e.shape[0] if e.ndim else 1
-            if i >= len(case) or not (is_float(case[i]) or type(case[i]) is int): break
+            if i >= len(case) or not (is_float(case[i]) or type(case[i]) is int):
+                break
             value = torch.as_tensor(case[i]).double()
-            if value.shape not in ((), (n,)): break
+            if value.shape not in ((), (n,)):
+                break
             column.append(value.expand(n))
-        if len(column) < len(trials.cases): continue
+        if len(column) < len(trials.cases):
+            continue
         values = torch.cat(column)
         yield f"`{name}`", values
-        if ((values > 0) & (values < 1)).all(): yield f"(1 - `{name}`)", 1 - values
+        if ((values > 0) & (values < 1)).all():
+            yield f"(1 - `{name}`)", 1 - values
 
 
 def _powers(ratio: Tensor, columns: dict[str, Tensor]) -> str | None:
     "ratio = constant times powers of one or two columns, as text; None where it is not."
-    if not (bool((ratio > 0).all()) or bool((ratio < 0).all())): return None
+    if not (bool((ratio > 0).all()) or bool((ratio < 0).all())):
+        return None
     for count in (1, 2):
         for names in itertools.combinations(columns, count):
             picked = torch.stack([columns[n] for n in names], 1)
-            if bool((picked <= 0).any()) or len({tuple(p) for p in picked.tolist()}) < count + 2: continue
+            if bool((picked <= 0).any()) or len({tuple(p) for p in picked.tolist()}) < count + 2:
+                continue
             A = torch.cat([picked.log(), torch.ones(len(picked), 1, dtype=torch.float64)], 1)
             found = torch.linalg.lstsq(A, ratio.abs().log()[:, None], driver="gelsd").solution[:, 0]
             powers = (2 * found[:-1]).round() / 2
-            if bool((powers.abs() > 4).any()) or bool((powers == 0).any()): continue
+            if bool((powers.abs() > 4).any()) or bool((powers == 0).any()):
+                continue
             left = ratio / (picked**powers).prod(1)
-            if not torch.allclose(left, left[:1].expand_as(left), rtol=1e-5, atol=0): continue
+            if not torch.allclose(left, left[:1].expand_as(left), rtol=1e-5, atol=0):
+                continue
             constant = "" if abs(float(left[0]) - 1) < 1e-5 else f"{as_number(float(left[0]))} · "
-            return constant + " · ".join(f"{n}{_power(p)}" for n, p in zip(names, powers.tolist(), strict=True))
+            return constant + " · ".join(
+                f"{n}{_power(p)}" for n, p in zip(names, powers.tolist(), strict=True)
+            )
     return None
 
 
-def _power(p: float) -> str: return "" if p == 1 else f"^{p:g}"
+def _power(p: float) -> str:
+    return "" if p == 1 else f"^{p:g}"
 
 
 def of_term(trials: Trials) -> str | None:
@@ -376,7 +480,8 @@ def of_term(trials: Trials) -> str | None:
     for i, name in enumerate(trials.names):
         given = [case[i] if i < len(case) else None for case in trials.cases]
         tensors = [g.double() for g in given if isinstance(g, Tensor) and g.is_floating_point()]
-        if len(tensors) == len(given): fields.append((name, tensors))
+        if len(tensors) == len(given):
+            fields.append((name, tensors))
     fields = [(f"`{name}`", tensors) for name, tensors in fields] + _said(trials)
     for count in (1, 2):
         for parts in itertools.combinations(fields, count):
@@ -384,43 +489,61 @@ def of_term(trials: Trials) -> str | None:
             stacks = list(zip(*(tensors for _, tensors in parts), strict=True))
             if all(_spanned(d, s, trials) for d, s in zip(differences, stacks, strict=True)):
                 what = "What stands before it" if count == 1 else "What stands before them"
-                return (f"All that is wrong is a multiple of {named}: there is too much of it in your answer, or too little. "
-                        f"{what} in your formula, and with which sign?")
+                return (
+                    f"All that is wrong is a multiple of {named}: there is too much of it in your answer, or "
+                    "too little. "
+                    f"{what} in your formula, and with which sign?"
+                )
     if all(e.numel() >= 3 and varied([e]) for e in trials.expected):
         constants = [float(d.mean()) for d in differences]
-        if all(trials.same(a, e + c) for a, e, c in zip(trials.outputs, trials.expected, constants, strict=True)):
+        if all(
+            trials.same(a, e + c)
+            for a, e, c in zip(trials.outputs, trials.expected, constants, strict=True)
+        ):
             shown = ", ".join(f"{c:.4g}" for c in constants[:3])
-            return f"Right up to one number in each trial ({shown}), the same in all places: which constant term is wrong?"
+            return (f"Right up to one number in each trial ({shown}), the same in all places: which constant "
+                    "term is wrong?")
     if all(e.ndim >= 2 and e.numel() >= 2 * len(e) for e in trials.expected):
-        if all(trials.same(a, e + (a - e).flatten(1).mean(1).reshape(-1, *[1] * (e.ndim - 1)))
-               for a, e in zip(trials.outputs, trials.expected, strict=True)):
-            return "Right up to one number for each sample, the same in all its places: which term is wrong?"
+        if all(
+            trials.same(a, e + (a - e).flatten(1).mean(1).reshape(-1, *[1] * (e.ndim - 1)))
+            for a, e in zip(trials.outputs, trials.expected, strict=True)
+        ):
+            return (
+                "Right up to one number for each sample, the same in all its places: which term is wrong?"
+            )
     return None
 
 
 def _said(trials: Trials) -> list[tuple[str, list[Tensor]]]:
     "What functions among the arguments return, and its products with tensors among the arguments."
-    if len(trials.said) < len(trials.cases): return []
+    if len(trials.said) < len(trials.cases):
+        return []
     names = [n for n in trials.said[0] if all(n in said for said in trials.said)]
     found = [(n, [said[n].double() for said in trials.said]) for n in names]
     for i, other in enumerate(trials.names):
         given = [case[i] for case in trials.cases]
-        if not all(isinstance(g, Tensor) and g.is_floating_point() for g in given): continue
-        for name, values in found[:len(names)]:
-            try: products = [v * g for v, g in zip(values, given, strict=True)]
-            except RuntimeError: continue  # their shapes do not fit
+        if not all(isinstance(g, Tensor) and g.is_floating_point() for g in given):
+            continue
+        for name, values in found[: len(names)]:
+            try:
+                products = [v * g for v, g in zip(values, given, strict=True)]
+            except RuntimeError:
+                continue  # their shapes do not fit
             found.append((f"{name} times `{other}`", products))
     return found
 
 
 def _spanned(d: Tensor, parts: tuple[Tensor, ...], trials: Trials) -> bool:
     "Whether d is a combination of the parts: one for all, or one for each sample."
-    if any(p.shape != d.shape for p in parts) or not d.ndim: return False
+    if any(p.shape != d.shape for p in parts) or not d.ndim:
+        return False
     rows = [(d.flatten(), [p.flatten() for p in parts])]
-    if d.ndim >= 2: rows = rows + [(d[k].flatten(), [p[k].flatten() for p in parts]) for k in range(len(d))]
+    if d.ndim >= 2:
+        rows = rows + [(d[k].flatten(), [p[k].flatten() for p in parts]) for k in range(len(d))]
     fits = []
     for right, columns in rows:
-        if len(right) < len(parts) + 2: fits.append(False)
+        if len(right) < len(parts) + 2:
+            fits.append(False)
         else:
             A = torch.stack(columns, 1)
             left = torch.linalg.lstsq(A, right[:, None], driver="gelsd").solution
@@ -435,14 +558,19 @@ def of_other_question(trials: Trials, options: Sequence[Change]) -> str | None:
         trials: of the function.
         options: the changes to try, in order.
     """
-    if sum(e.numel() for e in trials.expected) < 3: return None
+    if sum(e.numel() for e in trials.expected) < 3:
+        return None
     for change in options:
         answers: list[Tensor] = []
         for k, a in enumerate(trials.outputs):
             right = trials.reference(k, change)
-            if right is None or not trials.same(a, right): break
+            if right is None or not trials.same(a, right):
+                break
             answers.append(right)
-        if len(answers) < len(trials.outputs): continue
-        if change.kind == "swapped": return f"Your answer would be right if {change.name} changed places. Which is which?"
-        return f"Your answer would be right for {change.kind} in place of `{change.name}`. How does `{change.name}` enter?"
+        if len(answers) < len(trials.outputs):
+            continue
+        if change.kind == "swapped":
+            return f"Your answer would be right if {change.name} changed places. Which is which?"
+        return (f"Your answer would be right for {change.kind} in place of `{change.name}`. How does "
+                f"`{change.name}` enter?")
     return None

@@ -416,19 +416,18 @@ def dpmpp_2m() -> Stepper:
     def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         q, p, schedule = model.previous, model(x, t), model.schedule
         alpha_s, sigma_s = schedule.weights(s)
-        lambda_t, lambda_s = _half_log_snr(schedule, t), _half_log_snr(schedule, s)
+        lambda_t, lambda_s = _half_log_snr(*schedule.weights(t)), _half_log_snr(alpha_s, sigma_s)
         h = lambda_s - lambda_t
         if q is None or math.isinf(h): return p.mix(alpha_s, sigma_s)
-        r = (lambda_t - _half_log_snr(schedule, q.t.item())) / h
+        r = (lambda_t - _half_log_snr(*schedule.weights(q.t.item()))) / h
         # p.mix(alpha_s, sigma_s) is the formula with D = x1_t; c (x1_t - x1_q) is what D adds to it
         c = -alpha_s * math.expm1(-h) / (2 * r)
         return torch.add(p.mix(alpha_s + c, sigma_s), q.x1, alpha=-c)
     return step
 
 
-def _half_log_snr(schedule: Schedule, t: float) -> float:
+def _half_log_snr(alpha: float, sigma: float) -> float:
     "lambda = log(alpha / sigma), infinite at an end without noise or without data."
-    alpha, sigma = schedule.weights(t)
     return math.log(alpha / sigma) if alpha and sigma else math.inf if alpha else -math.inf
 
 # %% ../nbs/07_samplers.ipynb #6a7300a0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -134,8 +134,8 @@ class Schedule:
         if isinstance(value, Tensor): vars(self)["caches"] = False  # it may change in place, or be learned
         self._values.clear()
 
-    @property
-    def _values(self) -> dict[tuple[str, float], float]: return vars(self).setdefault("_remembered", {})
+    @cached_property
+    def _values(self) -> dict[tuple[str, float], float]: return {}
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """The weight of the data in x_t.
@@ -192,9 +192,9 @@ class Schedule:
         Args:
             t: a time.
         """
-        values = self._values
-        if ("alpha", t) in values and ("sigma", t) in values: return values["alpha", t], values["sigma", t]
-        return self.alpha(t).item(), self.sigma(t).item()
+        alpha, sigma = self._values.get(("alpha", t)), self._values.get(("sigma", t))
+        if alpha is None or sigma is None: return self.alpha(t).item(), self.sigma(t).item()
+        return alpha, sigma
 
     def mix(self, x1: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """The point x_t = alpha(t) x1 + sigma(t) eps of the path.

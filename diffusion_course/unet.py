@@ -92,7 +92,7 @@ class ResidualBlock(nn.Module):
     """x + conv2(silu((1 + s) norm2(h) + b)) with h = conv1(silu(norm1(x))); s and b are read off an embedding e.
 
     block(x (B, width_in, H, W), e (B, embedding)) -> (B, width, H, W). It begins as the identity, or a
-    1 x 1 convolution where the width changes (Ho et al. 2020, appendix B).
+    1 x 1 convolution where the width changes (as in the code of Ho et al. 2020).
 
     Args:
         width_in: channels of x, a multiple of 16.

@@ -5,7 +5,7 @@
 # %% ../nbs/17_vae.ipynb #28cb3cfe
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +18,11 @@ from .former import former
 from .images import Images, to_bytes, to_float
 from .options import option, settings
 from .seeds import seeded_weights
-from .training import DATA, Recipe, autocast
+from .training import Recipe, autocast, check_previews
 
 # %% auto #0
-__all__ = ['PRESETS', 'DiagonalGaussian', 'VAEConfig', 'Block', 'VAE', 'vae_loss', 'VAERecipe', 'check_previews', 'psnr',
-           'reconstruct', 'round_trips']
+__all__ = ['PRESETS', 'DiagonalGaussian', 'VAEConfig', 'Block', 'VAE', 'vae_loss', 'VAERecipe', 'psnr', 'reconstruct',
+           'round_trips']
 
 # %% ../nbs/17_vae.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -305,6 +305,31 @@ class VAERecipe(Recipe):
         model.standardise(z, 0.01)
         return vae_loss(x, model.decode(z), q, self.kl)
 
+    def image_shape(self) -> tuple[int, int, int]: return self.net.shape
+
+    def for_images(self, shape: tuple[int, int, int], n_labels: int, n: int) -> VAERecipe:
+        """This recipe with an autoencoder that fits images of one's own: latents of 7 or 8 a side.
+
+        Args:
+            shape: (C, H, W) of an image.
+            n_labels: how many labels there are; not used.
+            n: images; not used.
+        """
+        if self.start: return self  # the network is given
+        side = shape[1]
+        levels = 1
+        while side % 2 == 0 and side > 8:
+            side //= 2
+            levels += 1
+        c = self.net
+        stages = max(1, levels - 1)  # the patch halves once
+        last = lambda v: (v[0],) * (stages - len(v)) + v[-stages:]
+        net = replace(
+            c, shape=shape, latent=(c.latent[0], side, side), patch=2 if levels > 1 else 1,
+            widths=last(c.widths), blocks=last(c.blocks), blocks_back=last(c.blocks_back),
+        )
+        return replace(self, net=net)
+
     def preview(self, model: VAE) -> Tensor:
         """Up to sixteen test images in rows of eight, each row above its reconstructions.
 
@@ -314,7 +339,7 @@ class VAERecipe(Recipe):
         Returns:
             (n, C, H, W).
         """
-        x = DATA[self.data]("test").batch(slice(0, 16))[0].to(next(model.parameters()).device)
+        x = self.data_of("test").batch(slice(0, 16))[0].to(next(model.parameters()).device)
         pairs = zip(x.split(8), reconstruct(model, x).split(8), strict=True)
         return torch.cat([row for pair in pairs for row in pair])
 
@@ -329,23 +354,6 @@ class VAERecipe(Recipe):
             raise ValueError(f"net.shape is {self.net.shape}: expected the data's, {shape}")
         check_previews(self, shape)
 
-
-def check_previews(recipe: Recipe, shape: tuple[int, ...], of_test_images: bool = True) -> None:
-    """A `ValueError` where a stage could not show what was learned: at once, not hours later.
-
-    Args:
-        recipe: a training; without stages nothing is shown, and nothing is refused.
-        shape: (C, H, W) of the images that its `preview` returns.
-        of_test_images: whether they are made of the test images of `DATA`.
-    """
-    if not recipe.stages: return
-    if shape[0] not in (1, 3):
-        raise ValueError(f"images have shape {shape}: expected 1 or 3 channels, or no stages to show")
-    if not of_test_images: return
-    test_shape = tuple(DATA[recipe.data]("test").x.shape[1:])
-    if test_shape != shape:
-        raise ValueError(f"test images of {recipe.data} have shape {test_shape}:"
-                         f" expected that of the data, {shape}")
 
 # %% ../nbs/17_vae.ipynb #66a52714
 _SHORT: dict[str, Any] = dict(batch=64, lr=1.5e-3, warmup=6_400, ema=0.999, save_every=25_600)
@@ -363,6 +371,10 @@ PRESETS: dict[str, VAERecipe] = {
         "CIFAR-10 in 8 x 8 x 8 = 512 numbers an image: 0.2 M weights, 3 minutes on an idle CPU core.",
         images=120_000, kl=1e-3, net=VAEConfig(latent=(8, 8, 8), widths=(32, 56), blocks_back=(1, 1)),
         **_SHORT,
+    ),
+    "vae": VAERecipe(
+        "Images of your own (--data PATH), those of 32 x 32 pixels in 4 x 8 x 8 = 256 numbers: 0.9 M weights.",
+        images=60_000, flip=False, **_SHORT,
     ),
     "vae-digits": VAERecipe(
         "Digits of 8 x 8 pixels in 4 x 2 x 2 = 16 numbers: 20 seconds on an idle CPU core.",

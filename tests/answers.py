@@ -1,4 +1,5 @@
-"""Answers to exercises written by hand: right ones in other words than the reference, and wrong ones that once passed."""
+"""Answers to exercises written by hand: right ones, in other words than the reference, and wrong ones that passed once."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from torch.distributions import Independent, Normal
 
 
-def _four(c): return c.reshape(-1, 1, 1, 1)
+def _four(c):
+    return c.reshape(-1, 1, 1, 1)
 
 
 def _mixture_log_prob(x, means, stds, weights):
@@ -18,7 +20,9 @@ def _mixture_log_prob(x, means, stds, weights):
 
 
 def _energy(x, y):
-    def mean(a, b): return (a[:, None] - b[None]).square().sum(-1).sqrt().mean()
+    def mean(a, b):
+        return (a[:, None] - b[None]).square().sum(-1).sqrt().mean()
+
     return 2 * mean(x, y) - mean(x, x) - mean(y, y)
 
 
@@ -38,7 +42,8 @@ def _order(n_steps, errors):
 
 def _euler_sampler(u, x, n):
     ts = torch.linspace(0, 1, n + 1, dtype=x.dtype)
-    for t, s in zip(ts[:-1], ts[1:], strict=True): x = x + (s - t) * u(x, t.expand(len(x)))
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        x = x + (s - t) * u(x, t.expand(len(x)))
     return x
 
 
@@ -54,13 +59,16 @@ def _moving_average(weights, decay):
     return (powers[:, None] * weights).sum(0) / powers.sum()
 
 
-def _group_norm(x, groups): return F.group_norm(x, groups)
+def _group_norm(x, groups):
+    return F.group_norm(x, groups)
 
 
-def _to_patches(x, p): return F.pixel_unshuffle(x, p)
+def _to_patches(x, p):
+    return F.pixel_unshuffle(x, p)
 
 
-def _ask_words(q, k, v, mask): return F.scaled_dot_product_attention(q, k, v, mask[:, None])
+def _ask_words(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, mask[:, None])
 
 
 def _classifier_push(x, y, W, b):
@@ -107,7 +115,9 @@ def _safe_pixels(changed, side, reach):
     h, w = changed.shape
     safe = torch.ones(h * side, w * side, dtype=torch.bool)
     for i, j in changed.nonzero().tolist():
-        safe[max(i * side - reach, 0): (i + 1) * side + reach, max(j * side - reach, 0): (j + 1) * side + reach] = False
+        safe[
+            max(i * side - reach, 0) : (i + 1) * side + reach, max(j * side - reach, 0) : (j + 1) * side + reach
+        ] = False
     return safe
 
 
@@ -119,13 +129,15 @@ def _count_nfe(ts, w, lo, hi):
 RIGHT = {
     "distributions.gaussian_log_prob": [
         lambda x, mean, std: Independent(Normal(mean, std), 1).log_prob(x),
-        lambda x, mean, std: Normal(mean, std).log_prob(x).sum(-1)],
+        lambda x, mean, std: Normal(mean, std).log_prob(x).sum(-1),
+    ],
     "distributions.mixture_log_prob": [_mixture_log_prob],
     "distributions.energy_distance": [_energy],
     "solvers.order": [_order],
     "schedules.ddpm_levels": [_ddpm_levels],
     "schedules.mix_pictures": [
-        lambda x1, eps, alpha: torch.einsum("b,bchw->bchw", alpha, x1) + _four((1 - alpha.square()).sqrt()) * eps],
+        lambda x1, eps, alpha: torch.einsum("b,bchw->bchw", alpha, x1) + _four((1 - alpha.square()).sqrt()) * eps
+    ],
     "schedules.cosine_time": [lambda t: torch.atan2(t, 1 - t) / (math.pi / 2)],
     "matching.euler_sampler": [_euler_sampler],
     "matching.training_step": [_training_step],
@@ -167,11 +179,15 @@ def _overflowing_push(x, y, W, b):
 
 WRONG = {
     "unet.to_patches": [_blind_patches],
-    "unet.block_size": [lambda i, o, e: 2 * (i + o) + (9 * i + 1) * o + (9 * o + 1) * o + 2 * (e + 1) * o
-                        + ((i + 1) * o if i < o else 0)],
+    "unet.block_size": [
+        lambda i, o, e: (
+            2 * (i + o) + (9 * i + 1) * o + (9 * o + 1) * o + 2 * (e + 1) * o + ((i + 1) * o if i < o else 0)
+        )
+    ],
     "latent.attention_cost": [lambda side, f, d: 4 * (side // f) ** 2 * d**2 + 2 * ((side // f) ** 4 - 1) * d],
     "images.standardised_to_bytes": [
-        lambda x, m, s: (255 * (x * s[:, None, None] + m[:, None, None])).round().clamp(0, 255)],
+        lambda x, m, s: (255 * (x * s[:, None, None] + m[:, None, None])).round().clamp(0, 255)
+    ],
     "latent.known_places": [lambda known, f: 1 - F.max_pool2d((~known).double(), f)],
     "inpainting.safe_pixels": [lambda *args: _safe_pixels(*args).float()],
     "guidance.classifier_push": [_overflowing_push],

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 # The user's list of fonts may name fonts of an environment that is gone.
 os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
@@ -81,3 +83,13 @@ def imported(source: str, module: str = "") -> set[str]:
         names |= {f"{base}.{a.name}" for a in node.names} if base == "diffusion_course" else {base}
     own = {name for name in names if name.startswith("diffusion_course.")}
     return {name for name in own if not name.endswith(".__version__")}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much memory the suite took, in the process of the tests and in the largest that it started."""
+    if sys.platform == "win32": return  # which has no such module
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    own, child = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    terminalreporter.write_line(f"peak memory: {own:.1f} GiB, largest process started: {child:.1f} GiB")

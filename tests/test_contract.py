@@ -22,6 +22,7 @@ from diffusion_course.evaluation import log_prob
 from diffusion_course.few_step import FlowEnd, consistency
 from diffusion_course.generation import InPrecision, generate, previews
 from diffusion_course.guidance import classifier_free, classifier_guided
+from diffusion_course.hub import Clipped
 from diffusion_course.inpainting import known_region, reconstruction_guided, resampling
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.predictions import (
@@ -61,6 +62,7 @@ WRAPPERS: dict[str, Callable[..., ModelWrapper]] = {
     "precision": lambda m: InPrecision(m, "fp32"),
     "reconstruction": lambda m: reconstruction_guided(m, *KNOWN, 0.3),
     "end": lambda m: FlowEnd(m, 3),
+    "clipped": lambda m: Clipped(m, 1.5),
     "plain": ModelWrapper,
 }
 

@@ -1002,7 +1002,8 @@ NOT_CALLED = set("""
     part_costs DATA PRESETS CHANGEABLE COLUMNS batch_indices Objective Metrics saved_config ladder SAMPLERS stepper_of
     Preview as_images INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest inception_fid
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
-    Degradation START Blur Masking Pixelate Pairs
+    Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
+    own_classifier
 """.split())
 
 

