@@ -1,4 +1,4 @@
-"""Answers to exercises written by hand: right ones, in other words than the reference, and wrong ones that passed once."""
+"""Answers to exercises, by hand: right ones in other words than the reference, and wrong ones that passed once."""
 
 from __future__ import annotations
 
