@@ -13,8 +13,8 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
-Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `expect`, `files`, `folders`, `former`, `hub` others' models,
-`metrics`, `options`, `panes`, `player`, `plots`, `seeds`, `style`, `widgets`.
+Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
+others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `seeds`, `style`, `trials`, `widgets`.
 """
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ _NAMES = {
     "unet": ("UNet", "UNetConfig"),
 }
 _MODULES = (
-    *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "edm", "evaluation", "expect", "few_step", "files",
-    "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes", "player", "sde", "seeds",
-    "style", "training", "vae", "widgets",
+    *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
+    "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
+    "player", "relations", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

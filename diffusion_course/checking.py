@@ -9,15 +9,25 @@ import dis
 import html
 import importlib
 import inspect
+import io
+import re
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from types import CodeType, FrameType
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .diagnosis import diagnose, of_calls
+from .relations import of_shape
+from .trials import Calls, Change, Trials
 
 # %% auto #0
 __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 'uniform', 'Report', 'check']
@@ -128,21 +138,31 @@ class Report:
         name: "lesson.exercise".
         status: "solved", "not attempted" or "not yet".
         message: what the learner reads.
+        cause: of "not yet": "mistake" (one of the exercise's own), "diagnosis", "explained" (an error, with
+            what the names in its line are), "signature", "in place", "random", "nothing" (None),
+            "error" or "difference".
     """
 
     name: str
     status: str
     message: str
+    cause: str = ""
 
-    def __bool__(self) -> bool: return self.status == "solved"
+    def __bool__(self) -> bool:
+        return self.status == "solved"
 
-    def __repr__(self) -> str: return f"{_MARKS[self.status][0]} {self.name}: {self.message}"
+    def __repr__(self) -> str:
+        return f"{_MARKS[self.status][0]} {self.name}: {self.message}"
 
     def _repr_html_(self) -> str:
         mark, color = _MARKS[self.status]
-        frame = f"border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5"
-        return (f'<div style="{frame}"><b style="color:{color}">{mark}</b> '
-                f'<code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>')
+        frame = (
+            f"border-left:4px solid {color};padding:.5em .9em;margin:.3em 0;max-width:60em;line-height:1.5"
+        )
+        return (
+            f'<div style="{frame}"><b style="color:{color}">{mark}</b> '
+            f"<code>{html.escape(self.name)}</code>&ensp;{html.escape(self.message)}</div>"
+        )
 
 
 _MARKS = {"solved": ("✓", "#009E73"), "not attempted": ("○", "#8C8C8C"), "not yet": ("✗", "#D55E00")}
@@ -170,46 +190,126 @@ def check(name: str, f: Callable) -> Report:
         message = "not attempted yet. Replace the ... above and run the cell again."
         return Report(name, "not attempted", message)
 
-    outputs = []
-    for case in e.cases():
-        args = _copied(case)
-        output, problem = _attempt(f, args)
-        if problem: return Report(name, "not yet", problem)
-        if not _unchanged(args, case): return Report(name, "not yet", _IN_PLACE)
-        outputs.append(output)
-
-    expected = _outputs(e.reference, e)
-    wrong = [k for k, output in enumerate(outputs) if not _agree(output, expected[k], e)]
-    if not wrong: return Report(name, "solved", f"solved. {e.praise}".strip())
-    for mistake in e.mistakes:
-        same = _outputs(mistake.function, e)
-        if all(_agree(a, b, e) for a, b in zip(outputs, same, strict=True)):
-            return Report(name, "not yet", mistake.hint)
-    k = wrong[0]
-    difference = _difference(outputs[k], expected[k], e)
-    message = f"not yet ({len(wrong)} of {len(expected)} trials differ). In trial {k + 1}, {difference}."
-    return Report(name, "not yet", message)
+    with _notice(name):
+        message, cause = _judged(f, e)
+    if not cause: return Report(name, "solved", message)
+    return Report(name, "not yet", message, cause)
 
 
 _IN_PLACE = "your function changed its input in place (`x += …` does): write `x = x + …`."
+_RANDOM = ("your function gives another answer each time, for the same inputs: is there a random number in it that "
+           "should be an argument?")
+_SECONDS = 10.0
+_STRICT = False  # tests let a diagnosis that fails be seen
 
 
-def _outputs(function: Callable, e: Exercise) -> list[object]:
-    "What a function of the solution's returns in each trial."
-    return [function(*_copied(case)) for case in e.cases()]
+@contextmanager
+def _notice(name: str) -> Iterator[None]:
+    "Says that a check is still at work: an endless loop would look like a slow function."
+    text = (f"{name}: your function is still at work after {_SECONDS:g} s. If a loop in it never ends, stop it with "
+            "the square button (interrupt the kernel). What should end the loop?")
+    timer = threading.Timer(_SECONDS, print, [text])
+    timer.daemon = True
+    timer.start()
+    try: yield
+    finally: timer.cancel()
 
 
-def _attempt(f: Callable, args: tuple) -> tuple[object, str | None]:
-    "The function's output, or None and what went wrong in words."
-    try: output = f(*args)
-    except (Exception, SystemExit) as error:  # the learner's own code: anything may happen in it
-        own = getattr(f, "__name__", None)
-        lines = [s.line for s in traceback.extract_tb(error.__traceback__) if s.name == own]
-        where = f" in the line `{lines[-1]}`" if lines and lines[-1] else ""
-        text = str(error).split("\n")[0] or "no message"
-        return None, f"your function raised {type(error).__name__}{where}: {text}"
-    if output is None: return None, "your function returned None. Does it end with `return`?"
-    return output, None
+def _judged(f: Callable, e: Exercise) -> tuple[str, str]:
+    "What the learner reads, and the cause of it: none when the exercise is solved."
+    cases = e.cases()
+    wrong_parameters = _signature(f, e, cases[0])
+    if wrong_parameters: return wrong_parameters, "signature"
+    outputs: list[object] = []
+    for k, case in enumerate(cases):
+        args = _copied(case)
+        try: output = f(*args)
+        except (Exception, SystemExit) as error:  # the learner's own code: anything may happen in it
+            hint = next((m.hint for m, found in zip(e.mistakes, _of_mistakes(e), strict=True)
+                         if _same_error(found[k], error)), None)
+            return (hint, "mistake") if hint else _of_error(f, error)
+        if output is None: return "your function returned None. Does it end with `return`?", "nothing"
+        if not _unchanged(args, case): return _IN_PLACE, "in place"
+        outputs.append(output)
+
+    expected = _expected(e)
+    wrong = [k for k, output in enumerate(outputs) if not _agree(output, expected[k], e)]
+    if not wrong: return f"solved. {e.praise}".strip(), ""
+    for mistake, found in zip(e.mistakes, _of_mistakes(e), strict=True):
+        if all(_agree(a, b, e) for a, b in zip(outputs, found, strict=True)): return mistake.hint, "mistake"
+    k = wrong[0]
+    difference = f"In trial {k + 1}, {_difference(outputs[k], expected[k], e)}."
+    try: text, cause = _diagnosed(f, e, outputs) or ("", "difference")
+    except Exception:  # whatever a learner returns, the difference is shown
+        if _STRICT: raise
+        text, cause = "", "difference"
+    if text: return f"{text} ({difference})", cause
+    return f"not yet ({len(wrong)} of {len(expected)} trials differ). {difference}", cause
+
+
+def _signature(f: Callable, e: Exercise, case: tuple) -> str | None:
+    "What is wrong with a function's parameters, None if it can be called."
+    try: own = inspect.signature(f)
+    except (TypeError, ValueError): return None  # builtins have none
+    try: own.bind(*case)
+    except TypeError:
+        return (f"your function takes {own}, but it is called with {len(case)} arguments: "
+                f"keep the parameters of the stub, {inspect.signature(e.reference)}.")
+    return None
+
+
+@lru_cache(maxsize=256)
+def _expected(e: Exercise) -> list[object]:
+    "What the reference returns in each trial."
+    return [e.reference(*_copied(case)) for case in e.cases()]
+
+
+@lru_cache(maxsize=256)
+def _of_mistakes(e: Exercise) -> list[list[object]]:
+    "What each mistake returns in each trial, or the error it raises."
+    return [[_outcome(m.function, case) for case in e.cases()] for m in e.mistakes]
+
+
+def _outcome(f: Callable, case: tuple) -> object:
+    try: return f(*_copied(case))
+    except Exception as error: return error.with_traceback(None)
+
+
+def _same_error(found: object, error: BaseException) -> bool:
+    return type(found) is type(error) and str(found) == str(error)
+
+
+# What torch and Python say, and the question it comes down to
+_QUESTIONS = (
+    ("must match|broadcast|shape|size|dimension|out of range|out of bounds|too many indices|Sizes",
+     "Axes are matched from the last one backwards, and count from 0: which needs another axis, or another order?"),
+    ("math domain|division by zero|Numerical result",
+     "Which of these should not be 0, or not negative?"),
+    ("not callable|not subscriptable|unsupported operand|must be|no attribute|not iterable|cannot be interpreted|"
+     "has no len|argument|dtype|scalar type|integer|ambiguous|does not require grad|can't convert|only be converted",
+     "Is each of them what you take it for?"),
+)
+
+
+def _of_error(f: Callable, error: BaseException) -> tuple[str, str]:
+    "An error of the learner's function in words, with what the names in its line are."
+    own = f.__name__ if inspect.isfunction(f) else None
+    steps = [(frame, s) for (frame, _), s in zip(traceback.walk_tb(error.__traceback__),
+                                                 traceback.extract_tb(error.__traceback__), strict=True)
+             if s.name == own]
+    line = steps[-1][1].line if steps else None
+    text = str(error).split("\n")[0].rstrip(".") or "no message"
+    message = f"your function raised {type(error).__name__}{f' in the line `{line}`' if line else ''}: {text}"
+    question = next((q for pattern, q in _QUESTIONS if re.search(pattern, text)), None)
+    found = _named_in(line, steps[-1][0]) if line else []
+    if not question or not found: return message, "error"
+    return f"{message}. There {', '.join(found)}. {question}", "explained"
+
+
+def _named_in(line: str, frame: FrameType) -> list[str]:
+    "What the local names in a line are: shapes, numbers, kinds."
+    names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", line))
+    return [f"{name} is {_kind(frame.f_locals[name])}" for name in names if name in frame.f_locals]
 
 
 def _copied(value: Any) -> Any:
@@ -240,16 +340,34 @@ def _agree(a: object, b: object, e: Exercise) -> bool:
 
 
 def _close(a: Tensor, b: Tensor, e: Exercise) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype: return False
-    return torch.allclose(a, b, rtol=e.rtol, atol=e.atol, equal_nan=True)
+    return a.shape == b.shape and _same_kind(a, b) and bool(_equal(a, b, e).all())
+
+
+def _same_kind(a: Tensor, b: Tensor) -> bool:
+    "Real or complex as expected; bytes and truth values only where these are expected, and there nothing else."
+    if a.is_complex() != b.is_complex(): return False
+    return a.dtype == b.dtype if b.dtype in (torch.bool, torch.uint8) else a.dtype != torch.bool
+
+
+def _equal(a: Tensor, b: Tensor, e: Exercise) -> Tensor:
+    "Where two tensors of one shape agree: whole numbers up to the rounding of a double, "
+    "others as the exercise says."
+    rtol, atol = _tolerances(b, e)
+    return torch.isclose(_wide(a), _wide(b), rtol=rtol, atol=atol, equal_nan=True)
+
+
+def _tolerances(b: Tensor, e: Exercise) -> tuple[float, float]:
+    return (e.rtol, e.atol) if b.is_floating_point() or b.is_complex() else (0.0, 1e-3)
+
+
+def _wide(t: Tensor) -> Tensor: return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 def _as_tensors(value: object) -> list[Tensor] | None:
-    "The output as float64 or complex tensors, or None if it is nothing of the kind."
+    "The output as tensors on the CPU, or None if it is nothing of the kind."
     parts = value if _has_parts(value) else [value]
-    try: tensors = [torch.as_tensor(p).detach().cpu() for p in parts]
+    try: return [torch.as_tensor(p).detach().cpu().to_dense() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
-    return [t if t.is_complex() else t.double() for t in tensors]
 
 
 def _has_parts(value: object) -> TypeGuard[tuple | list]:
@@ -262,42 +380,250 @@ def _difference(output: object, expected: object, e: Exercise) -> str:
     "The first difference of an output from the reference, in words."
     p, q = _as_tensors(output), _as_tensors(expected)
     if p is None or q is None:
-        return f"it returned {type(output).__name__}, expected {_kind(expected)}"
-    if len(p) != len(q): return f"it returned {_kind(output)}, expected {_kind(expected)}"
+        return f"it returned {type(output).__name__}, expected {_expected_kind(expected)}"
+    if len(p) != len(q): return f"it returned {_expected_kind(output)}, expected {_expected_kind(expected)}"
     for a, b in zip(p, q, strict=True):
-        if a.dtype != b.dtype: return f"it returned {_field(a)} numbers, expected {_field(b)} ones"
+        if not _same_kind(a, b): return f"it returned {_field(a)}, expected {_field(b).replace('numbers', 'ones')}"
         if a.shape != b.shape: return f"it returned shape {tuple(a.shape)}, expected {tuple(b.shape)}"
-        wrong = ~torch.isclose(a, b, rtol=e.rtol, atol=e.atol)
+        wrong = ~_equal(a, b, e)
         if not wrong.any(): continue
         at = tuple(wrong.nonzero()[0].tolist())
         where = f" at index {list(at)}" if at else ""
+        found, wanted = _numbers(a[at].item(), b[at].item())
+        if b.numel() == 1: return f"your answer is {found}, expected {wanted}"
         return (f"{int(wrong.sum())} of {wrong.numel()} values differ; the first one{where} "
-                f"is {_number(a[at].item())}, expected {_number(b[at].item())}")
+                f"is {found}, expected {wanted}")
     return "it differs"
 
 
-def _field(t: Tensor) -> str: return "complex" if t.is_complex() else "real"
+def _field(t: Tensor) -> str:
+    if t.is_complex(): return "complex numbers"
+    return {torch.bool: "truth values (bool)", torch.uint8: "bytes (uint8)"}.get(t.dtype, "real numbers")
 
 
-def _number(value: complex) -> str:
-    "Whole numbers in full, others to five digits."
-    whole = value == value.real and abs(value) < 1e12 and value.real.is_integer()
-    return f"{value.real:,.0f}" if whole else f"{value:.5g}"
+def _numbers(a: complex, b: complex) -> tuple[str, str]:
+    "Two numbers to as many digits as tell them apart."
+    for digits in (5, 7, 9, 12):
+        p, q = _number(a, digits), _number(b, digits)
+        if p != q: break
+    return p, q
+
+
+def _number(value: complex, digits: int) -> str:
+    "Whole numbers in full, large ones without an exponent, others to some digits."
+    if isinstance(value, complex): return f"{value:.{digits}g}"
+    if abs(value) < 1e12 and float(value).is_integer(): return f"{value:,.0f}"
+    return f"{value:,.{digits - 4}f}" if 1e4 <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def _expected_kind(value: object) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, (bool, int, float)) else _kind(value)
 
 
 def _kind(value: object) -> str:
     if _has_parts(value): return f"{len(value)} values"
-    if isinstance(value, Tensor): return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (Tensor, np.ndarray)): return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (bool, int, float)): return f"{value:.4g}" if isinstance(value, float) else f"{value}"
     return f"a {type(value).__name__}"
+
+# %% ../nbs/toolbox/checking.ipynb #d1a60021
+def _diagnosed(f: Callable, e: Exercise, outputs: list[object]) -> tuple[str, str] | None:
+    "What can be said about wrong outputs, and its cause, or None."
+    found = [_as_tensors(o) for o in outputs]
+    wanted = [_as_tensors(o) for o in _expected(e)]
+    pairs = [
+        (p, q)
+        for p, q in zip(found, wanted, strict=True)
+        if p is not None and q is not None and len(p) == len(q)
+    ]
+    form = _of_form(outputs[0], found[0], wanted[0], e)
+    if form:
+        return form, "diagnosis"
+    if len(pairs) < len(outputs):
+        return None
+    if not all(_same_kind(a, b) for p, q in pairs for a, b in zip(p, q, strict=True)):
+        return None
+    again = _quietly(f, e.cases()[0])
+    if again is not None and not _repeats(again, pairs[0][0]):
+        return _RANDOM, "random"
+    count = len(pairs[0][0])
+    right = [all(_close(p[j], q[j], e) for p, q in pairs) for j in range(count)]
+    j = right.index(False)
+    text = _of_part(f, e, pairs, j)
+    if count == 1:
+        return (text, "diagnosis") if text else None
+    good = ", ".join(str(k + 1) for k in range(count) if right[k])
+    if not text:
+        return (
+            (
+                f"Of the {count} values that you return, number {good} is right and number {j + 1} is not.",
+                "diagnosis",
+            )
+            if good
+            else None
+        )
+    also = f", number {good} is right" if good else ""
+    return f"Of the {count} values that you return{also}. Number {j + 1}: {text}", "diagnosis"
+
+
+def _of_form(
+    output: object, found: list[Tensor] | None, wanted: list[Tensor] | None, e: Exercise
+) -> str | None:
+    "What is wrong with the kind of an output: a function, text, too many values, complex numbers."
+    if callable(output) and not isinstance(output, Tensor):
+        return "You return a function. Should it be called?"
+    if isinstance(output, str):
+        return "You return text. Which number or tensor does it show?"
+    if found is None or wanted is None:
+        return None
+    if len(found) != len(wanted):
+        fits = [(i, j) for i, a in enumerate(found) for j, b in enumerate(wanted) if _close(a, b, e)]
+        alone = f" Your value {fits[0][0] + 1} is right as value {fits[0][1] + 1}." if fits else ""
+        count = "one value" if len(wanted) == 1 else f"{len(wanted)} values"
+        return (f"Return {count}, as the docstring says; you return {len(found)}.{alone} Which ones are "
+                "asked for?")
+    for a, b in zip(found, wanted, strict=True):
+        if a.is_complex() and not b.is_complex():
+            right = a.shape == b.shape and bool(_equal(a.real, b, e).all())
+            return (
+                "The real part of your answer is right: what should happen to the imaginary one?"
+                if right
+                else "Your numbers are complex: is a root or a power of a negative number taken somewhere?"
+            )
+        if not _same_kind(a, b) and a.shape == b.shape and bool(_equal(a.to(torch.float64), b, e).all()):
+            return (f"The values are right, their type is not: it is {a.dtype}, expected {b.dtype}. Which "
+                    "conversion is missing?")
+    return None
+
+
+def _of_part(
+    f: Callable, e: Exercise, pairs: list[tuple[list[Tensor], list[Tensor]]], j: int
+) -> str | None:
+    "What can be said about the j-th returned value."
+    for p, q in pairs:
+        if p[j].shape == q[j].shape:
+            continue
+        return of_shape(
+            _wide(p[j]), _wide(q[j]), lambda a, b: a.shape == b.shape and bool(_equal(a, b, e).all())
+        )
+    calls, said = _compared_calls(f, e)
+    if calls:
+        return calls
+
+    def again(args: tuple) -> Tensor | None:
+        parts = _quietly(f, args)
+        return _wide(parts[j]) if parts is not None and len(parts) > j else None
+
+    def reference(k: int, change: Change) -> Tensor | None:
+        parts = _expected_at(e, k, change)
+        return _wide(parts[j]) if parts is not None and len(parts) > j else None
+
+    outputs = [_wide(p[j]) for p, _ in pairs]
+    expected = [_wide(q[j]) for _, q in pairs]
+    rtol, atol = _tolerances(pairs[0][1][j], e)
+    close = partial(torch.isclose, rtol=rtol, atol=atol, equal_nan=True)
+    return diagnose(Trials(_parameters(e), e.cases(), outputs, expected, close, again, reference, said))
+
+
+def _parameters(e: Exercise) -> tuple[str, ...]:
+    return tuple(inspect.signature(e.reference).parameters)
+
+
+@lru_cache(maxsize=100_000)
+def _expected_at(e: Exercise, k: int, change: Change) -> list[Tensor] | None:
+    "What is expected in a trial with a change."
+    try:
+        args = change.apply(_copied(e.cases()[k]))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None
+    parts = _quietly(e.reference, args)
+    if parts is None or any(p.is_complex() or not bool(p.isfinite().all()) for p in parts):
+        return None
+    return parts
+
+
+def _quietly(f: Callable, args: tuple) -> list[Tensor] | None:
+    "What a function returns for other arguments, without what it prints; None where it fails."
+    try:
+        with redirect_stdout(io.StringIO()), _limited(f):
+            return _as_tensors(f(*_copied(args)))
+    except (Exception, SystemExit):
+        return None  # the learner's own code: anything may happen in it
+
+
+_LINES = 100_000
+
+
+@contextmanager
+def _limited(f: Callable) -> Iterator[None]:
+    "Raises RuntimeError in a function that runs very many lines: changed inputs may make a loop endless."
+    code = _code_of(f)
+    left = _LINES
+
+    def line(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError(f"more than {_LINES} lines")
+        return line
+
+    def call(frame: FrameType, event: str, _: Any) -> Any:
+        return line if code and frame.f_code.co_filename == code.co_filename else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _repeats(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        p.shape == q.shape and torch.equal(p.nan_to_num(), q.nan_to_num())
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def _compared_calls(f: Callable, e: Exercise) -> tuple[str | None, list[dict[str, Tensor]]]:
+    """What differs in the calls of functions that are arguments, and what these returned to the
+    reference in each trial."""
+    said: list[dict[str, Tensor]] = []
+    text: str | None = None
+    for case, other in zip(e.cases(), e.cases(), strict=True):
+        given = [i for i, a in enumerate(case) if inspect.isfunction(a)]
+        if not given:
+            return None, []
+        mine = [Calls(a) if i in given else a for i, a in enumerate(case)]
+        theirs = [Calls(a) if i in given else a for i, a in enumerate(other)]
+        if _quietly(f, tuple(mine)) is None or _quietly(e.reference, tuple(theirs)) is None:
+            return None, []
+        names = _parameters(e)
+        for i in given:
+            text = text or of_calls(names[i], mine[i].seen, theirs[i].seen)
+        said.append(
+            {
+                f"what call {k + 1} of `{names[i]}` returns": v
+                for i in given
+                for k, v in enumerate(theirs[i].said)
+                if isinstance(v, Tensor)
+            }
+        )
+    return text, said
 
 # %% ../nbs/toolbox/checking.ipynb #256d2a63
 _IDLE = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}
 
 
+def _code_of(f: Callable) -> CodeType | None:
+    "What a function that is written in Python runs; None for another one."
+    return getattr(inspect.unwrap(f), "__code__", None)
+
+
 def _is_stub(f: Callable) -> bool:
     "Whether a function's body is a docstring, `...`, `pass` or `raise NotImplementedError` alone."
     while isinstance(f, partial): f = f.func
-    code = getattr(inspect.unwrap(f), "__code__", None)
+    code = _code_of(f)
     if code is None: return False
     instructions = list(dis.get_instructions(code))
     branches = any("JUMP" in i.opname for i in instructions)

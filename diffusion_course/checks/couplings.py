@@ -304,7 +304,7 @@ ONE_STEP = (
 
 def _step_cases() -> list[tuple]:
     return [
-        (normal(5, D, seed=12), normal(D, seed=13), 0.5 * normal(D, D, seed=14)) for D in (2, 3)
+        (normal(5, D, seed=12), normal(D, seed=13), 1.5 * normal(D, D, seed=14)) for D in (2, 3)
     ]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #7615792b
@@ -351,7 +351,8 @@ MEETING = (
 )
 
 
-def _meeting_cases() -> list[tuple]: return [(0.3 + 2 * uniform(8, seed=15), uniform(8, seed=16))]
+def _meeting_cases() -> list[tuple]:
+    return [(0.3 + 2 * uniform(n, seed=15), uniform(n, seed=16)) for n in (8, 5)]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b6987c9f
 EXERCISES = {

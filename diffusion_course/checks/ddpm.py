@@ -350,10 +350,8 @@ VARIANCE = (
 
 
 def _variance_cases() -> list[tuple]:
-    beta = 0.05 + 0.5 * uniform(6, seed=7)
-    bar_before = 0.05 + 0.9 * uniform(6, seed=8)
-    s = 0.2 + 1.5 * uniform(6, seed=9)
-    return [(beta, bar_before, s)]
+    return [(0.05 + 0.5 * uniform(n, seed=7), 0.05 + 0.9 * uniform(n, seed=8), 0.2 + 1.5 * uniform(n, seed=9))
+            for n in (6, 4)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #14c05e21
 def increments_needed(target, first=1e-4, last=0.02):

@@ -228,7 +228,7 @@ SAMPLING = (
 
 
 def _sampling_cases() -> list[tuple]:
-    return [(uniform(12, seed=3), normal(12, 2, seed=4), *_mixture(2))]
+    return [(uniform(n, seed=3), normal(n, D, seed=4), *_mixture(D)) for n, D in ((12, 2), (7, 3))]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #f846a481
 def mixture_score(x, means, stds, weights):

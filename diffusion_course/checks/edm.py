@@ -515,7 +515,7 @@ SPREAD = (
 
 
 def _spread_cases() -> list[tuple]:
-    return [(0.3 + 2 * uniform(6, seed=7), 0.5 + 5 * uniform(6, seed=8))]
+    return [(0.3 + 2 * uniform(n, seed=7), 0.5 + 5 * uniform(n, seed=8)) for n in (6, 4)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b6987c9f
 EXERCISES = {

@@ -148,6 +148,7 @@ def _scale_cases() -> list[tuple]:
     for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
         B = shape[0]
         scale = (1 + 2 * normal(B, seed=5).abs()) * (torch.arange(B) > 0)
+        scale[-1] = -0.5  # away from the label
         cases.append((normal(*shape, seed=3), normal(*shape, seed=4), scale))
     return cases
 
@@ -176,6 +177,11 @@ def _plain_mean(x, y, W, b): return W[y] - W.mean(0)
 def _softmax_over_batch(x, y, W, b): return W[y] - (x @ W.mT + b).softmax(0) @ W
 def _bias_forgotten(x, y, W, b): return W[y] - (x @ W.mT).softmax(1) @ W
 def _first_label(x, y, W, b): return classifier_push(x, y[:1].expand(len(y)), W, b)
+def _overflowing(x, y, W, b):
+    p = (x @ W.mT + b).exp()
+    return W[y] - p / p.sum(1, keepdim=True) @ W
+
+
 def _own_row_only(x, y, W, b): return (1 - _probs(x, W, b).gather(1, y[:, None])) * W[y]
 
 
@@ -196,6 +202,9 @@ PUSH = (
     Mistake(_softmax_over_batch, "The softmax ran over the batch. Labels are dimension 1."),
     Mistake(_bias_forgotten, "The bias has no gradient in x, but it counts in the probabilities."),
     Mistake(_first_label, "Every sample has its own label; you used the first for all."),
+    Mistake(_overflowing,
+            "Right near the origin, nan far from it: exponentials overflow. Which "
+            "function of torch takes them and divides in one go, without that?"),
     Mistake(_own_row_only,
             "The other labels' rows are missing: each pushes away with its own probability."),
 )
@@ -203,10 +212,10 @@ PUSH = (
 
 def _push_cases() -> list[tuple]:
     cases = []
-    for seed, L in ((6, 3), (10, 5)):
+    for seed, L, far in ((6, 3, 1), (10, 5, 1), (14, 4, 1000)):
         W = 2 * normal(L, 3, seed=seed)
         b = normal(L, seed=seed + 1)
-        x = normal(6, 3, seed=seed + 2)
+        x = far * normal(6, 3, seed=seed + 2)
         cases.append((x, torch.arange(6) % L, W, b))
     return cases
 
@@ -369,7 +378,7 @@ THIS = (
 
 def _this_cases() -> list[tuple]:
     cases = []
-    for w in (1.0, 2.5, 0.6):
+    for w in (1.0, 2.5, -0.6):
         score, score_a, score_b = (normal(5, 2, seed=seed) for seed in (16, 17, 18))
         cases.append((score, score_a, score_b, w))
     return cases

@@ -287,7 +287,7 @@ FLOOR = (
 
 def _two_cases() -> list[tuple]:
     def points(D: int) -> tuple[Tensor, Tensor]:
-        a = torch.tensor([-1.0, 0.5]).double()
+        a = torch.tensor([-1.4, 0.5]).double()
         b = torch.tensor([1.0, 1.5]).double()
         return a[:D], b[:D]
 
@@ -404,7 +404,7 @@ AVERAGE = (
 
 
 def _average_cases() -> list[tuple]:
-    return [(normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.6)]
+    return [(4 * normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.6)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b6987c9f
 EXERCISES = {

@@ -502,13 +502,9 @@ ERROR = (
 
 
 def _error_cases() -> list[tuple]:
-    a = _between(-1.0, 1.0, 6, seed=20)
-    b = _between(-1.0, 1.0, 6, seed=21)
-    alpha = _between(0.2, 0.9, 6, seed=22)
-    sigma = _between(0.2, 0.9, 6, seed=23)
-    d_alpha = _between(0.5, 1.5, 6, seed=24)
-    d_sigma = _between(-1.5, 0.5, 6, seed=25)
-    return [(a, b, alpha, sigma, d_alpha, d_sigma)]
+    ranges = ((-1.5, 1.5), (-1.5, 1.5), (0.2, 0.9), (0.2, 0.9), (0.5, 1.5), (-1.5, 0.5))
+    return [tuple(_between(low, high, n, seed=seed + k) for k, (low, high) in enumerate(ranges))
+            for n, seed in ((6, 20), (5, 30))]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #b6987c9f
 EXERCISES = {

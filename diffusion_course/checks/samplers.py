@@ -244,8 +244,8 @@ HALF = (
 
 
 def _half_way_cases() -> list[tuple]:
-    t = 0.05 + 0.6 * uniform(6, seed=3)
-    return [(t, t + 0.05 + 0.25 * uniform(6, seed=4))]
+    ts = [0.05 + 0.6 * uniform(n, seed=3) for n in (6, 4)]
+    return [(t, t + 0.05 + 0.25 * uniform(len(t), seed=4)) for t in ts]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
 def two_velocities(x, u, u_before, r, t, s):

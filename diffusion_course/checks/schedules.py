@@ -211,7 +211,8 @@ COSINE_TIME = (
 )
 
 
-def _time_cases() -> list[tuple]: return [(torch.linspace(0.05, 0.95, 7, dtype=torch.float64),)]
+def _time_cases() -> list[tuple]:
+    return [(torch.linspace(0.05, 0.95, 7, dtype=torch.float64),), (torch.tensor([0.001, 0.4, 0.998]).double(),)]
 
 # %% ../../nbs/solutions/03_paths.ipynb #44415dfe
 def _log_weights(x, data, t):

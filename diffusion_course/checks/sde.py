@@ -288,7 +288,7 @@ SETTLED_VARIANCE = (
 
 
 def _variance_cases() -> list[tuple]:
-    return [(0.5 + uniform(6, seed=11), 0.05 + 0.4 * uniform(6, seed=12))]
+    return [(0.5 + uniform(n, seed=11), 0.05 + 0.4 * uniform(n, seed=12)) for n in (6, 4)]
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #b6987c9f
 EXERCISES = {

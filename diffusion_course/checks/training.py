@@ -93,7 +93,7 @@ AVERAGE = (
 
 def _average_cases() -> list[tuple]:
     return [(torch.zeros(5, dtype=torch.float64), normal(5, seed=0), 0, 0.9),
-            (0.7 * normal(5, seed=1), normal(5, seed=2), 3, 0.95),
+            (2 * normal(5, seed=1), normal(5, seed=2), 3, 0.95),
             (normal(4, seed=3), normal(4, seed=4), 20, 0.8)]
 
 # %% ../../nbs/solutions/14_training.ipynb #b0165670

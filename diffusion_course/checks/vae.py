@@ -123,7 +123,7 @@ BELIEVED_NOISE = (
 )
 
 
-def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024)]
+def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (3.0, 64, 16)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #b4cc420b
 def psnr_of_bytes(a, b):
