@@ -142,9 +142,7 @@ RIGHT = {
     "matching.euler_sampler": [_euler_sampler],
     "matching.training_step": [_training_step],
     "matching.moving_average": [_moving_average],
-    "samplers.half_way": [lambda t, s: ((torch.logit(t) + torch.logit(s)) / 2).sigmoid()],
     "guidance.classifier_push": [_classifier_push],
-    "guidance.their_scales": [lambda u, v, scale: torch.lerp(u, v, _four(1 + scale))],
     "edm.final_spread": [lambda s, m: 1 / (1 / s**2 + 1 / m**2).sqrt()],
     "edm.eps_weight": [lambda alpha, sigma, s: (alpha**2 * s**2 + sigma**2) / (alpha * s) ** 2],
     "couplings.sorted_pairs": [_sorted_pairs],
@@ -191,7 +189,5 @@ WRONG = {
     "latent.known_places": [lambda known, f: 1 - F.max_pool2d((~known).double(), f)],
     "inpainting.safe_pixels": [lambda *args: _safe_pixels(*args).float()],
     "guidance.classifier_push": [_overflowing_push],
-    "guidance.their_scales": [lambda u, v, scale: v + _four(scale.abs()) * (v - u)],
-    "guidance.this_not_that": [lambda s, a, b, w: s + abs(w) * (a - b)],
     "predictions.velocity_error": [lambda a, b, al, s, da, ds: (al * ds - s * da).abs() / (al * b - s * a)],
 }

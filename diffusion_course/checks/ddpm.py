@@ -10,8 +10,8 @@ import torch
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['RESPACED', 'CLIP', 'MEAN', 'VARIANCE', 'INCREMENTS_NEEDED', 'EXERCISES', 'respaced_betas', 'clipped_eps',
-           'mean_from_v', 'right_variance', 'increments_needed']
+__all__ = ['RESPACED', 'CLIP', 'DDIM_LOOP', 'VARIANCE', 'INCREMENTS_NEEDED', 'INVERT_LOOP', 'EXERCISES', 'respaced_betas',
+           'clipped_eps', 'ddim_loop', 'right_variance', 'increments_needed', 'invert_loop']
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #745756eb
 def respaced_betas(betas, keep):
@@ -176,102 +176,60 @@ def _clip_cases() -> list[tuple]:
         cases.append((normal(*shape, seed=2), normal(*shape, seed=3), alpha_bar))
     return cases
 
-# %% ../../nbs/solutions/08_ddpm.ipynb #13bb0ac1
-def mean_from_v(x, v, beta, alpha_bar):
-    "x and v (B, D), beta of this increment, alpha_bar after it, tensors () -> the mean, (B, D)"
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    eps = sigma * x + alpha * v
-    return (x - beta / sigma * eps) / (1 - beta).sqrt()
+# %% ../../nbs/solutions/08_ddpm.ipynb #148c2340
+def ddim_loop(eps_net, x, alpha_bar, visited):
+    "eps_net(x, i) -> noise, x (B, D) at visited[0], alpha_bar (T,), visited: falling indices -> samples, (B, D)"
+    for k, i in enumerate(visited):
+        now = alpha_bar[i]
+        after = alpha_bar[visited[k + 1]] if k + 1 < len(visited) else torch.ones_like(now)
+        eps = eps_net(x, i)
+        x1 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        x = after.sqrt() * x1 + (1 - after).sqrt() * eps
+    return x
 
-# %% ../../nbs/solutions/08_ddpm.ipynb #ffa9a73b
-def _mean(x, eps, beta, alpha_bar):
-    return (x - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt()
-
-
-def _ddim_mean(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    alpha_before, sigma_before = _alpha_sigma(alpha_bar / (1 - beta))
-    return alpha_before * (alpha * x - sigma * v) + sigma_before * (sigma * x + alpha * v)
-
-
-def _v_as_eps(x, v, beta, alpha_bar): return _mean(x, v, beta, alpha_bar)
-
-
-def _wrong_sign_of_v(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return _mean(x, sigma * x - alpha * v, beta, alpha_bar)
-
-
-def _swapped(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return _mean(x, alpha * x + sigma * v, beta, alpha_bar)
+# %% ../../nbs/solutions/08_ddpm.ipynb #09d47746
+def _ddim_walk(eps_net, x, alpha_bar, visited, last=1.0, late=False, divided=True):
+    for k, i in enumerate(visited):
+        now = alpha_bar[i]
+        end = k + 1 == len(visited)
+        if end and last is None: return x
+        after = torch.as_tensor(last).to(now) if end else alpha_bar[visited[k + 1]]
+        index = (0 if end else visited[k + 1]) if late else i
+        eps = eps_net(x, index)
+        x1 = x - (1 - now).sqrt() * eps
+        if divided: x1 = x1 / now.sqrt()
+        x = after.sqrt() * x1 + (1 - after).sqrt() * eps
+    return x
 
 
-def _x1_as_eps(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return _mean(x, alpha * x - sigma * v, beta, alpha_bar)
+def _back_to_noise(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, alpha_bar[-1])
+def _one_step_short(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, None)
+def _to_index_0(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, alpha_bar[0])
+def _next_index(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, late=True)
+def _undivided(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, divided=False)
 
 
-def _x1_itself(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return alpha * x - sigma * v
-
-
-def _variances(x, v, beta, alpha_bar):
-    return _mean(x, (1 - alpha_bar) * x + alpha_bar * v, beta, alpha_bar)
-
-
-def _root_of_beta(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return (x - beta.sqrt() / sigma * (sigma * x + alpha * v)) / (1 - beta).sqrt()
-
-
-def _still_shrunk(x, v, beta, alpha_bar):
-    return mean_from_v(x, v, beta, alpha_bar) * (1 - beta).sqrt()
-
-
-def _over_sigma_squared(x, v, beta, alpha_bar):
-    alpha, sigma = _alpha_sigma(alpha_bar)
-    return (x - beta / sigma**2 * (sigma * x + alpha * v)) / (1 - beta).sqrt()
-
-
-def _over_alpha(x, v, beta, alpha_bar):
-    return _still_shrunk(x, v, beta, alpha_bar) / alpha_bar.sqrt()
-
-
-MEAN = (
-    Mistake(_ddim_mean,
-            "This is DDIM's step, which keeps all of the old noise. "
-            "DDPM's mean keeps less of it, because new noise is added."),
-    Mistake(_v_as_eps,
-            "You used v as if it were the noise. First "
-            "get the noise out: eps = sigma·x + alpha·v."),
-    Mistake(_wrong_sign_of_v,
-            "The sign is off: alpha·v + sigma·x is eps, because the "
-            "x1 in them cancels. Put in both definitions and see."),
-    Mistake(_swapped,
-            "alpha and sigma are swapped: alpha is √alpha_bar, and eps = sigma·x + alpha·v."),
-    Mistake(_x1_as_eps, "alpha·x - sigma·v is the predicted data, not the noise."),
-    Mistake(_x1_itself,
-            "This is the predicted data. One step back goes only a little of the way there."),
-    Mistake(_variances, "The roots are missing: alpha is √alpha_bar, sigma is √(1 - alpha_bar)."),
-    Mistake(_root_of_beta,
-            "In the mean the noise is scaled with beta. Its root belongs to new noise."),
-    Mistake(_still_shrunk,
-            "The increment had shrunk x by √(1-beta). Undo that too: divide the whole by it."),
-    Mistake(_over_sigma_squared, "beta is divided by sigma here, the root of 1 - alpha_bar."),
-    Mistake(_over_alpha,
-            "You undid all increments' shrinking. Undo "
-            "one: divide by √(1-beta), not by √alpha_bar."),
+DDIM_LOOP = (
+    Mistake(_back_to_noise,
+            "Your last step goes back to noise. What does alpha_bar[-1] mean in Python, and what is alpha-bar"
+            " before the first increment?"),
+    Mistake(_one_step_short,
+            "The loop stops one step early: at the last visited index the points still carry noise."
+            " How many steps are there, counted to clean data?"),
+    Mistake(_to_index_0, "The last step ends at index 0. Is that clean data?"),
+    Mistake(_next_index, "You gave the network the index to which the step goes. At which index is its x?"),
+    Mistake(_undivided,
+            "Look at the predicted data: after the noise has been subtracted, the signal is still scaled. By what?"),
 )
 
 
-def _v_cases() -> list[tuple]:
-    cases = []
-    for D, *scalars in ((2, 0.1, 0.7), (3, 0.3, 0.2)):  # D, beta, alpha_bar
-        beta, alpha_bar = (torch.tensor(a, dtype=torch.float64) for a in scalars)
-        cases.append((normal(5, D, seed=5), normal(5, D, seed=6), beta, alpha_bar))
-    return cases
+def _some_noise(x, i): return torch.sin(2 * x) + 0.1 * i
+
+
+def _loop_cases() -> list[tuple]:
+    bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2)]
+    visits = [11, 8, 5, 2], [11, 10, 4]
+    return [(_some_noise, normal(5, 2, seed=k), bars[k], visits[k]) for k in range(2)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #77e50ac2
 def right_variance(beta, bar_before, s):
@@ -442,6 +400,53 @@ INCREMENTS_NEEDED = (
 def _needed_cases() -> list[tuple]:
     return [(0.01,), (1e-4,), (0.5,), (0.01, 1e-3, 0.1), (1e-3, 1e-4, 0.5)]
 
+# %% ../../nbs/solutions/08_ddpm.ipynb #bfd1703e
+def invert_loop(eps_net, x1, alpha_bar, visited):
+    "eps_net(x, i) -> noise, x1 (B, D) data, alpha_bar (T,), visited: rising indices -> x at visited[-1], (B, D)"
+    x = x1
+    now = torch.ones_like(alpha_bar[0])
+    i = visited[0]
+    for j in visited:
+        eps = eps_net(x, i)
+        data = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        now = alpha_bar[j]
+        x = now.sqrt() * data + (1 - now).sqrt() * eps
+        i = j
+    return x
+
+# %% ../../nbs/solutions/08_ddpm.ipynb #cbce8af3
+def _inverse_walk(eps_net, x1, alpha_bar, visited, arrive=False, noisy=False):
+    x = x1
+    now = alpha_bar[visited[0]] if noisy else torch.ones_like(alpha_bar[0])
+    i = visited[0]
+    for j in visited:
+        eps = eps_net(x, j if arrive else i)
+        data = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        now = alpha_bar[j]
+        x = now.sqrt() * data + (1 - now).sqrt() * eps
+        i = j
+    return x
+
+
+def _at_arrival(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited, arrive=True)
+def _begins_noisy(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited, noisy=True)
+def _falling(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited[::-1])
+def _as_sampling(eps_net, x1, alpha_bar, visited): return ddim_loop(eps_net, x1, alpha_bar, visited[::-1])
+
+
+INVERT_LOOP = (
+    Mistake(_at_arrival, "You give the network the index at which a step arrives. Which level has the x that it sees?"),
+    Mistake(_begins_noisy, "You begin as if the data were already noisy. What is alpha-bar of clean data?"),
+    Mistake(_falling, "Your loop goes through the indices from the last to the first. Which comes first after data?"),
+    Mistake(_as_sampling, "This is the sampler: it ends with data. In which direction does an inversion go?"),
+)
+
+
+def _invert_cases() -> list[tuple]:
+    bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2)]
+    visits = [2, 5, 8, 11], [4, 10, 11]
+    return [(_some_noise, normal(5, 2, seed=k + 4), bars[k], visits[k]) for k in range(2)]
+
 # %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
 EXERCISES = {
     "respaced_betas": Exercise(
@@ -451,13 +456,16 @@ EXERCISES = {
         clipped_eps, _clip_cases, CLIP,
         "Image tools do this in every step. Change one "
         "half of a prediction, and make the other fit."),
-    "mean_from_v": Exercise(
-        mean_from_v, _v_cases, MEAN,
-        "With it DDPM's sampler works for a network that has never been trained on noise."),
+    "ddim_loop": Exercise(
+        ddim_loop, _loop_cases, DDIM_LOOP,
+        "This loop runs any noise-predicting checkpoint."),
     "right_variance": Exercise(
         right_variance, _variance_cases, VARIANCE,
         "You found what lies between beta-tilde and beta."),
     "increments_needed": Exercise(
         increments_needed, _needed_cases, INCREMENTS_NEEDED,
         "You can tell whether somebody's schedule ends in noise."),
+    "invert_loop": Exercise(
+        invert_loop, _invert_cases, INVERT_LOOP,
+        "Editing by inversion begins with this loop."),
 }

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['GAUSSIAN', 'MIXTURE_LOG_PROB', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'EXERCISES', 'gaussian_log_prob',
-           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score', 'my_energy_distance']
+__all__ = ['GAUSSIAN', 'MIXTURE_LOG_PROB', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'PERMUTATION', 'EXERCISES', 'gaussian_log_prob',
+           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score', 'my_energy_distance', 'permutation_p']
 
 # %% ../../nbs/solutions/01_distributions.ipynb #dde8804f
 def gaussian_log_prob(x, mean, std):
@@ -373,6 +373,65 @@ def _cloud_cases() -> list[tuple]:
         (normal(4, 3, seed=7), 2 * normal(4, 3, seed=8)),
     ]
 
+# %% ../../nbs/solutions/01_distributions.ipynb #9e5299b0
+def permutation_p(x, y, distance, orders):
+    "x (n, D), y (m, D), distance(x, y) -> a number, orders (P, n + m) shuffles -> the p-value, a scalar"
+    both = torch.cat([x, y])
+    n = len(x)
+    by_chance = torch.stack([distance(both[o[:n]], both[o[n:]]) for o in orders])
+    return (by_chance >= distance(x, y)).double().mean()
+
+# %% ../../nbs/solutions/01_distributions.ipynb #5ceae8af
+def _by_chance(x, y, distance, orders, n):
+    both = torch.cat([x, y])
+    return torch.stack([distance(both[o[:n]], both[o[n:]]) for o in orders])
+
+
+def _split_in_half(x, y, distance, orders):
+    n = (len(x) + len(y)) // 2
+    return (_by_chance(x, y, distance, orders, n) >= distance(x, y)).double().mean()
+
+
+def _below(x, y, distance, orders): return 1 - permutation_p(x, y, distance, orders)
+
+
+def _one_cloud_kept(x, y, distance, orders):
+    both = torch.cat([x, y])
+    found = torch.stack([distance(x, both[o[len(x):]]) for o in orders])
+    return (found >= distance(x, y)).double().mean()
+
+
+def _z_score(x, y, distance, orders):
+    found = _by_chance(x, y, distance, orders, len(x))
+    return (distance(x, y) - found.mean()) / found.std()
+
+
+PERMUTATION = (
+    Mistake(_split_in_half,
+            "You split the shuffled points in half. How large were the two clouds that you were given?"),
+    Mistake(_below,
+            "A p-value says how often chance alone gives a distance at least as large as the one seen."
+            " Which side did you count?"),
+    Mistake(_one_cloud_kept,
+            "The first cloud stays as it is. If both come from one distribution, which points could"
+            " have been in it?"),
+    Mistake(_z_score,
+            "You compared with a mean and a standard deviation. The p-value needs no Gaussian: count."),
+)
+
+
+def _energy(x, y):
+    return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+
+
+def _permutation_cases() -> list[tuple]:
+    cases = []
+    for n, m, shift, seed in ((6, 9, 0.35, 4), (8, 5, 0.0, 2)):
+        generator = torch.Generator().manual_seed(seed)
+        orders = torch.stack([torch.randperm(n + m, generator=generator) for _ in range(60)])
+        cases.append((normal(n, 2, seed=seed), normal(m, 2, seed=seed + 9) + shift, _energy, orders))
+    return cases
+
 # %% ../../nbs/solutions/01_distributions.ipynb #b6987c9f
 EXERCISES = {
     "gaussian_log_prob": Exercise(
@@ -391,4 +450,7 @@ EXERCISES = {
     "energy_distance": Exercise(
         my_energy_distance, _cloud_cases, ENERGY,
         "Always read it beside its floor."),
+    "permutation_p": Exercise(
+        permutation_p, _permutation_cases, PERMUTATION,
+        "It needs no truth to compare with: two clouds are enough."),
 }

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from ..checking import Exercise, Mistake, normal
+from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['VELOCITY', 'SCALES', 'PUSH', 'RESCALED', 'THIS', 'HIDDEN', 'EXERCISES', 'guided_velocity', 'their_scales',
-           'classifier_push', 'rescaled', 'this_not_that', 'hidden_scale']
+__all__ = ['VELOCITY', 'GUIDED_LOOP', 'PUSH', 'RESCALED', 'DROPPED', 'HIDDEN', 'EXERCISES', 'guided_velocity', 'guided_loop',
+           'classifier_push', 'rescaled', 'dropped_loss', 'hidden_scale']
 
 # %% ../../nbs/solutions/09_guidance.ipynb #562c130c
 def guided_velocity(x, t, eps_null, eps_label, w):
@@ -85,72 +85,57 @@ def _velocity_cases() -> list[tuple]:
         cases.append((x, t, eps_null, eps_label, w))
     return cases
 
-# %% ../../nbs/solutions/09_guidance.ipynb #39b29e04
-def their_scales(u_null, u_label, scale):
-    "u_null and u_label (B, C, H, W), scale (B,), 0 for off -> the guided prediction, (B, C, H, W)"
-    return u_label + scale[:, None, None, None] * (u_label - u_null)
+# %% ../../nbs/solutions/09_guidance.ipynb #6bba1f34
+def guided_loop(net, x, y, null, w, n, lo, hi):
+    "net(x, t, y) -> velocity, t a number; x (B, D) noise; y (B,) labels; null a label -> the samples, (B, D)"
+    for k in range(n):
+        t = k / n
+        if lo <= t <= hi:
+            labels = torch.cat([torch.full_like(y, null), y])
+            u_null, u_label = net(torch.cat([x, x]), t, labels).chunk(2)
+            u = u_null + w * (u_label - u_null)
+        else:
+            u = net(x, t, y)
+        x = x + u / n
+    return x
 
-# %% ../../nbs/solutions/09_guidance.ipynb #3cfcfde6
-def _as_column(scale): return scale[:, None, None, None]
-
-
-def _our_w(u_null, u_label, scale): return u_null + _as_column(scale) * (u_label - u_null)
-def _wrong_way(u_null, u_label, scale): return u_null + _as_column(scale - 1) * (u_label - u_null)
-def _towards_null(u_null, u_label, scale): return u_label + _as_column(scale) * (u_null - u_label)
-
-
-def _one_too_many(u_null, u_label, scale):
-    return u_label + _as_column(1 + scale) * (u_label - u_null)
-
-
-def _minus_lost(u_null, u_label, scale):
-    return (1 + _as_column(scale)) * u_label + _as_column(scale) * u_null
-
-
-def _mean_scale(u_null, u_label, scale): return u_label + scale.mean() * (u_label - u_null)
-def _first_scale(u_null, u_label, scale): return u_label + scale[0] * (u_label - u_null)
+# %% ../../nbs/solutions/09_guidance.ipynb #1114ce09
+def _guided_walk(net, x, y, null, w, n, lo, hi, elsewhere=1.0, late=0):
+    for k in range(n):
+        t = (k + late) / n
+        u_null, u_label = net(x, t, torch.full_like(y, null)), net(x, t, y)
+        x = x + torch.lerp(u_null, u_label, w if lo <= t <= hi else elsewhere) / n
+    return x
 
 
-def _last_dimension(u_null, u_label, scale):
-    if len(scale) != u_null.shape[-1]: return _mean_scale(u_null, u_label, scale)
-    return u_label + scale * (u_label - u_null)
+def _null_elsewhere(net, x, y, null, w, n, lo, hi):
+    return _guided_walk(net, x, y, null, w, n, lo, hi, elsewhere=0.0)
 
 
-def _null_where_off(u_null, u_label, scale):
-    guided = their_scales(u_null, u_label, scale)
-    return guided.where(_as_column(scale > 0), u_null)
+def _always_guided(net, x, y, null, w, n, lo, hi): return _guided_walk(net, x, y, null, w, n, 0.0, 1.0)
+def _halves_swapped(net, x, y, null, w, n, lo, hi): return _guided_walk(net, x, y, null, 1 - w, n, lo, hi)
+def _loop_their_w(net, x, y, null, w, n, lo, hi): return _guided_walk(net, x, y, null, 1 + w, n, lo, hi)
+def _late_time(net, x, y, null, w, n, lo, hi): return _guided_walk(net, x, y, null, w, n, lo, hi, late=1)
 
 
-SCALES = (
-    Mistake(_our_w,
-            "This takes the scale for our w, and 0 would mean \"no "
-            "label\". With theirs, 0 is the prediction with the label."),
-    Mistake(_wrong_way, "You moved by one in the wrong direction: our w is their scale plus 1."),
-    Mistake(_towards_null,
-            "You walk from the label back to the null. Guidance "
-            "goes away from the prediction without a label."),
-    Mistake(_one_too_many,
-            "This is one too many: from u_label on, the step is scale·(u_label - u_null)."),
-    Mistake(_minus_lost, "A sign is off: the weights 1 + scale and -scale must add up to 1."),
-    Mistake(_mean_scale, "Every image has its own scale; you used their mean for all."),
-    Mistake(_first_scale, "Every image has its own scale; you used the first one for all."),
-    Mistake(_last_dimension,
-            "The scale met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
-    Mistake(_null_where_off,
-            "Where the scale is 0 you returned the prediction "
-            "without a label. Off means the one with it."),
+GUIDED_LOOP = (
+    Mistake(_null_elsewhere, "Outside the interval you dropped the label. Elsewhere w is 1: what is that?"),
+    Mistake(_always_guided, "You guide at all times. What does the interval say?"),
+    Mistake(_halves_swapped,
+            "With your line w = 0 gives the label and w = 1 none. Are the halves of the doubled batch in the order"
+            " in which you take them apart?"),
+    Mistake(_loop_their_w, "Your w is that of Ho and Salimans, which is 0 for 'off'. What is ours there?"),
+    Mistake(_late_time, "Each step evaluates the network at the time where it ends. Where is x?"),
 )
 
 
-def _scale_cases() -> list[tuple]:
-    cases = []
-    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
-    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
-        B = shape[0]
-        scale = (1 + 2 * normal(B, seed=5).abs()) * (torch.arange(B) > 0)
-        scale[-1] = -0.5  # away from the label
-        cases.append((normal(*shape, seed=3), normal(*shape, seed=4), scale))
-    return cases
+def _labelled_field(x, t, y): return torch.sin(2 * x) + (y[:, None] - 1) * (1 - 0.6 * t)
+
+
+def _guided_loop_cases() -> list[tuple]:
+    settings = (2.5, 10, 0.25, 0.65), (0.5, 8, 0.3, 0.8)
+    return [(_labelled_field, normal(6, 2, seed=k), torch.arange(6) % 3, 3, *numbers)
+            for k, numbers in enumerate(settings)]
 
 # %% ../../nbs/solutions/09_guidance.ipynb #2edccc84
 def classifier_push(x, y, W, b):
@@ -335,53 +320,59 @@ def _rescale_cases() -> list[tuple]:
         cases.append((u_null, u_label, w, phi))
     return cases
 
-# %% ../../nbs/solutions/09_guidance.ipynb #6c4fa4a5
-def this_not_that(score, score_a, score_b, w):
-    "score, score_a = ∇log p(x | a) and score_b (B, D), w a number -> the score, (B, D)"
-    return score + w * (score_a - score_b)
+# %% ../../nbs/solutions/09_guidance.ipynb #05967ab6
+def dropped_loss(net, x1, y, null, drop, t, eps, u):
+    "x1, eps (B, D), y (B,) labels, t, u (B,) in (0, 1), null, drop numbers; net(x, t, y) -> (B, D) -> a scalar"
+    y = torch.where(u < drop, null, y)
+    x = t[:, None] * x1 + (1 - t[:, None]) * eps
+    return (net(x, t, y) - (x1 - eps)).square().mean()
 
-# %% ../../nbs/solutions/09_guidance.ipynb #f5c2c60b
-def _without_p(score, score_a, score_b, w): return w * (score_a - score_b)
-def _negative_prompt(score, score_a, score_b, w): return (1 - w) * score_b + w * score_a
-def _from_a(score, score_a, score_b, w): return score_a + w * (score_a - score_b)
-
-
-def _both_wanted(score, score_a, score_b, w):
-    return score + w * (score_a - score) + w * (score_b - score)
-
-
-def _reversed(score, score_a, score_b, w): return score + w * (score_b - score_a)
-def _score_as_push(score, score_a, score_b, w): return score + w * score_a - w * (score_b - score)
-def _only_a(score, score_a, score_b, w): return (1 - w) * score + w * score_a
-def _b_once(score, score_a, score_b, w): return score + w * (score_a - score) - (score_b - score)
-def _score_scaled(score, score_a, score_b, w): return (1 - w) * score + w * (score_a - score_b)
+# %% ../../nbs/solutions/09_guidance.ipynb #78432219
+def _hidden_loss(net, x1, y, null, hidden, t, eps, seen_only=False):
+    x = t[:, None] * x1 + (1 - t[:, None]) * eps
+    error = (net(x, t, torch.where(hidden, null, y)) - (x1 - eps)).square().mean(1)
+    return error[~hidden].mean() if seen_only else error.mean()
 
 
-THIS = (
-    Mistake(_without_p,
-            "p(x) has gone. The unconditional score drops out "
-            "of the two pushes, but stays once on its own."),
-    Mistake(_negative_prompt,
-            "This is a negative prompt: b in the place of \"no label\". It is "
-            "the score of another density; start from the unconditional score."),
-    Mistake(_from_a, "You start from p(x | a), so a counts with w + 1. Start from p(x)."),
-    Mistake(_both_wanted, "This moves towards a *and* b. Dividing by p(b | x) subtracts its push."),
-    Mistake(_reversed, "You exchanged a and b: this avoids a."),
-    Mistake(_score_as_push, "score_a is no push. By Bayes' rule the push is score_a - score."),
-    Mistake(_only_a, "b is missing: subtract w times its push."),
-    Mistake(_b_once, "Both pushes carry the factor w."),
-    Mistake(_score_scaled,
-            "The unconditional score keeps its weight of 1: "
-            "what the pushes take from it, +w and -w, cancels."),
+def _hides_the_others(net, x1, y, null, drop, t, eps, u): return _hidden_loss(net, x1, y, null, u >= drop, t, eps)
+
+
+def _all_or_none(net, x1, y, null, drop, t, eps, u):
+    return _hidden_loss(net, x1, y, null, (u[0] < drop).expand(len(u)), t, eps)
+
+
+def _seen_only(net, x1, y, null, drop, t, eps, u): return _hidden_loss(net, x1, y, null, u < drop, t, eps, True)
+def _never_hidden(net, x1, y, null, drop, t, eps, u): return _hidden_loss(net, x1, y, null, u < 0, t, eps)
+
+
+def _towards_noise(net, x1, y, null, drop, t, eps, u):
+    x = t[:, None] * x1 + (1 - t[:, None]) * eps
+    return (net(x, t, torch.where(u < drop, null, y)) - (eps - x1)).square().mean()
+
+
+def _noise_at_one(net, x1, y, null, drop, t, eps, u):
+    x = (1 - t[:, None]) * x1 + t[:, None] * eps
+    return (net(x, t, torch.where(u < drop, null, y)) - (x1 - eps)).square().mean()
+
+
+DROPPED = (
+    Mistake(_hides_the_others, "You hide the labels that should be seen. With which probability is u below drop?"),
+    Mistake(_all_or_none, "The whole batch is hidden, or none of it. What decides about each label?"),
+    Mistake(_seen_only,
+            "You leave the points with hidden labels out of the loss. What would teach the network the null label?"),
+    Mistake(_never_hidden, "All labels are seen. Then what is a prediction with the null label worth?"),
+    Mistake(_towards_noise, "The velocity of the linear path leads from noise to data. Where does yours lead?"),
+    Mistake(_noise_at_one, "At t = 1 your x is pure noise. What lies there on our clock?"),
 )
 
 
-def _this_cases() -> list[tuple]:
-    cases = []
-    for w in (1.0, 2.5, -0.6):
-        score, score_a, score_b = (normal(5, 2, seed=seed) for seed in (16, 17, 18))
-        cases.append((score, score_a, score_b, w))
-    return cases
+def _label_net(x, t, y): return torch.sin(x) + 0.7 * y[:, None] + t[:, None]
+
+
+def _dropped_cases() -> list[tuple]:
+    lots = [0.1, 0.9, 0.3, 0.7, 0.8, 0.2, 0.6, 0.5], [0.9, 0.2, 0.3, 0.1, 0.8, 0.7, 0.6, 0.5]
+    return [(_label_net, normal(8, 2, seed=k), torch.arange(8) % 3, 3, (0.4, 0.25)[k], uniform(8, seed=k + 2),
+             normal(8, 2, seed=k + 4), torch.tensor(lots[k], dtype=torch.float64)) for k in range(2)]
 
 # %% ../../nbs/solutions/09_guidance.ipynb #82cfd914
 def hidden_scale(u_null, u_label, u_used):
@@ -471,18 +462,18 @@ EXERCISES = {
     "guided_velocity": Exercise(
         guided_velocity, _velocity_cases, VELOCITY,
         "Guidance doesn't care what the network predicts."),
-    "their_scales": Exercise(
-        their_scales, _scale_cases, SCALES,
-        "You can read a guidance scale wherever you meet one."),
+    "guided_loop": Exercise(
+        guided_loop, _guided_loop_cases, GUIDED_LOOP,
+        "This is how image tools sample: one doubled batch a step, in an interval."),
     "classifier_push": Exercise(
         classifier_push, _push_cases, PUSH,
         "With a deep classifier autograd does this sum for you, and it steers any model."),
     "rescaled": Exercise(
         rescaled, _rescale_cases, RESCALED,
         "This is `guidance_rescale` in image tools."),
-    "this_not_that": Exercise(
-        this_not_that, _this_cases, THIS,
-        "Scores compose because logarithms add."),
+    "dropped_loss": Exercise(
+        dropped_loss, _dropped_cases, DROPPED,
+        "With this loss one network learns both halves of guidance."),
     "hidden_scale": Exercise(
         hidden_scale, _hidden_cases, HIDDEN,
         "Two predictions span a line, and w is the place on it."),

@@ -5,13 +5,15 @@
 # %% ../../nbs/solutions/07_samplers.ipynb #28cb3cfe
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['DDIM', 'CALLS', 'HALF', 'TWO', 'KURTOSIS', 'KEPT', 'EXERCISES', 'ddim_step', 'count_calls', 'half_way',
-           'two_velocities', 'path_kurtosis', 'noise_kept']
+__all__ = ['DDIM', 'CALLS', 'SOLVER_2', 'TWO', 'MULTISTEP', 'KEPT', 'EXERCISES', 'ddim_step', 'count_calls', 'solver_2_step',
+           'two_velocities', 'multistep_sampler', 'noise_kept']
 
 # %% ../../nbs/solutions/07_samplers.ipynb #5f4d8f54
 def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
@@ -198,54 +200,62 @@ def _calls_cases() -> list[tuple]:
         (4, 3, True, False, False, True),
     ]
 
-# %% ../../nbs/solutions/07_samplers.ipynb #901d4f48
-def half_way(t, s):
-    "t and s (n,), both inside (0, 1) -> times (n,)"
+# %% ../../nbs/solutions/07_samplers.ipynb #535bdda7
+def solver_2_step(eps, x, t, s):
+    "eps(x (B, D), t) -> (B, D) the predicted noise; x (B, D) at t; 0 < t < s < 1 numbers -> x at s, (B, D)"
     r_t = (1 - t) / t
     r_s = (1 - s) / s
-    r = (r_t * r_s).sqrt()
-    return 1 / (1 + r)
+    r_m = (r_t * r_s) ** 0.5
+    m = 1 / (1 + r_m)
+    x_m = m * (x / t + (r_m - r_t) * eps(x, t))
+    return s * (x / t + (r_s - r_t) * eps(x_m, m))
 
-# %% ../../nbs/solutions/07_samplers.ipynb #9c1a5c15
+# %% ../../nbs/solutions/07_samplers.ipynb #dd477508
 def _r(t): return (1 - t) / t
-def _time(r): return 1 / (1 + r)
+def _carried(x, t, s, e): return s * (x / t + (_r(s) - _r(t)) * e)
+def _middle(t, s): return 1 / (1 + (_r(t) * _r(s)) ** 0.5)
 
 
-def _mean_time(t, s): return (t + s) / 2
-def _mean_ratio(t, s): return _time((_r(t) + _r(s)) / 2)
-def _mean_inverse(t, s): return 1 - _time((1 / _r(t) + 1 / _r(s)) / 2)
-def _geometric_time(t, s): return (t * s).sqrt()
-def _ratio(t, s): return (_r(t) * _r(s)).sqrt()
-def _one_minus_t(t, s): return 1 - half_way(t, s)
-def _log_snr(t, s): return -(_r(t) * _r(s)).log()
-def _no_root(t, s): return _time(_r(t) * _r(s))
-def _noise_alone(t, s): return 1 - ((1 - t) * (1 - s)).sqrt()
+def _only_ddim(eps, x, t, s): return _carried(x, t, s, eps(x, t))
 
 
-HALF = (
-    Mistake(_mean_time,
-            "That is half-way in t. Go to the log-SNR, take the mean there, and come back."),
-    Mistake(_mean_ratio,
-            "You took the mean of the ratios sigma/alpha. Take the mean of their *logarithms*."),
-    Mistake(_mean_inverse,
-            "You took the mean of the ratios alpha/sigma. Take the mean of their *logarithms*."),
-    Mistake(_geometric_time,
-            "You took the geometric mean of the times. "
-            "The ratio is (1 - t)/t: noise counts as well."),
-    Mistake(_ratio, "This is sigma/alpha at the time half-way. Solve (1 - t)/t = ratio for t."),
-    Mistake(_one_minus_t, "This is 1 - t: you solved t/(1 - t) = sigma/alpha, the wrong way up."),
-    Mistake(_log_snr, "This is the log-SNR half-way. Turn it back into a time."),
-    Mistake(_no_root,
-            "Half of the sum of two logarithms is the logarithm of the *root* of the product."),
-    Mistake(_noise_alone,
-            "You took the geometric mean of the noise alone. "
-            "The ratio (1 - t)/t has the signal in it too."),
+def _two_ddim(eps, x, t, s):
+    m = _middle(t, s)
+    x_m = _carried(x, t, m, eps(x, t))
+    return _carried(x_m, m, s, eps(x_m, m))
+
+
+def _half_in_t(eps, x, t, s):
+    m = (t + s) / 2
+    return _carried(x, t, s, eps(_carried(x, t, m, eps(x, t)), m))
+
+
+def _not_moved(eps, x, t, s): return _carried(x, t, s, eps(x, _middle(t, s)))
+
+
+def _from_the_middle(eps, x, t, s):
+    m = _middle(t, s)
+    x_m = _carried(x, t, m, eps(x, t))
+    return _carried(x_m, t, s, eps(x_m, m))
+
+
+SOLVER_2 = (
+    Mistake(_only_ddim, "This is one DDIM step, of first order. Where is the second evaluation?"),
+    Mistake(_two_ddim, "These are two DDIM steps, so the order is still 1. From which point does the whole step begin?"),
+    Mistake(_half_in_t, "The order is right, but your middle lies half-way in t. Where is it in log-SNR?"),
+    Mistake(_not_moved, "You evaluate the noise at the time m, but at the old x. Where would the point be by then?"),
+    Mistake(_from_the_middle, "The whole step begins at x, at time t. Which point did you start from?"),
 )
 
 
-def _half_way_cases() -> list[tuple]:
-    ts = [0.05 + 0.6 * uniform(n, seed=3) for n in (6, 4)]
-    return [(t, t + 0.05 + 0.25 * uniform(len(t), seed=4)) for t in ts]
+def _gaussian_eps(x, t):  # of data N((1, -1/2), I / 4) on the linear path
+    mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    return (1 - t) * (x - t * mean) / (0.25 * t**2 + (1 - t) ** 2)
+
+
+def _solver_cases() -> list[tuple]:
+    times = (0.2, 0.5), (0.5, 0.9), (0.05, 0.1)
+    return [(_gaussian_eps, normal(5, 2, seed=seed), t, s) for seed, (t, s) in enumerate(times)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
 def two_velocities(x, u, u_before, r, t, s):
@@ -323,47 +333,73 @@ def _two_cases() -> list[tuple]:
         cases.append((x, u, u_before, r, t, s))
     return cases
 
-# %% ../../nbs/solutions/07_samplers.ipynb #749ccfb4
-def path_kurtosis(h):
-    "lengths of the steps (n,), positive -> the kurtosis of the sum, a scalar"
-    excess = 6 * (h**2).sum()
-    return 3 + excess / h.sum() ** 2
+# %% ../../nbs/solutions/07_samplers.ipynb #34228670
+def multistep_sampler(u, x, ts):
+    "u(x (B, D), t) -> (B, D) the velocity; x (B, D) at ts[0]; ts (n + 1,) rising -> x at ts[-1], (B, D)"
+    before = None
+    for k in range(len(ts) - 1):
+        t = ts[k].item()
+        h = ts[k + 1].item() - t
+        now = u(x, t)
+        slope = 0 if before is None else (now - before) / (t - ts[k - 1].item())
+        x = x + h * (now + h / 2 * slope)
+        before = now
+    return x
 
-# %% ../../nbs/solutions/07_samplers.ipynb #eb9081ee
-def _one_step(h): return 9 + 0 * h.sum()
-def _gaussian(h): return 3 + 0 * h.sum()
-def _as_if_equal(h): return 3 + 6 / len(h) + 0 * h.sum()
-def _excess(h): return 6 * (h**2).sum() / h.sum() ** 2
-def _not_scaled(h): return 3 + 6 * (h**2).sum()
-def _no_mixed_terms(h): return 9 * (h**2).sum() / h.sum() ** 2
-def _nine_for_six(h): return 3 + 9 * (h**2).sum() / h.sum() ** 2
-def _three_for_six(h): return 3 + 3 * (h**2).sum() / h.sum() ** 2
+# %% ../../nbs/solutions/07_samplers.ipynb #17bc9666
+def _euler_loop(u, x, ts):
+    for t, s in pairwise(ts.tolist()): x = x + (s - t) * u(x, t)
+    return x
 
 
-KURTOSIS = (
-    Mistake(_one_step, "You return 9, the kurtosis of one step. What becomes of it in a sum of many?"),
-    Mistake(_gaussian, "You return 3, the limit for many small steps. How far from it are these?"),
-    Mistake(_as_if_equal,
-            "This is right where all steps are equally long. A "
-            "long step counts for more: it adds h_k² to the excess."),
-    Mistake(_excess, "This is the kurtosis above that of a Gaussian. Add the Gaussian's 3."),
-    Mistake(_not_scaled, "Divide by the square of the variance: the kurtosis has no unit."),
-    Mistake(_no_mixed_terms,
-            "The fourth power of a sum also holds the products of two different steps' squares."),
-    Mistake(_nine_for_six,
-            "Each step adds 9·h² - 3·h² above what a Gaussian step would: that is 6·h²."),
-    Mistake(_three_for_six,
-            "The fourth moment of a product of two "
-            "independent normals is 3·3 = 9: its excess is 6."),
+def _equal_lengths(u, x, ts):
+    before = None
+    for t, s in pairwise(ts.tolist()):
+        now = u(x, t)
+        x = x + (s - t) * (now if before is None else (3 * now - before) / 2)
+        before = now
+    return x
+
+
+def _never_renewed(u, x, ts):
+    times = ts.tolist()
+    first = u(x, times[0])
+    for k in range(len(times) - 1):
+        t, h = times[k], times[k + 1] - times[k]
+        now = first if k == 0 else u(x, t)
+        slope = (now - first) / (t - times[k - 1]) if k else 0
+        x = x + h * (now + h / 2 * slope)
+    return x
+
+
+def _evaluated_again(u, x, ts):
+    times = ts.tolist()
+    for k in range(len(times) - 1):
+        t, h = times[k], times[k + 1] - times[k]
+        now = u(x, t)
+        slope = (now - u(x, times[k - 1])) / (t - times[k - 1]) if k else 0
+        x = x + h * (now + h / 2 * slope)
+    return x
+
+
+MULTISTEP = (
+    Mistake(_euler_loop, "This is Euler's method throughout. What do you know from the step before?"),
+    Mistake(_equal_lengths, "Right where all steps are equally long. Over which length was the change observed?"),
+    Mistake(_never_renewed, "In the third step, which velocity is the one before? Yours is still the very first."),
+    Mistake(_evaluated_again,
+            "You evaluate the old time again, at a point where the path never was. What could you have kept?"),
 )
 
 
-def _kurtosis_cases() -> list[tuple]:
-    return [
-        (torch.full((4,), 0.25, dtype=torch.float64),),
-        (torch.ones(1, dtype=torch.float64),),
-        (2 * uniform(7, seed=8) + 0.1,),
-    ]
+def _gaussian_velocity(x, t):  # of data N((1, -1/2), I / 4) on the linear path
+    mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    return mean + (0.25 * t - (1 - t)) / (0.25 * t**2 + (1 - t) ** 2) * (x - t * mean)
+
+
+def _multistep_cases() -> list[tuple]:
+    grids = [0.0, 0.1, 0.3, 0.35, 0.8, 1.0], [0.0, 0.25, 0.5, 0.7, 1.0], [0.2, 0.3, 0.6]
+    return [(_gaussian_velocity, normal(5, 2, seed=seed), torch.tensor(ts, dtype=torch.float64))
+            for seed, ts in enumerate(grids)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #bedc09ff
 def noise_kept(log_snr, eta):
@@ -434,15 +470,15 @@ EXERCISES = {
     "count_calls": Exercise(
         count_calls, _calls_cases, CALLS,
         "You can compare samplers fairly: by calls, not by steps."),
-    "half_way": Exercise(
-        half_way, _half_way_cases, HALF,
-        "Solvers in the log-SNR evaluate the model at this time."),
+    "solver_2_step": Exercise(
+        solver_2_step, _solver_cases, SOLVER_2,
+        "You have written DPM-Solver-2: order 2 with two evaluations a step."),
     "two_velocities": Exercise(
         two_velocities, _two_cases, TWO,
         "It has order 2 for one call a step, and DPM-Solver++(2M) is its sibling."),
-    "path_kurtosis": Exercise(
-        path_kurtosis, _kurtosis_cases, KURTOSIS,
-        "That is why this bug survives: look at single steps, not at the end."),
+    "multistep_sampler": Exercise(
+        multistep_sampler, _multistep_cases, MULTISTEP,
+        "Order 2, one evaluation a step: this is why multistep samplers are the usual choice."),
     "noise_kept": Exercise(
         noise_kept, _kept_cases, KEPT,
         "With eta = 1 only the two ends count. Between 0 and 1, finer steps forget more."),

@@ -12,8 +12,8 @@ import torch
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['MIX', 'TOWARDS', 'DDPM_LEVELS', 'COSINE_TIME', 'FIELD', 'EXERCISES', 'mix_pictures', 'velocity_towards',
-           'ddpm_levels', 'cosine_time', 'field_of_points']
+__all__ = ['MIX', 'TOWARDS', 'DDPM_LEVELS', 'COSINE_TIME', 'FIELD', 'FLOW', 'EXERCISES', 'mix_pictures', 'velocity_towards',
+           'ddpm_levels', 'cosine_time', 'field_of_points', 'flow_to_points']
 
 # %% ../../nbs/solutions/03_paths.ipynb #89c43e80
 def mix_pictures(x1, eps, alpha):
@@ -305,6 +305,57 @@ def _field_cases() -> list[tuple]:
     scales = ((1.0, 0.3), (1.0, 0.0), (60.0, 0.9))  # of x, and the time
     return [(scale * normal(6, 2, seed=7), normal(9, 2, seed=8), t) for scale, t in scales]
 
+# %% ../../nbs/solutions/03_paths.ipynb #b5c0fea9
+def flow_to_points(x, data, n_steps):
+    "noise x (m, D), data (n, D) -> x at t = 1 after n_steps equal Euler steps along the marginal field"
+    for k in range(n_steps):
+        x = x + field_of_points(x, data, k / n_steps) / n_steps
+    return x
+
+# %% ../../nbs/solutions/03_paths.ipynb #becd37b8
+def _late_field(x, data, n_steps):
+    for k in range(n_steps): x = x + field_of_points(x, data, min((k + 1) / n_steps, 0.999)) / n_steps
+    return x
+
+
+def _frozen_field(x, data, n_steps):
+    for _ in range(n_steps): x = x + field_of_points(x, data, 0.0) / n_steps
+    return x
+
+
+def _whole_arrows(x, data, n_steps):
+    for k in range(n_steps): x = x + field_of_points(x, data, k / n_steps)
+    return x
+
+
+def _one_jump(x, data, n_steps): return flow_to_points(x, data, 1)
+
+
+def _stopped_early(x, data, n_steps):
+    for k in range(n_steps - 1): x = x + field_of_points(x, data, k / n_steps) / n_steps
+    return x
+
+
+def _to_the_end_each_time(x, data, n_steps):
+    for k in range(n_steps): x = x + (1 - k / n_steps) * field_of_points(x, data, k / n_steps)
+    return x
+
+
+FLOW = (
+    Mistake(_late_field, "Each step uses the field of the time at which it ends. Where are you when you take it?"),
+    Mistake(_frozen_field,
+            "The field stands still at t = 0, where every arrow points to the mean. What changes with time?"),
+    Mistake(_whole_arrows, "You walk a whole arrow in every step. An arrow is a velocity: for how long?"),
+    Mistake(_one_jump,
+            "A single step lands on the mean of the data. Conditional paths are straight; is the marginal one?"),
+    Mistake(_stopped_early, "You stop one step before t = 1. With n steps, at which time does the last one begin?"),
+    Mistake(_to_the_end_each_time, "Each step runs all the way to t = 1. How long is one of n equal steps?"),
+)
+
+
+def _flow_cases() -> list[tuple]:
+    return [(normal(6, 2, seed=7), normal(9, 2, seed=8), 12), (normal(5, 3, seed=9), normal(4, 3, seed=10), 5)]
+
 # %% ../../nbs/solutions/03_paths.ipynb #b6987c9f
 EXERCISES = {
     "mix_pictures": Exercise(
@@ -323,4 +374,7 @@ EXERCISES = {
         field_of_points, _field_cases, FIELD,
         "This is the perfect generative model of a "
         "training set. Lesson 4 shows what it generates."),
+    "flow_to_points": Exercise(
+        flow_to_points, _flow_cases, FLOW,
+        "You have sampled from a generative model that you wrote yourself."),
 }

@@ -10,8 +10,8 @@ import torch
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['DENOISE', 'LOSS', 'STEP', 'DRIFT', 'SETTLED_VARIANCE', 'EXERCISES', 'denoise_with_score', 'picture_loss',
-           'step_to_noise', 'generating_drift', 'settled_variance']
+__all__ = ['DENOISE', 'LOSS', 'STEP', 'DRIFT', 'SETTLED_VARIANCE', 'SAMPLER', 'EXERCISES', 'denoise_with_score', 'picture_loss',
+           'step_to_noise', 'generating_drift', 'settled_variance', 'sde_sampler']
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #94ddf3bd
 def denoise_with_score(x, score, alpha, sigma):
@@ -290,6 +290,68 @@ SETTLED_VARIANCE = (
 def _variance_cases() -> list[tuple]:
     return [(0.5 + uniform(n, seed=11), 0.05 + 0.4 * uniform(n, seed=12)) for n in (6, 4)]
 
+# %% ../../nbs/solutions/06_score_matching.ipynb #bc97eb45
+def sde_sampler(velocity, score, x, ts, churn, z):
+    "velocity(x, t), score(x, t) -> (B, D); x (B, D) at ts[0]; ts (n + 1,) up to 1; z (n, B, D) -> (B, D)"
+    for k in range(len(ts) - 1):
+        t = ts[k].item()
+        h = ts[k + 1].item() - t
+        u = velocity(x, t)
+        if k == len(ts) - 2: return x + (1 - t) * u
+        g2 = 2 * (1 - t) * churn
+        x = x + h * (u + g2 / 2 * score(x, t)) + (g2 * h) ** 0.5 * z[k]
+
+# %% ../../nbs/solutions/06_score_matching.ipynb #b79afb74
+def _walk(velocity, score, x, ts, churn, z, *, pull=0.5, power=(0.5, 0.5), late=False, last=True):
+    for k in range(len(ts) - 1):
+        t = ts[k].item()
+        s = ts[k + 1].item()
+        u = velocity(x, t)
+        if last and k == len(ts) - 2: return x + (1 - t) * u
+        g2 = 2 * (1 - (s if late else t)) * churn
+        noise = g2 ** power[0] * (s - t) ** power[1] * z[k]
+        x = x + (s - t) * (u + pull * g2 * score(x, t)) + noise
+    return x
+
+
+def _noise_at_the_end(*args): return _walk(*args, last=False)
+def _noise_times_h(*args): return _walk(*args, power=(0.5, 1.0))
+def _no_pull(*args): return _walk(*args, pull=0.0)
+def _double_pull(*args): return _walk(*args, pull=1.0)
+def _late_g(*args): return _walk(*args, late=True)
+def _variance_for_std(*args): return _walk(*args, power=(1.0, 0.5))
+
+
+SAMPLER = (
+    Mistake(_noise_at_the_end,
+            "Your last step adds noise, and nothing comes after it to remove that. What is the best guess there?"),
+    Mistake(_noise_times_h,
+            "Over n steps your noise vanishes as n grows. How does a Brownian increment grow with h?"),
+    Mistake(_no_pull, "You add noise; what brings the cloud back together?"),
+    Mistake(_double_pull, "How much of g² goes with the score? Compare with the SDE above."),
+    Mistake(_late_g, "Euler-Maruyama takes drift and g where the step begins. Which time does your g see?"),
+    Mistake(_variance_for_std, "g² is the rate of the variance. What scales the noise itself?"),
+)
+
+
+def _at(x, t): return x - t * torch.tensor([1.0, -0.5], dtype=torch.float64)
+def _gaussian_score(x, t): return -_at(x, t) / (0.25 * t**2 + (1 - t) ** 2)
+
+
+def _gaussian_velocity(x, t):  # of data N((1, -1/2), I / 4) on the linear path
+    mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    return mean + (0.25 * t - (1 - t)) / (0.25 * t**2 + (1 - t) ** 2) * _at(x, t)
+
+
+def _sampler_cases() -> list[tuple]:
+    even = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
+    cases = []
+    for ts, churn in ((even, 1.0), ([0.0, 0.1, 0.4, 0.5, 0.9, 1.0], 0.5), (even, 2.0)):
+        noise = normal(len(ts) - 1, 6, 2, seed=2)
+        times = torch.tensor(ts, dtype=torch.float64)
+        cases.append((_gaussian_velocity, _gaussian_score, normal(6, 2, seed=1), times, churn, noise))
+    return cases
+
 # %% ../../nbs/solutions/06_score_matching.ipynb #b6987c9f
 EXERCISES = {
     "denoise_with_score": Exercise(
@@ -307,4 +369,7 @@ EXERCISES = {
     "settled_variance": Exercise(
         settled_variance, _variance_cases, SETTLED_VARIANCE,
         "This is why a corrector's steps are kept small."),
+    "sde_sampler": Exercise(
+        sde_sampler, _sampler_cases, SAMPLER,
+        "With churn 0 it is lesson 5's sampler, and every other churn samples the same data."),
 }

@@ -8,83 +8,61 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['KL', 'BELIEVED_NOISE', 'PSNR', 'TIME', 'BOUND', 'LINEAR', 'EXERCISES', 'kl_between', 'believed_noise',
-           'psnr_of_bytes', 'same_time', 'tighter_bound', 'linear_posterior']
+__all__ = ['VAE_STEP', 'BELIEVED_NOISE', 'CODEBOOK', 'TIME', 'BOUND', 'LINEAR', 'EXERCISES', 'vae_step', 'believed_noise',
+           'learn_codebook', 'same_time', 'tighter_bound', 'linear_posterior']
 
-# %% ../../nbs/solutions/17_vae.ipynb #aff04ca3
-def kl_between(mean_q, log_var_q, mean_p, log_var_p):
-    "means and log variances (B, m) -> KL(q || p) in nats, (B,)"
-    squares = (log_var_q.exp() + (mean_q - mean_p).square()) / log_var_p.exp()
-    return (log_var_p - log_var_q + squares - 1).sum(1) / 2
+# %% ../../nbs/solutions/17_vae.ipynb #bde7e90f
+def vae_step(E, W, x, eps, kl, lr):
+    "E (D, 2m), W (m, D), x (B, D), eps (B, m) -> E and W after one step of gradient descent"
+    E, W = (v.clone().requires_grad_() for v in (E, W))
+    mu, log_var = (x @ E).chunk(2, 1)
+    z = mu + (log_var / 2).exp() * eps
+    nats = (mu**2 + log_var.exp() - 1 - log_var).sum(1) / 2
+    loss = (z @ W - x).square().mean() + kl * nats.mean() / x.shape[1]
+    dE, dW = torch.autograd.grad(loss, (E, W))
+    return E.detach() - lr * dE, W.detach() - lr * dW
 
-# %% ../../nbs/solutions/17_vae.ipynb #cd7f3a2f
-def _kl_the_other_way(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_p, log_var_p, mean_q, log_var_q)
-
-
-def _kl_without_half(mean_q, log_var_q, mean_p, log_var_p):
-    return 2 * kl_between(mean_q, log_var_q, mean_p, log_var_p)
-
-
-def _kl_standard(mean_q, log_var_q, mean_p, log_var_p):
-    return (mean_q**2 + log_var_q.exp() - 1 - log_var_q).sum(1) / 2
-
-
-def _kl_mean(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_q, log_var_q, mean_p, log_var_p) / mean_q.shape[1]
+# %% ../../nbs/solutions/17_vae.ipynb #d428bde9
+def _descend(E, W, x, kl, lr, draw):
+    E, W = (v.clone().requires_grad_() for v in (E, W))
+    mu, log_var = (x @ E).chunk(2, 1)
+    nats = (mu**2 + log_var.exp() - 1 - log_var).sum(1) / 2
+    loss = (draw(mu, log_var) @ W - x).square().mean() + kl * nats.mean() / x.shape[1]
+    dE, dW = torch.autograd.grad(loss, (E, W))
+    return E.detach() - lr * dE, W.detach() - lr * dW
 
 
-def _kl_no_one(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_q, log_var_q, mean_p, log_var_p) + mean_q.shape[1] / 2
+def _cut_off(E, W, x, eps, kl, lr):
+    return _descend(E, W, x, kl, lr, lambda mu, log_var: (mu + (log_var / 2).exp() * eps).detach())
 
 
-def _kl_all(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_q, log_var_q, mean_p, log_var_p).sum()
+def _log_var_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var * eps)
+def _kl_undivided(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1], lr)
+def _kl_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1] / eps.shape[1], lr)
+def _without_noise(E, W, x, eps, kl, lr): return vae_step(E, W, x, 0 * eps, kl, lr)
+def _upwards(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl, -lr)
+def _decoder_kept(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl, lr)[0], W
 
 
-def _kl_std(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_q, 2 * log_var_q, mean_p, 2 * log_var_p)
-
-
-def _kl_log_sign(mean_q, log_var_q, mean_p, log_var_p):
-    return kl_between(mean_q, log_var_q, mean_p, log_var_p) + (log_var_q - log_var_p).sum(1)
-
-
-def _kl_undivided(mean_q, log_var_q, mean_p, log_var_p):
-    squares = (log_var_q - log_var_p).exp() + (mean_q - mean_p) ** 2
-    return (log_var_p - log_var_q + squares - 1).sum(1) / 2
-
-
-KL = (
-    Mistake(_kl_the_other_way,
-            "That is KL(p || q). The average is over q, so the squares are divided "
-            "by the variance of p."),
-    Mistake(_kl_without_half, "This is twice too much: the half in front is missing."),
-    Mistake(_kl_standard,
-            "That is the KL to N(0, I). Here the prior has a mean and a variance of its own."),
-    Mistake(_kl_mean,
-            "Sum over the numbers of the code: independent numbers add their nats. A "
-            "mean forgets how many there are."),
-    Mistake(_kl_no_one, "Equal Gaussians must give 0: the -1 for each number is missing."),
-    Mistake(_kl_all, "Return one number for each row: sum over the last dimension only."),
-    Mistake(_kl_std,
-            "You took the log variance for the log of the standard deviation, and "
-            "doubled it. exp(log_var) is already tau²."),
-    Mistake(_kl_log_sign,
-            "The two logarithms have the wrong signs. A narrow q must cost nats, so "
-            "-log tau_q² belongs there."),
-    Mistake(_kl_undivided, "The squared distance of the means is divided by tau_p² too."),
+VAE_STEP = (
+    Mistake(_cut_off, "The squared error doesn't reach the encoder. Is your z still a function of mu and log_var?"),
+    Mistake(_log_var_as_std,
+            "What does the encoder return beside mu: tau, tau² or log tau²? Which of them multiplies eps?"),
+    Mistake(_kl_undivided, "By what is the squared error divided, and by what the KL?"),
+    Mistake(_kl_averaged, "Over what is the KL added up, and by what is it divided?"),
+    Mistake(_without_noise, "Your z is the mean. Where does eps come in?"),
+    Mistake(_upwards, "Your loss grows. In which direction does gradient descent go?"),
+    Mistake(_decoder_kept, "Only the encoder was trained. Which matrix did you forget?"),
 )
 
 
-def _kl_cases() -> list[tuple]:
-    return [tuple(normal(4, 3, seed=40 + k) for k in range(4)),
-            tuple(normal(3, 5, seed=30 + k) for k in range(4))]
+def _step_cases() -> list[tuple]:
+    return [(0.3 * normal(6, 4, seed=1), normal(2, 6, seed=2), normal(5, 6, seed=3), normal(5, 2, seed=4), 0.5, 0.1),
+            (0.3 * normal(4, 6, seed=5), normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #e989d76d
 def believed_noise(weight, D, m):
@@ -125,69 +103,61 @@ BELIEVED_NOISE = (
 
 def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (3.0, 64, 16)]
 
-# %% ../../nbs/solutions/17_vae.ipynb #b4cc420b
-def psnr_of_bytes(a, b):
-    "bytes (B, C, H, W) twice -> decibels, (B,)"
-    error = (a.double() - b.double()).square().mean((1, 2, 3))
-    return 10 * (255**2 / error).log10()
+# %% ../../nbs/solutions/17_vae.ipynb #da15cd06
+def learn_codebook(z, codebook, rounds):
+    "z (n, m), codebook (K, m), rounds: how many -> the codebook after them, (K, m)"
+    for _ in range(rounds):
+        nearest = torch.cdist(z, codebook).argmin(1)
+        codebook = codebook.clone()
+        for k in nearest.unique(): codebook[k] = z[nearest == k].mean(0)
+    return codebook
 
-# %% ../../nbs/solutions/17_vae.ipynb #e9689aea
-def _difference(a, b): return a.double() - b.double()
-def _error(a, b): return _difference(a, b).square().mean((1, 2, 3))
-
-
-def _psnr_wrapped(a, b):
-    error = (a - b).double().square().mean((1, 2, 3))
-    return 10 * (255**2 / error).log10()
+# %% ../../nbs/solutions/17_vae.ipynb #95f6fdb8
+def _one_round(z, codebook, rounds): return learn_codebook(z, codebook, 1)
 
 
-def _psnr_wrapped_square(a, b):
-    error = ((a - b) ** 2).double().mean((1, 2, 3))
-    return 10 * (255**2 / error).log10()
+def _nan_where_empty(z, codebook, rounds):
+    for _ in range(rounds):
+        nearest = torch.cdist(z, codebook).argmin(1)
+        codebook = torch.stack([z[nearest == k].mean(0) for k in range(len(codebook))])
+    return codebook
 
 
-def _psnr_range_one(a, b): return 10 * (1 / _error(a, b)).log10()
-def _psnr_range_two(a, b): return 10 * (4 / _error(a, b)).log10()
-def _psnr_twenty(a, b): return 2 * psnr_of_bytes(a, b)
-def _psnr_peak_once(a, b): return 10 * (255 / _error(a, b)).log10()
-def _psnr_one_error(a, b): return (10 * (255**2 / _error(a, b).mean()).log10()).expand(len(a))
-def _psnr_natural(a, b): return 10 * (255**2 / _error(a, b)).log()
-def _psnr_absolute(a, b): return 20 * (255 / _difference(a, b).abs().mean((1, 2, 3))).log10()
-def _psnr_negative(a, b): return -psnr_of_bytes(a, b)
-def _psnr_summed(a, b): return 10 * (255**2 / _difference(a, b).square().sum((1, 2, 3))).log10()
+def _zero_where_empty(z, codebook, rounds):
+    for _ in range(rounds):
+        nearest = torch.cdist(z, codebook).argmin(1)
+        members = [z[nearest == k] for k in range(len(codebook))]
+        codebook = torch.stack([v.sum(0) / max(len(v), 1) for v in members])
+    return codebook
 
 
-PSNR = (
-    Mistake(_psnr_wrapped,
-            "Bytes wrap around when you subtract: 3 - 5 is 254. Convert to floating point first."),
-    Mistake(_psnr_wrapped_square,
-            "You subtracted and squared bytes, and both wrap around. Convert to "
-            "floating point first."),
-    Mistake(_psnr_range_one, "The peak is 255, not 1."),
-    Mistake(_psnr_range_two,
-            "That takes the range to be 2, as psnr does for [-1, 1]. The range of bytes is 255."),
-    Mistake(_psnr_twenty,
-            "The factor 20 belongs to the square root of the error. The squared error takes 10."),
-    Mistake(_psnr_peak_once, "The peak is squared as well, like the error it is compared with."),
-    Mistake(_psnr_one_error, "You averaged the error over all images. Return one number for each."),
-    Mistake(_psnr_natural, "Decibels use the logarithm to base 10."),
-    Mistake(_psnr_absolute,
-            "You took absolute differences. The error of PSNR is the *squared* one."),
-    Mistake(_psnr_negative, "Wrong sign: a smaller error is a higher PSNR."),
-    Mistake(_psnr_summed, "You summed the squares. The error is their mean over the image."),
+def _one_after_another(z, codebook, rounds):
+    codebook = codebook.clone()
+    for _ in range(rounds):
+        for k in range(len(codebook)):
+            mine = torch.cdist(z, codebook).argmin(1) == k
+            if mine.any(): codebook[k] = z[mine].mean(0)
+    return codebook
+
+
+def _nearest_code(z, codebook, rounds):
+    for _ in range(rounds): codebook = z[torch.cdist(codebook, z).argmin(1)]
+    return codebook
+
+
+CODEBOOK = (
+    Mistake(_nan_where_empty, "The mean of no codes is NaN. What should a vector do that no code chose?"),
+    Mistake(_zero_where_empty, "A vector that no code chose has moved to 0. Where should it be?"),
+    Mistake(_one_round, "Was the assignment computed only once? What changes after a vector has moved?"),
+    Mistake(_one_after_another, "Some codes were assigned after a vector had moved. What happens first in a round?"),
+    Mistake(_nearest_code, "Does each vector choose its nearest code, or each code its nearest vector?"),
 )
 
 
-def _bytes(seed: int, noise: int) -> tuple[Tensor, Tensor]:
-    "Random bytes, and the same with noise of whole numbers, stronger from channel to channel."
-    generator = torch.Generator().manual_seed(seed)
-    a = torch.randint(0, 256, (3, 3, 4, 5), generator=generator)
-    size = torch.tensor([1, 2, 3])[:, None, None, None]
-    b = a + size * torch.randint(-noise, noise + 1, a.shape, generator=generator)
-    return a.byte(), b.clamp(0, 255).byte()
-
-
-def _psnr_cases() -> list[tuple]: return [_bytes(0, 20), _bytes(1, 60)]
+def _codebook_cases() -> list[tuple]:  # in both, one vector is so far away that no code chooses it
+    z = normal(40, 2, seed=18)
+    near, far = torch.cat([z[:3], z.new_full((1, 2), 50.0)]), torch.cat([z.new_full((1, 2), -30.0), z[5:9] + 1])
+    return [(z, near, 3), (normal(40, 2, seed=18) + 1, far, 5)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #a5146098
 def same_time(t, c):
@@ -410,15 +380,15 @@ def _linear_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/17_vae.ipynb #b6987c9f
 EXERCISES = {
-    "kl_between": Exercise(
-        kl_between, _kl_cases, KL,
-        "The same formula lets a code's prior be learned."),
+    "vae_step": Exercise(
+        vae_step, _step_cases, VAE_STEP,
+        "Put convolutions in the place of E and W, and this trains the lesson's networks."),
     "believed_noise": Exercise(
         believed_noise, _noise_cases, BELIEVED_NOISE,
         "Now you can compare the weights of different papers."),
-    "psnr_of_bytes": Exercise(
-        psnr_of_bytes, _psnr_cases, PSNR,
-        "It agrees with psnr on [-1, 1], where the range is 2."),
+    "learn_codebook": Exercise(
+        learn_codebook, _codebook_cases, CODEBOOK,
+        "With it a code becomes a list of whole numbers, like words."),
     "same_time": Exercise(
         same_time, _time_cases, TIME,
         "That is the shift of times that large models use as well."),
