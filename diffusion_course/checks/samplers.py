@@ -241,7 +241,8 @@ def _from_the_middle(eps, x, t, s):
 
 SOLVER_2 = (
     Mistake(_only_ddim, "This is one DDIM step, of first order. Where is the second evaluation?"),
-    Mistake(_two_ddim, "These are two DDIM steps, so the order is still 1. From which point does the whole step begin?"),
+    Mistake(_two_ddim,
+            "These are two DDIM steps, so the order is still 1. From which point does the whole step begin?"),
     Mistake(_half_in_t, "The order is right, but your middle lies half-way in t. Where is it in log-SNR?"),
     Mistake(_not_moved, "You evaluate the noise at the time m, but at the old x. Where would the point be by then?"),
     Mistake(_from_the_middle, "The whole step begins at x, at time t. Which point did you start from?"),
