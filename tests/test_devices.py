@@ -38,7 +38,7 @@ from diffusion_course.evaluation import (
 )
 from diffusion_course.few_step import FlowEnd, consistency, consistency_loss, teacher_pairs
 from diffusion_course.generation import (
-    InPrecision, SampleConfig, generate, noise, previews, sample_to_files,
+    InPrecision, SampleConfig, as_samples, generate, noise, previews, sample_to_files,
 )
 from diffusion_course.guidance import classifier_free, classifier_guided, tilted_log_prob
 from diffusion_course.images import DenoiseNet, Images, digit_classifier, digits, radial_spectrum, to_bytes
@@ -683,6 +683,8 @@ class TestImages:
             agree(device, draw, unet(), label, guidance=2.0, grid="karras", atol=0.02)
         for options in (dict(), dict(guidance=0.0, batch=3), dict(precision="bf16")):
             agree(device, draw, unet(), y, **options, atol=0.2 if options.get("precision") else 0.02)
+        for start in (pixels(4), pixels(1)[0]):
+            agree(device, draw, unet(), y, start=start, strength=0.5, atol=0.02)
         *_, last = previews(unet().to(device), 4, 2, sampler, 2.0, seed=1, y=y)
         assert last.x.device == last.x1.device == noise(unet().to(device), 4, 1).device == device
 
@@ -765,6 +767,7 @@ class TestImages:
         model = Denoiser(shaken(LatentUNet(latent_config(tmp_path))), Linear()).eval().to(device)
         z = generate(model, 3, 2, seed=0, y=1)
         assert latent.decode(model, z).device == model.net.decode(z).device == device
+        assert as_samples(model, pixels(3).to(device)).device == device
         for at in (CPU, device):
             for g in generators(device):
                 mask, ts, x = (
@@ -1000,7 +1003,7 @@ NOT_CALLED = set("""
     Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
     cifar10 cifar10_at_hand check_input EMBEDDINGS TimeEmbedding ResidualBlock Attention Upsample Stage PartCost
     part_costs DATA PRESETS CHANGEABLE COLUMNS batch_indices Objective Metrics saved_config ladder SAMPLERS stepper_of
-    Preview as_images INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest inception_fid
+    Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest inception_fid
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
     Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
     own_classifier
