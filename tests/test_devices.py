@@ -1003,10 +1003,10 @@ NOT_CALLED = set("""
     Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
     cifar10 cifar10_at_hand check_input EMBEDDINGS TimeEmbedding ResidualBlock Attention Upsample Stage PartCost
     part_costs DATA PRESETS CHANGEABLE COLUMNS batch_indices Objective Metrics saved_config ladder SAMPLERS stepper_of
-    Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest inception_fid
+    Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
     Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
-    own_classifier
+    own_classifier inception_fid
 """.split())
 
 
