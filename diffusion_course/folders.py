@@ -130,31 +130,32 @@ def _stamp(root: Path, files: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 # %% ../nbs/toolbox/folders.ipynb #f0a10006
-def read_image(path: str | os.PathLike, size: int) -> np.ndarray:
-    """The middle square of an image file, resized.
+def read_image(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarray:
+    """The middle of an image file, a square or of other proportions, resized.
 
     Transparent images are laid on white; the orientation that a camera noted is followed; of a film
     the first image is taken.
 
     Args:
         path: of the file, of any kind that Pillow reads.
-        size: pixels a side of what is returned.
+        size: pixels a side of what is returned, or its height and width.
 
     Returns:
-        (3, size, size) of numpy.uint8: red, green, blue.
+        (3, height, width) of numpy.uint8: red, green, blue.
 
     Raises:
         ValueError: for a file that is damaged or no image.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # large photographs: decoded at a smaller size
+            image.draft("RGB", (2 * width, 2 * height))  # large photographs: decoded at a smaller size
             upright = ImageOps.exif_transpose(image)
             rgb = _as_rgb(upright)
-            square = ImageOps.fit(rgb, (size, size), Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them meet
         raise ValueError(f"{path} can't be read as an image ({_reason(error, path)})") from error
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 
 def _reason(error: Exception, path: str | os.PathLike) -> str:

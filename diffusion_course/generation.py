@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import expect
+from . import expect, folders
 from .former import former
 from .guidance import classifier_free
 from .options import option, settings
@@ -421,6 +420,9 @@ def as_samples(model: Model, images: Tensor) -> Tensor:
     with torch.no_grad(): return vae.to_unit(vae.encode(images).mode)
 
 
+_GREY = (0.299, 0.587, 0.114)  # how bright the eye sees red, green and blue (ITU-R BT.601)
+
+
 def read_image(path: str | os.PathLike, shape: Sequence[int]) -> Tensor:
     """The image in a file, cut to a shape's proportions about its middle and scaled to it.
 
@@ -432,19 +434,13 @@ def read_image(path: str | os.PathLike, shape: Sequence[int]) -> Tensor:
         (C, H, W) in [-1, 1].
 
     Raises:
-        ValueError: for a file that holds no image, and for other channels.
-        FileNotFoundError: where there is none.
+        ValueError: for a file that is not there, damaged or no image, and for other channels.
     """
     channels, height, width = shape
     if channels not in (1, 3): raise ValueError(f"the shape is {tuple(shape)}: expected 1 or 3 channels")
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB"),
-                                  (width, height), Image.Resampling.LANCZOS)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} holds no image that Pillow reads: expected one, as a PNG or JPEG") from None
-    x = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).float() / 127.5 - 1
-    return x.reshape(height, width, channels).permute(2, 0, 1).contiguous()
+    rgb = torch.from_numpy(folders.read_image(path, (height, width))).float()
+    x = rgb if channels == 3 else (rgb * torch.tensor(_GREY)[:, None, None]).sum(0, keepdim=True)
+    return x / 127.5 - 1
 
 
 def _image_shape(model: Model) -> tuple[int, ...]:

@@ -293,9 +293,11 @@ def test_images_from_files(model, tmp_path):
     assert (x - red)[..., 1:-1].abs().max() < 0.02
     grey = read_image(tmp_path / "wide.png", (1, 4, 8))
     assert grey.shape == (1, 4, 8) and abs(grey[0, 2, 4] - (2 * 0.299 - 1)) < 0.01
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png", (3, 8, 8)) == 1).all(), "transparent: laid on white"
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no image that Pillow"): read_image(tmp_path / "text.png", (3, 8, 8))
-    with pytest.raises(FileNotFoundError): read_image(tmp_path / "none.png", (3, 8, 8))
+    with pytest.raises(ValueError, match="can't be read as an image"): read_image(tmp_path / "text.png", (3, 8, 8))
+    with pytest.raises(ValueError, match="can't be read"): read_image(tmp_path / "none.png", (3, 8, 8))
     with pytest.raises(ValueError, match="1 or 3 channels"): read_image(tmp_path / "wide.png", (4, 8, 8))
     config = SampleConfig(n=2, steps=4, scale=1, label=1, out=str(tmp_path / "a.png"), precision="fp32",
                           start=str(tmp_path / "wide.png"), strength=0.5)
