@@ -6,6 +6,8 @@ LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
 SITE := $(VENV)/.site
 ARGS ?=
+# Tests of one file share what is slow to make (a browser, a site, a trained model); files run side by side.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-quick types export lessons hooks lowest bench site clean
@@ -40,10 +42,10 @@ lab: $(LAB)  ## open the lessons in JupyterLab
 
 test: $(DEV)  ## every test; drives the lessons in a browser where one can be had
 	@$(BIN)/python tests/interface.py --install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-quick: $(DEV)  ## the tests for every change, without notebooks and browser (under 2 minutes)
-	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not browser" $(ARGS)
 
 types: $(DEV)  ## check the library's types with mypy
 	$(BIN)/python -m mypy $(ARGS)

@@ -14,7 +14,8 @@ optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `ge
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
-others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `seeds`, `style`, `trials`, `widgets`.
+others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `seeds`,
+`style`, `trials`, `widgets`.
 """
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ _NAMES = {
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
-    "player", "relations", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "player", "relations", "runs", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -207,11 +207,12 @@ def train(args: argparse.Namespace) -> int:
         args: of the command line.
     """
     from diffusion_course.options import with_options
+    from diffusion_course.runs import saved_config
 
     training = _lesson("training")
     folder = args.folder or Path("runs") / args.preset
     config: Any = presets()[args.preset]
-    saved = training.saved_config(config, folder) if args.resume else None
+    saved = saved_config(config, folder) if args.resume else None
     given = {k: v for k, v in vars(args).items() if k.startswith("option ")}
     main = os.environ.get("RANK", "0") == "0"
     if args.steps is not None:

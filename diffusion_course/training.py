@@ -5,14 +5,13 @@
 # %% ../nbs/14_training.ipynb #28cb3cfe
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,14 +25,14 @@ from tqdm.auto import tqdm
 
 from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
-from .files import whole_file
 from .former import former
 from .guidance import classifier_free
 from .images import CIFAR10_NAMES, Images, cifar10, digits, image_folder
 from .matching import matching_loss
-from .options import as_dict, option, settings, with_options
+from .options import as_dict, option, settings
 from .plots import save_grid
 from .predictions import KINDS, Denoiser, EmpiricalDenoiser
+from .runs import Metrics, can_resume, folder_lock, interruptions
 from .samplers import dpmpp_2m, sample, uniform_grid
 from .schedules import Linear
 from .seeds import normal_quantile, seeded, stratified
@@ -42,7 +41,7 @@ from .unet import UNet, UNetConfig
 # %% auto #0
 __all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'is_folder', 'images_of',
            'check_previews', 'DenoiserRecipe', 'started', 'label_names', 'ImagesRecipe', 'batch_indices', 'Objective',
-           'Run', 'Metrics', 'saved_config', 'train', 'ladder']
+           'Run', 'train', 'ladder']
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
 def runs_bf16(device: torch.device) -> bool:
@@ -704,81 +703,6 @@ class Run:
         self.accelerator.wait_for_everyone()
 
 # %% ../nbs/14_training.ipynb #0b0eae75
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    "Collects requests to stop (SIGTERM, Ctrl-C) instead of dying of them."
-    asked: list[int] = []
-    try:
-        before = {
-            s: signal.signal(s, lambda s, _: asked.append(s))
-            for s in (signal.SIGTERM, signal.SIGINT)
-        }
-    except ValueError:
-        before = {}  # not in the main thread, which alone may set them
-    try: yield asked
-    finally:
-        for s, handler in before.items(): signal.signal(s, handler)
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Nobody else trains in this folder meanwhile. The system gives it free again, however this
-    process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try: import fcntl
-    except ImportError: return (yield)  # Windows
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {folder}: expected a folder of its own"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally: os.close(held)
-
-
-class Metrics:
-    """A table on disk, a row at a time.
-
-    Args:
-        path: of the table.
-        columns: their names.
-        upto: rows of later images are dropped.
-    """
-
-    def __init__(self, path: Path, columns: tuple[str, ...], upto: int):
-        self.path, self.columns = path, columns
-        kept = [row for row in self.rows() if int(row["images"]) <= upto] if upto else []
-        with whole_file(path) as fresh, open(fresh, "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-
-    def rows(self) -> list[dict[str, str]]:
-        "All whole rows; a killed run may have left a part of one."
-        if not self.path.exists(): return []
-        whole = (
-            lambda row: row.get("images", "").isdecimal()
-            and set(row) == set(self.columns)
-            and all(row.values())
-        )
-        with open(self.path, newline="", encoding="utf-8", errors="replace") as f:
-            return [row for row in csv.DictReader(f) if whole(row)]
-
-    def add(self, **row: float | str) -> None:
-        """Write a row.
-
-        Args:
-            **row: a value for each column.
-        """
-        with open(self.path, "a", newline="", encoding="utf-8") as f:
-            csv.DictWriter(f, self.columns, lineterminator="\n").writerow(row)
-
-
 CHANGEABLE = (
     "about",
     "images",
@@ -790,41 +714,6 @@ CHANGEABLE = (
     "guidance",
 )  # on resuming
 COLUMNS = ("images", "loss", "grad_norm", "lr", "images_per_second", "seconds")
-
-
-def saved_config(config: Recipe, folder: str | os.PathLike) -> Recipe | None:
-    """The configuration of the run in this folder, if there is one that can be resumed.
-
-    Args:
-        config: of the same kind; what an older run doesn't know is taken from here.
-        folder: of the run.
-    """
-    path = Path(folder) / "state.safetensors"
-    if not path.exists(): return None
-    _, about = read_tensors(path)
-    if about.get("run") != 1:
-        raise ValueError(f"{path} is not the state of a run: expected one that `train` wrote")
-    return with_options(config, about["config"])
-
-
-def _check_resumable(config: Recipe, folder: Path, resume: bool) -> bool:
-    """Whether to go on with what is in the folder; a ValueError where that would destroy or mix up
-    something."""
-    before = saved_config(config, folder)
-    if before is None:
-        if not (folder / "model.safetensors").exists(): return False
-        raise ValueError(
-            f"{folder} holds a model, and no state to resume: expected another folder (--folder)"
-        )
-    if not resume:
-        raise ValueError(
-            f"{folder} holds a run already: resume it (--resume) or choose another folder (--folder)"
-        )
-    for f in dataclasses.fields(config):
-        old, new = vars(before)[f.name], vars(config)[f.name]
-        if old != new and f.name not in CHANGEABLE:
-            raise ValueError(f"{f.name} is {new!r}: expected {old!r}, as the run in {folder} began with")
-    return True
 
 # %% ../nbs/14_training.ipynb #41036210
 def _training_loop(
@@ -912,12 +801,12 @@ def train(
     if taken: raise ValueError(f"info has {taken}: expected other names, as these are written anyway")
     folder = Path(folder)
     expect.one_of("device", device, ("auto", "cpu"))
-    resume = _check_resumable(config, folder, resume)
+    resume = can_resume(config, folder, resume, CHANGEABLE)
     cpu = device == "cpu" or not torch.accelerator.is_available()
     run = Run(config, folder, Accelerator(mixed_precision="no", cpu=cpu), resume)
     main = run.accelerator.is_main_process
     if is_folder(config.data): info = dict(labels=list(config.data_of("train").names)) | info
-    with _folder_lock(folder) if main else nullcontext(), _signals() as received:
+    with folder_lock(folder) if main else nullcontext(), interruptions() as received:
         if resume: run.restore()
         with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
             stopped = _training_loop(run, received, progress and main, watch, info)

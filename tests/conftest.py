@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+# Tests that run side by side share the processor's cores, which torch would ask for in each of them.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 # The user's list of fonts may name fonts of an environment that is gone.
 os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
 ROOT = Path(__file__).resolve().parents[1]

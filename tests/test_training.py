@@ -20,6 +20,7 @@ from diffusion_course.checkpoints import info, load, read_tensors, save, write_t
 from diffusion_course.images import Images, digit_classifier, digits
 from diffusion_course.options import as_dict, with_options
 from diffusion_course.predictions import Denoiser
+from diffusion_course.runs import saved_config
 from diffusion_course.schedules import Linear
 from diffusion_course.training import (
     PRESETS,
@@ -28,7 +29,6 @@ from diffusion_course.training import (
     autocast,
     batch_indices,
     ladder,
-    saved_config,
     seeded,
     train,
 )

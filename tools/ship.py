@@ -1,6 +1,6 @@
 """Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step} ...`.
 
-    python tools/ship.py images runs/cifar10-small runs/digits --early 40064
+    python tools/ship.py images runs/cifar10-small runs/digits
     python tools/ship.py vae runs
     python tools/ship.py latent runs
     python tools/ship.py few-step runs/few-step
@@ -93,13 +93,11 @@ def images(args: argparse.Namespace) -> None:
     """Ship the pixel models of lessons 12 to 16.
 
     Writes cifar10.safetensors (the finished model, or the last stage so far),
-    cifar10-early.safetensors (the stage that lesson 14 goes on from), ladder/*.webp (the samples of
-    all stages), cifar10-metrics.csv (the loss curve) and digits.safetensors.
+    ladder/*.webp (the samples of all stages), cifar10-metrics.csv (the loss curve) and digits.safetensors.
     """
     final = newest(args.run)
     digits_model = args.digits / "model.safetensors"
     ship(final, "cifar10", quality=quality_of_images(info(final)["images"]))
-    ship(args.run / "stages" / f"{args.early:09d}.safetensors", "cifar10-early")
     ship(digits_model, "digits", quality=quality_of_digits(load(digits_model)))
     shutil.rmtree(WEIGHTS / "ladder", ignore_errors=True)
     (WEIGHTS / "ladder").mkdir()
@@ -191,8 +189,6 @@ def main(argv: list[str] | None = None) -> None:
     p = command("images", images)
     p.add_argument("run", type=Path, help="of `diffusion-course train cifar10-small`")
     p.add_argument("digits", type=Path, help="of `diffusion-course train digits`")
-    p.add_argument("--early", type=int, required=True,
-                   help="images seen by the stage that lesson 14 goes on from")
     command("vae", vae).add_argument("runs", type=Path, help="the folder that holds the runs")
     command("latent", latent).add_argument("runs", type=Path, help="the folder that holds the runs")
     command("few-step", few_step).add_argument("run", type=Path, help="the folder of the run")
