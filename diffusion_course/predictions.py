@@ -126,6 +126,17 @@ def target_row(
     raise ValueError(f"the target {kind!r} has a name in KINDS and no row: expected one in target_row")
 
 # %% ../nbs/04_predictions.ipynb #a0108d70
+def _equations_at(t: float, kind: str, schedule: Schedule, sigma_data: float) -> tuple[float, ...]:
+    """a and b, alpha and sigma, and the determinant D at one time: numbers, which cost less than
+    tensors. A D of 0 is NaN."""
+    alpha, sigma = schedule.weights(t)
+    if kind == "x1": a, b = 1.0, 0.0
+    elif kind == "eps": a, b = 0.0, 1.0
+    elif kind == "velocity": a, b = schedule.slopes(t)
+    else: a, b = (c.item() for c in target_row(kind, t, schedule, sigma_data))
+    return a, b, alpha, sigma, alpha * b - sigma * a or math.nan
+
+
 class _Solved(Prediction):
     """A prediction that knows one target y; x1 and eps are solved for when somebody asks for them.
     With kind "" (after `dataclasses.replace`) it is a plain one, whose x1 and eps were given."""
@@ -153,21 +164,12 @@ class _Solved(Prediction):
 
     @cached_property
     def _equations(self) -> tuple[Any, ...]:
-        """a and b, alpha and sigma, and the determinant D. Where there is one time they are numbers,
-        which cost less than tensors, and a D of 0 is NaN."""
-        a: Any
-        b: Any
-        alpha: Any
-        sigma: Any
-        if self.t.ndim or self.t.requires_grad or not self.schedule.caches:
-            a, b = target_row(self.kind, self.t, self.schedule, self.sigma_data)
-            alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
-            return a, b, alpha, sigma, alpha * b - sigma * a
-        alpha, sigma = self.schedule.weights(self.t.item())
-        if self.kind == "x1": a, b = 1.0, 0.0
-        elif self.kind == "eps": a, b = 0.0, 1.0
-        else: a, b = (c.item() for c in target_row(self.kind, self.t, self.schedule, self.sigma_data))
-        return a, b, alpha, sigma, alpha * b - sigma * a or math.nan
+        "a and b, alpha and sigma, and the determinant D."
+        if self.schedule.caches and not (self.t.ndim or self.t.requires_grad):
+            return _equations_at(self.t.item(), self.kind, self.schedule, self.sigma_data)
+        a, b = target_row(self.kind, self.t, self.schedule, self.sigma_data)
+        alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
+        return a, b, alpha, sigma, alpha * b - sigma * a
 
     def mix(self, p: Tensor | float, q: Tensor | float) -> Tensor:
         if not self.kind: return super().mix(p, q)
@@ -338,7 +340,7 @@ class Denoiser(nn.Module):
         dtype = _dtype_of(net, x)
         time_dtype = dtype if dtype == torch.float64 else torch.float32  # 16 bits can't tell 0.9985 from 1
         if t.ndim or t.requires_grad: times = t.to(x.device, time_dtype).expand(len(x))
-        else: times = x.new_full((len(x),), t.item(), dtype=time_dtype)
+        else: times = x.new_full(x.shape[:1], t.item(), dtype=time_dtype)
         y = net(x if x.dtype == dtype else x.to(dtype), times, **cond)
         if y.shape != x.shape:
             raise ValueError(
@@ -357,9 +359,8 @@ class Denoiser(nn.Module):
         lo, hi = self.schedule.t_range
         if not lo <= t <= hi: return True
         if 0 < t < 1: return False
-        a, b = target_row(self.kind, t, self.schedule, self.sigma_data)
-        D = self.schedule.alpha(t) * b - self.schedule.sigma(t) * a
-        return not (D.isfinite() and D != 0)
+        *_, D = _equations_at(t, self.kind, self.schedule, self.sigma_data)
+        return not math.isfinite(D)
 
 # %% ../nbs/04_predictions.ipynb #c41e8a90
 class ModelWrapper(nn.Module):

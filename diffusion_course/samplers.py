@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -230,6 +231,7 @@ def _check_stepper(stepper: Stepper) -> None:
     name = getattr(stepper, "__name__", type(stepper).__name__)
     expected = "expected (model, x, t, s) -> x at s"
     if not callable(stepper): raise ValueError(f"the stepper is {stepper!r}: {expected}, as ddim()")
+    if isinstance(stepper, FunctionType) and stepper.__code__.co_argcount == 4: return  # as most are
     try:
         inspect.signature(stepper).bind("model", "x", "t", "s")
     except TypeError:

@@ -196,6 +196,16 @@ class Schedule:
         if alpha is None or sigma is None: return self.alpha(t).item(), self.sigma(t).item()
         return alpha, sigma
 
+    def slopes(self, t: float) -> tuple[float, float]:
+        """The derivatives of alpha and sigma at a single time, as numbers.
+
+        Args:
+            t: a time.
+        """
+        d_alpha, d_sigma = self._values.get(("d_alpha", t)), self._values.get(("d_sigma", t))
+        if d_alpha is None or d_sigma is None: return self.d_alpha(t).item(), self.d_sigma(t).item()
+        return d_alpha, d_sigma
+
     def mix(self, x1: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """The point x_t = alpha(t) x1 + sigma(t) eps of the path.
 
