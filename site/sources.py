@@ -24,6 +24,7 @@ ASIDES = (
     " run.",
     " Run the cells from the top with Shift+Enter.",
     " Run it; you need not read it.",
+    " In JupyterLab the first click may open the lesson at its beginning; a second one finds the section.",
 )
 FOLDERS = {"site/solutions": "solutions", "site/toolbox": "toolbox"}  # pages that list a folder of notebooks
 

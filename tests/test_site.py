@@ -223,8 +223,8 @@ class TestFiles:
 # ---- the site in a browser -----------------------------------------------------------------------
 
 SAMPLE = ["index", "nbs/index", "nbs/01_distributions", "nbs/06_score_matching",
-          "nbs/15_sampling_pictures", "nbs/solutions/06_score_matching", "docs/reference/samplers",
-          "docs/five-tasks"]
+          "nbs/15_sampling_pictures", "nbs/last_page", "nbs/solutions/06_score_matching",
+          "docs/reference/samplers", "docs/five-tasks"]
 # Of the captions below panels, or else of any paragraph.
 TEXT_AND_PAGE = """() => {
   const shade = (color) => {
@@ -293,7 +293,7 @@ class TestBrowser:
     def test_a_page_opens_as_a_file(self, site: Path, visit, name: str) -> None:
         page = visit((site / f"{name}.html").as_uri(), site.as_uri())
         players = start_players(page)
-        assert bool(players) == (name in ("index", "nbs/01_distributions", "nbs/06_score_matching"))
+        assert bool(players) == (name in ("index", "nbs/01_distributions", "nbs/06_score_matching", "nbs/last_page"))
         assert not page.locator("mjx-merror").count()
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
