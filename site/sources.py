@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 Cell = dict[str, Any]
 # A saved scene of the player carries the whole script; the last line starts it.
@@ -14,6 +15,8 @@ PLAYER = re.compile(
     r'<script>\s*\(\(\) => \{\n(?:(?!</script>).)*?'
     r'\nboot\("([^"\n]+)", ([^\n]+)\);\n\}\)\(\);\s*</script>', re.S)
 SLIDERS = re.compile(r"(?:&nbsp;)?\s*\(run this cell to move the sliders\)")
+# A link to a heading of a notebook, as JupyterLab and GitHub know it; a pair of brackets may be in it.
+ANCHORED = re.compile(r"(?<=\]\()((?:[\w./-]+\.ipynb)?#)((?:[^()\s]|\([^()\s]*\))+)(?=\))")
 ATTEMPT = re.compile(r'(<code>([\w.]+)</code>&ensp;)not attempted yet\.[^<]*')
 # What makes sense in a notebook and not on a page.
 ASIDES = (
@@ -21,6 +24,7 @@ ASIDES = (
     " run.",
     " Run the cells from the top with Shift+Enter.",
     " Run it; you need not read it.",
+    " In JupyterLab the first click may open the lesson at its beginning; a second one finds the section.",
 )
 FOLDERS = {"site/solutions": "solutions", "site/toolbox": "toolbox"}  # pages that list a folder of notebooks
 
@@ -71,6 +75,7 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
     for cell in cells:
         if cell["cell_type"] == "markdown":
             for aside in ASIDES: cell["source"] = cell["source"].replace(aside, "")
+            cell["source"] = ANCHORED.sub(lambda m: m[1] + slug(m[2]), cell["source"])
             yield cell
             continue
         if _module(cell): continue
@@ -106,6 +111,15 @@ def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
         text = ATTEMPT.sub(lambda m: f'{m[1]}checks what you write {live}'
                            f' <a href="{page}#{_id(m[2])}">Its solution</a>', text)
     output["data"]["text/html"] = text
+
+
+def slug(anchor: str) -> str:
+    """The anchor of a heading on a page, from its anchor in a notebook.
+
+    Args:
+        anchor: the heading's words, with hyphens in the place of spaces.
+    """
+    return re.sub(r"[^\w-]", "", unquote(anchor).lower())
 
 
 def scenes(text: str) -> str:
@@ -190,17 +204,18 @@ def _with_origins(root: Path, module: str, text: str) -> str:
 # ---- the map -------------------------------------------------------------------------------------
 
 LESSON = re.compile(
-    r"^\| \[(\d+) ([^\]]+)\]\((\w+)\.ipynb\) \| (.+?) \| `(\w+)` \| (\d+) \|$", re.M)
+    r"^\| \[(\d+) ([^\]]+)\]\((\w+)\.ipynb\) \| (.+?) \| ([^|]+) \| (\d+) \|$", re.M)
 
 
 def parts(cells: list[Cell]) -> dict[str, list[re.Match]]:
-    """The parts of the course, and of each lesson its number, title, file, contents, module, minutes.
+    """The parts of the course, and of each lesson its number, title, file, contents, what is built,
+    minutes.
 
     Args:
         cells: of nbs/index.ipynb.
     """
     text = "\n\n".join(c["source"] for c in cells)
-    chunks = re.split(r"^### (Part .+)$", text, flags=re.M)[1:]
+    chunks = re.split(r"^### (.+)$", text, flags=re.M)[1:]
     found = zip(chunks[::2], chunks[1::2], strict=True)
     return {title: list(LESSON.finditer(body)) for title, body in found}
 
@@ -241,8 +256,10 @@ def contents(cells: list[Cell]) -> str:
     Args:
         cells: of nbs/index.ipynb.
     """
-    lessons = [toctree(title, [row[3] for row in rows]) for title, rows in parts(cells).items()]
-    rest = ["/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks"]
+    found = {title: [row[3] for row in rows] for title, rows in parts(cells).items()}
+    found[list(found)[-1]].append("last_page")
+    lessons = [toctree(title, pages) for title, pages in found.items()]
+    rest = ["glossary", "/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks"]
     return toctree("", ["The map <self>"]) + "".join(lessons) + toctree("Beside the lessons", rest)
 
 

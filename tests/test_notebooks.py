@@ -5,15 +5,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import LESSONS, NOTEBOOKS, SOLUTIONS, TOOLBOX, name_of
+from conftest import LESSONS, NBS, NOTEBOOKS, SOLUTIONS, TOOLBOX, name_of
 from execute import NotebookError, execute, main, notebooks, store
 from interface import find_browser, write_notebook
 
-INDEX = [p for p in NOTEBOOKS if p.name == "index.ipynb"]
+PAGES = [p for p in NOTEBOOKS if p.parent == NBS and p not in LESSONS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TOOLBOX + SOLUTIONS + INDEX, ids=name_of)
+@pytest.mark.parametrize("path", TOOLBOX + SOLUTIONS + PAGES, ids=name_of)
 def test_notebook_runs(path: Path) -> None:
     execute(path)
 

@@ -128,6 +128,16 @@ def test_the_map_names_every_lesson() -> None:
     assert [row[3] for row in rows] == [path.stem for path in LESSONS]
 
 
+@pytest.mark.parametrize("written, on_the_site", [
+    ("[a](07_samplers.ipynb#Three-choices)", "[a](07_samplers.ipynb#three-choices)"),
+    ("[a](07.ipynb#DPM-Solver++(2M):-reuse) and (b)", "[a](07.ipynb#dpm-solver2m-reuse) and (b)"),
+    ("[a](../5.ipynb#Is-it-done?), [b](#Bayes'-rule)", "[a](../5.ipynb#is-it-done), [b](#bayes-rule)"),
+    ("[a](05.ipynb), [b](https://x.org/y#Part-A)", "[a](05.ipynb), [b](https://x.org/y#Part-A)"),
+])
+def test_links_to_headings_hold_on_the_site(written: str, on_the_site: str) -> None:
+    assert sources.ANCHORED.sub(lambda m: m[1] + sources.slug(m[2]), written) == on_the_site
+
+
 # ---- the site as files ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", [pytest.param(p, marks=built, id=name_of(p)) for p in NOTEBOOKS])
@@ -151,7 +161,7 @@ class TestFiles:
     pytestmark = built
 
     def test_lessons_follow_one_another(self, pages: dict[str, Page]) -> None:
-        for path, following in pairwise(LESSONS):
+        for path, following in pairwise([*LESSONS, NBS / "last_page.ipynb"]):
             page = pages[f"nbs/{path.stem}.html"]
             assert page.at(page.forward).stem == following.stem
 
@@ -213,8 +223,9 @@ class TestFiles:
 # ---- the site in a browser -----------------------------------------------------------------------
 
 SAMPLE = ["index", "nbs/index", "nbs/01_distributions", "nbs/06_score_matching",
-          "nbs/15_sampling_pictures", "nbs/solutions/06_score_matching", "docs/reference/samplers",
-          "docs/five-tasks"]
+          "nbs/15_sampling_pictures", "nbs/last_page", "nbs/solutions/06_score_matching",
+          "docs/reference/samplers", "docs/five-tasks"]
+MOVING = "index", "nbs/01_distributions", "nbs/06_score_matching", "nbs/last_page"
 # Of the captions below panels, or else of any paragraph.
 TEXT_AND_PAGE = """() => {
   const shade = (color) => {
@@ -283,7 +294,7 @@ class TestBrowser:
     def test_a_page_opens_as_a_file(self, site: Path, visit, name: str) -> None:
         page = visit((site / f"{name}.html").as_uri(), site.as_uri())
         players = start_players(page)
-        assert bool(players) == (name in ("index", "nbs/01_distributions", "nbs/06_score_matching"))
+        assert bool(players) == (name in MOVING)
         assert not page.locator("mjx-merror").count()
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
