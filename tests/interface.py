@@ -134,21 +134,28 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     with running(command, port, folder) as server: yield server
 
 
+def ask(server: Server, path: str, method: str = "GET") -> bytes:
+    """What the server's interface answers."""
+    address = f"{server.url}/api/{path}?token={TOKEN}"
+    return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60).read()
+
+
 def end_kernels(server: Server) -> None:
     """Shut all kernels down: each holds up to a gigabyte, and may still compute."""
-    def ask(path: str, method: str) -> bytes:
-        address = f"{server.url}/api/{path}?token={TOKEN}"
-        return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60).read()
-
-    for session in json.loads(ask("sessions", "GET")): ask(f"sessions/{session['id']}", "DELETE")
+    for session in json.loads(ask(server, "sessions")): ask(server, f"sessions/{session['id']}", "DELETE")
 
 
 # ---- a notebook ----------------------------------------------------------------------------------
 
 def open_notebook(page: Page, server: Server, path: str) -> None:
-    """Open a notebook and wait for its kernel."""
+    """Open a notebook and wait for its kernel: the page shows an idle one before there is any."""
     page.goto(f"{server.url}/lab/tree/{path}?reset&token={TOKEN}")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    give_up = time.monotonic() + PATIENCE / 1000
+    while not any(s["path"].endswith(path) and s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle"
+                  for s in json.loads(ask(server, "sessions"))):
+        assert time.monotonic() < give_up, f"no kernel for {path}"
+        page.wait_for_timeout(100)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
 
 
