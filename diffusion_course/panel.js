@@ -6,7 +6,8 @@ const CSS = `
 [data-jp-theme-light="false"] .dc-panel, .vscode-dark .dc-panel, html[theme="dark"] .dc-panel {
   --dc-blue: #56b4e9; --dc-on-blue: #111; --dc-plate: #3a3f44; --dc-ink: #f1f3f5; --dc-line: #868e96; }
 .dc-panel, .dc-panel .dc-head, .dc-panel .dc-controls, .dc-panel .dc-controls > *, .dc-panel .dc-pictures { overflow: visible; }
-.dc-panel .dc-head { display: flex; flex-flow: row wrap; align-items: flex-end; gap: 0 12px; margin: 0; width: 100%; }
+.dc-panel .dc-head { display: flex; flex-flow: row wrap; align-items: flex-end; gap: 0 12px; margin: 0; width: 100%;
+  max-width: calc(2 * var(--dc-label) + 720px); }
 .dc-panel .dc-controls { flex: 1 1 0; min-width: min(100%, 260px); display: grid; gap: 0 24px; margin: 0;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, calc(var(--dc-label) + 300px)), max-content)); }
 .dc-panel .dc-controls > * { position: relative; display: grid; grid-template-columns: var(--dc-label) minmax(90px, 1fr) 56px;
@@ -18,7 +19,7 @@ const CSS = `
   font-variant-numeric: tabular-nums; }
 .dc-panel .dc-controls .widget-checkbox { grid-template-columns: 1fr; padding-left: calc(var(--dc-label) + 2px); }
 .dc-panel .dc-controls .widget-checkbox .widget-label-basic { width: auto; display: flex; align-items: center; gap: 6px; color: var(--dc-ink); }
-.dc-panel .dc-controls .widget-checkbox input { width: 18px; height: 18px; margin: 3px; accent-color: var(--dc-blue); }
+.dc-panel .dc-controls .widget-checkbox input { flex: none; width: 18px; height: 18px; margin: 3px; accent-color: var(--dc-blue); }
 .dc-panel .dc-controls .widget-toggle-buttons, .dc-panel .dc-controls .widget-dropdown select { grid-column: 2 / -1; width: auto; margin: 0; min-width: 0; }
 .dc-panel .dc-controls .widget-toggle-buttons { display: block; height: auto; overflow: visible; }
 .dc-panel .dc-controls .widget-toggle-buttons > div { display: flex; flex-wrap: wrap; gap: 2px; }
@@ -39,6 +40,7 @@ const CSS = `
   font-size: 12px; line-height: 1.35; color: #fff; background: #343a40; box-shadow: 0 2px 8px rgba(0, 0, 0, 0.35); }
 .dc-panel .widget-label:hover ~ .dc-help, .dc-panel .dc-controls > .widget-checkbox:hover > .dc-help,
 .dc-panel .dc-controls > :has(:focus-visible) > .dc-help { display: block; }
+.dc-panel .dc-controls > * > .dc-help:empty { display: none; }
 .dc-panel .dc-reset { width: auto; margin: 2px; padding: 0 10px; color: var(--dc-ink); background: transparent; border: 1px solid var(--dc-line); box-shadow: none; }
 .dc-panel .dc-reset:disabled { opacity: 0.42; }
 .dc-panel button:focus-visible, .dc-panel select:focus-visible, .dc-panel input:focus-visible { outline: 2px solid var(--dc-blue); outline-offset: 1px; }
