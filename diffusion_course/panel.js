@@ -78,13 +78,12 @@ function dressControl(row, about, panel) {
     set(bubble, "role", "tooltip");
     row.append(bubble);
   }
-  const reset = handle ? "Double-click: as at first." : "", unused = off ? "Makes no difference at these settings." : "";
-  const help = [about.help, unused || reset].filter(Boolean).join(" ");
+  const help = [about.help, off && "Makes no difference at these settings."].filter(Boolean).join(" ");
   if (bubble.textContent !== help) bubble.textContent = help;
   if (label) set(label, "title", "");
   const main = handle ?? field ?? row.querySelector(".widget-toggle-buttons");
   set(main, "aria-label", about.name);
-  if (help) set(main, "aria-describedby", bubble.id);
+  if (help) set(main, "aria-describedby", bubble.id); else main?.removeAttribute("aria-describedby");
   if (handle) {
     set(handle, "aria-valuetext", readout?.textContent ?? "");
     if (readout?.isContentEditable) { set(readout, "role", "textbox"); set(readout, "aria-label", `${about.name}, typed`); }

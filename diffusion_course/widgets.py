@@ -199,7 +199,8 @@ class Panel:
         self._frame.on_msg(self._reset_one)
         named = [_beside_its_name(c) for c in self.controls.values()]
         row = w.HBox(named, layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
-        self._reset = w.Button(description="reset", tooltip="all controls as they were at first", disabled=True)
+        hint = "All controls as they were at first. A double-click on a slider resets this one."
+        self._reset = w.Button(description="reset", tooltip=hint, disabled=True)
         self._reset.on_click(lambda _: self.reset())
         head = w.HBox([row, self._reset.add_class("dc-reset")]).add_class("dc-head")
         self.widget = w.VBox([head, self._views, self._message, self._frame]).add_class("dc-panel")
@@ -314,7 +315,7 @@ class Panel:
             return
         old = self._views.children
         self._views.children = [part.view() for part in parts]
-        for view in old: view.close()
+        for view in old: _close(view)
         self._kinds = kinds
 
     def _settings(self) -> tuple[dict[str, Any], tuple]:
@@ -434,6 +435,12 @@ def _help(control: w.Widget, argument: str) -> str:
 
 
 _CHOICES = w.Dropdown, w.ToggleButtons, w.SelectionSlider
+
+
+def _close(view: w.Widget) -> None:
+    "End a widget with its layout and style, which ipywidgets would keep for ever."
+    own = [value for name, value in view.trait_values().items() if name in ("layout", "style")]
+    for widget in (view, *own): widget.close()
 
 
 def _value(control: w.Widget) -> Any:
