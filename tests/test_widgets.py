@@ -424,7 +424,7 @@ def test_wide_figures_are_cut_where_nothing_lies_across():
     fig.suptitle("a title that lies across the plots, from one end to the other")
     assert len(style.side_by_side(fig)) == 1
     fig, axes = figure(2)
-    fig.colorbar(axes[1].imshow(POINTS[:9, :9], aspect="auto"))
+    fig.colorbar(axes[1].imshow(POINTS[:9].numpy(), aspect="auto"))
     assert len(style.side_by_side(fig)) == 2
     assert len(style.side_by_side(figure()[0])) == 1
 
