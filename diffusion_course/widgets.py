@@ -190,7 +190,7 @@ class Panel:
 
     def _build(self) -> None:
         "The widgets: controls, a button that resets them, pictures, and a line for errors."
-        self._message = w.HTML("").add_class("dc-message")
+        self._message = w.HTML("", tooltip="").add_class("dc-message")  # the page would write "null" for no tooltip
         row = w.Layout(flex_flow="row wrap", align_items="flex-start")
         self._views = w.HBox([], layout=row).add_class("dc-pictures")
         self._frame = _Frame([
@@ -475,7 +475,7 @@ def _written(control: w.Widget) -> str:
 def _beside_its_name(control: w.Widget) -> w.Widget:
     "Toggle buttons put their description above themselves, unlike sliders."
     if not isinstance(control, w.ToggleButtons): return control
-    name = w.Label(control.description)
+    name = w.Label(control.description, tooltip="")
     control.description = ""
     return w.HBox([name, control], layout=w.Layout(margin="0 1.5em 0 0.2em"))
 
@@ -568,7 +568,8 @@ class _Text:
     kind: ClassVar[str] = "text"
 
     def view(self) -> w.Widget:
-        return w.HTML(self.text, layout=w.Layout(margin="0.6em 1em")).add_class("dc-text")
+        layout = w.Layout(margin="0.6em 1em")
+        return w.HTML(self.text, tooltip="", layout=layout).add_class("dc-text")
 
     def update(self, view: w.Widget) -> None: view.value = self.text
 
