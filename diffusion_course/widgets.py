@@ -321,7 +321,8 @@ class Panel:
     def _settings(self) -> tuple[dict[str, Any], tuple]:
         """The values and what results are remembered by: places, because a value may be a list, and 1 and
         True are equal. Controls that make no difference are left out of it."""
-        places, values = {}, self.values
+        places: dict[str, Any] = {}
+        values = self.values
         while places != (now := {name: _place(control) for name, control in self.controls.items()}):
             places, values = now, self.values  # again, if a slider moved meanwhile
         unused = self.unused(values)
@@ -377,9 +378,9 @@ class _Frame(anywidget.AnyWidget):
     "What ipywidgets leave out, in the page: names, help, marks and signs (`panel.js`)."
 
     _esm = (files("diffusion_course") / "panel.js").read_text(encoding="utf-8")
-    controls = traitlets.List().tag(sync=True)
-    alts = traitlets.List().tag(sync=True)
-    off = traitlets.List().tag(sync=True)
+    controls: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    alts: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    off: traitlets.List[Any] = traitlets.List().tag(sync=True)
 
     def __init__(self, controls: list[dict[str, Any]]) -> None:
         super().__init__(controls=controls, layout=w.Layout(height="0", margin="0", overflow="hidden"))
@@ -584,8 +585,8 @@ def _still(parts: Sequence[_Part]) -> bytes | None:
     images = []
     for part in parts:
         if isinstance(part, _Text): continue
-        image = Image.open(io.BytesIO(part.data if isinstance(part, _Pixels) else part.scene.still()))
-        images.append(image.convert("RGB"))
+        data = part.data if isinstance(part, _Pixels) else part.scene.still()
+        images.append(Image.open(io.BytesIO(data)).convert("RGB"))
     if not images: return None
     whole = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), "white")
     left = 0
