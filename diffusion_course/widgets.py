@@ -449,8 +449,9 @@ def _value(control: w.Widget) -> Any:
 
 
 def _place(control: w.Widget) -> Any:
-    "Where a control stands: the index of an option, else its value."
-    return control.index if isinstance(control, _CHOICES) else control.value
+    "Where a control stands: the index of an option, else its value, which a page may change in its last digits."
+    if isinstance(control, _CHOICES): return control.index
+    return float(f"{control.value:.12g}") if isinstance(control.value, float) else control.value
 
 
 def _put(control: w.Widget, place: Any) -> None:
