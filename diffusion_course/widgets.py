@@ -355,7 +355,8 @@ class Panel:
 
     def _page(self, parts: list[_Part]) -> str:
         "The parts as HTML, with the values of the controls below them."
-        shown = "".join(f'<div style="flex:0 1 auto;min-width:0;max-width:100%">{part.to_html()}</div>' for part in parts)
+        box = '<div style="flex:0 1 auto;min-width:0;max-width:100%">'
+        shown = "".join(f"{box}{part.to_html()}</div>" for part in parts)
         unused = self.unused(self.values)
         settings = [f"{html.escape(self._names[name])} = {html.escape(_written(control))}"
                     for name, control in self.controls.items() if name not in unused]
