@@ -414,7 +414,9 @@ def panel(
     strangers = set(needs or {}) - set(controls)
     if strangers:
         raise ValueError(f"needs names {sorted(strangers)}: expected some of {sorted(controls)}")
-    return Panel(draw, controls, needs=needs)
+    for name, control in controls.items():
+        control.description, control.tooltip = _name(control, name), _help(control, name)
+    return Panel(draw, controls, needs=needs) if needs else Panel(draw, controls)
 
 
 _WORDS = {  # what lessons call an argument: how a panel names it, and what it does
