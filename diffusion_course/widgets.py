@@ -415,7 +415,8 @@ def panel(
     if strangers:
         raise ValueError(f"needs names {sorted(strangers)}: expected some of {sorted(controls)}")
     for name, control in controls.items():
-        control.description, control.tooltip = _name(control, name), _help(control, name)
+        control.description = _name(control, name)
+        control.tooltip = _help(control, name)
     return Panel(draw, controls, needs=needs) if needs else Panel(draw, controls)
 
 
