@@ -5,27 +5,31 @@
 const REACH = 8, HOLD = 800, EXACT = [0, 114, 178], DATA = "#009E73", FAINT = "#868e96";
 const TYPES = { int16: Int16Array, uint8: Uint8Array, int8: Int8Array };
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
+const KEYS = { ArrowLeft: -20, ArrowDown: -20, ArrowRight: 20, ArrowUp: 20, PageDown: -100, PageUp: 100 };  // thousandths of the clock
 
 const CSS = `
-.dc-player { box-sizing: border-box; max-width: 100%; padding: 8px 10px; margin: 2px 0; background: #fff; color: #333; color-scheme: light;
-  border: 1px solid #e1e4e8; border-radius: 6px; font: 13px/1.35 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+.dc-player { --dc-plate: #fff; --dc-ink: #333; --dc-soft: #f4f6f8; --dc-rim: #d5d8dc; --dc-blue: #0072b2; color-scheme: light;
+  box-sizing: border-box; max-width: 100%; padding: 8px 10px; margin: 2px 0; background: var(--dc-plate); color: var(--dc-ink);
+  border: 1px solid var(--dc-rim); border-radius: 6px; font: 13px/1.35 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+[data-jp-theme-light="false"] .dc-player, .vscode-dark .dc-player, html[theme="dark"] .dc-player {
+  --dc-plate: #1e2226; --dc-ink: #e9ecef; --dc-soft: #343a40; --dc-rim: #495057; --dc-blue: #56b4e9; color-scheme: dark; }
 .dc-player *, .dc-player *::before { box-sizing: border-box; }
-.dc-player:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
+.dc-player:focus-visible { outline: 2px solid var(--dc-blue); outline-offset: 1px; }
 .dc-panes { display: flex; flex-wrap: wrap; justify-content: center; gap: 8px 12px; }
 .dc-pane { min-width: 0; margin: 0; }
-.dc-title { text-align: center; font-weight: 600; color: #333; padding-bottom: 4px; overflow-wrap: anywhere; }
+.dc-title { text-align: center; font-weight: 600; padding-bottom: 4px; overflow-wrap: anywhere; }
 .dc-canvas { display: block; width: 100%; border: 1px solid #e1e4e8; border-radius: 3px; background: #fff; }
-.dc-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; padding-top: 7px; color: #555; }
-.dc-bar input[type=range] { accent-color: #0072b2; height: 16px; min-width: 0; margin: 0; padding: 0; cursor: pointer; }
-.dc-play { flex: none; width: 30px; height: 26px; padding: 0; display: grid; place-items: center; cursor: pointer; color: #333;
-  background: #f4f6f8; border: 1px solid #d5d8dc; border-radius: 4px; }
-.dc-play:hover { background: #e9edf1; }
+.dc-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; padding-top: 7px; }
+.dc-bar input[type=range] { accent-color: var(--dc-blue); height: 24px; min-width: 0; margin: 0; padding: 0; cursor: pointer; }
+.dc-play { flex: none; width: 30px; height: 26px; padding: 0; display: grid; place-items: center; cursor: pointer; color: var(--dc-ink);
+  background: var(--dc-soft); border: 1px solid var(--dc-rim); border-radius: 4px; }
+.dc-play:hover { border-color: var(--dc-blue); }
 .dc-play svg { width: 12px; height: 12px; fill: currentColor; }
-.dc-bar .dc-scrub { flex: 1 1 70px; }
-.dc-clock { flex: none; min-width: 50px; font-size: 12px; font-variant-numeric: tabular-nums; color: #333; white-space: nowrap; }
-.dc-speed { flex: none; font: inherit; font-size: 12px; color: #333; background: #fff; border: 1px solid #d5d8dc; border-radius: 4px; padding: 2px 0 2px 2px; width: 60px; margin: 0; }
+.dc-bar .dc-scrub { flex: 1 1 100%; }
+.dc-clock { flex: none; min-width: 50px; font-size: 12px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.dc-speed { flex: none; font: inherit; font-size: 12px; color: var(--dc-ink); background: var(--dc-soft); border: 1px solid var(--dc-rim); border-radius: 4px; padding: 2px 0 2px 2px; width: 60px; margin: 0; }
 .dc-tail-label { flex: none; display: flex; align-items: center; gap: 5px; font-size: 12px; }
-.dc-bar .dc-tail { width: 48px; }
+.dc-bar .dc-tail { width: 72px; }
 .dc-player [hidden] { display: none; }
 `;
 const ICONS = { play: '<svg viewBox="0 0 12 12"><path d="M2 0.5 L11 6 L2 11.5Z"/></svg>',
@@ -309,7 +313,7 @@ function build() {
     tail: element("input", { class: "dc-tail", type: "range", min: 0, max: 100, step: 1, "aria-label": "length of the tails" }),
   };
   ui.tailLabel = element("label", { class: "dc-tail-label" }, "tail", ui.tail);
-  ui.bar = element("div", { class: "dc-bar" }, ui.play, ui.scrub, ui.clock, ui.speed, ui.tailLabel);
+  ui.bar = element("div", { class: "dc-bar" }, ui.scrub, ui.play, ui.clock, ui.speed, ui.tailLabel);
   ui.root = element("div", { class: "dc-player", tabindex: 0, role: "group", "aria-label": "trajectory player" }, element("style", {}, CSS), ui.panes, ui.bar);
   // JupyterLab would otherwise take space and the arrow keys for itself; it looks at the focused element first
   for (const node of [ui.root, ui.play, ui.scrub, ui.speed, ui.tail]) node.setAttribute("data-lm-suppress-shortcuts", "true");
@@ -323,13 +327,14 @@ function mount(host, meta, buffer) {
   let scene = null;
 
   function adopt(meta, buffer) {
-    const next = unpack(meta, buffer), shape = (s) => s && JSON.stringify([s.size, s.panes.map((p) => [p.title, p.dim])]);
+    const next = unpack(meta, buffer), shape = (s) => s && JSON.stringify([s.size, s.panes.map((p) => [!p.title, p.dim])]);
     next.panes.forEach((pane) => {
       pane.clock = next.clock; pane.sprites = {}; pane.lines = pane.n > 200 ? 60 : pane.n;
       pane.radius = Math.min(3.8, Math.max(1.3, 4.6 - 1.1 * Math.log10(pane.n / 10))); pane.fade = Math.min(1.6, Math.max(0.6, 1.5 - 0.3 * Math.log10(pane.n / 10)));
     });
     if (shape(scene) !== shape(next)) layout(next);
     else next.panes.forEach((pane, k) => { pane.canvas = scene.panes[k].canvas; });
+    next.panes.forEach(name);
     scene = next;
     root.dataset.points = scene.panes.reduce((sum, pane) => sum + pane.n, 0);
     ui.tailLabel.hidden = scene.panes.every((pane) => pane.dim === 1);
@@ -337,14 +342,20 @@ function mount(host, meta, buffer) {
     draw();
   }
 
+  function name(pane) {
+    pane.canvas.setAttribute("aria-label", `${pane.title || "paths"}: ${pane.n} points that move from noise to data`);
+    const title = pane.canvas.parentElement.querySelector(".dc-title");
+    if (title && title.textContent !== pane.title) title.textContent = pane.title;
+  }
+
   function layout(next) {
     ui.panes.replaceChildren();
     let total = 0;
     for (const pane of next.panes) {
       const width = Math.round(pane.dim === 1 ? next.size * 1.5 : next.size), ratio = pane.dim === 1 ? 1.5 / 0.8 : 1;
-      pane.canvas = element("canvas", { class: "dc-canvas", role: "img", "aria-label": pane.title || "moving points", style: `aspect-ratio: ${ratio}` });
+      pane.canvas = element("canvas", { class: "dc-canvas", role: "img", style: `aspect-ratio: ${ratio}` });
       const figure = element("div", { class: "dc-pane", style: `flex: 1 1 ${Math.min(width, 190 * (pane.dim === 1 ? 1.4 : 1))}px; max-width: ${width}px` }, pane.canvas);
-      if (pane.title) figure.prepend(element("div", { class: "dc-title" }, pane.title));
+      if (pane.title) figure.prepend(element("div", { class: "dc-title" }));
       ui.panes.append(figure);
       total += width + 12;
     }
@@ -356,6 +367,7 @@ function mount(host, meta, buffer) {
   function draw() {
     const u = state.u, t = scene.clock[0] + u * (scene.clock[1] - scene.clock[0]), dpr = Math.min(window.devicePixelRatio || 1, 3);
     ui.clock.textContent = `t = ${t.toFixed(2)}`;
+    ui.scrub.setAttribute("aria-valuetext", ui.clock.textContent);
     if (document.activeElement !== ui.scrub || state.playing) ui.scrub.value = Math.round(1000 * u);
     let drawn = 0;
     for (const pane of scene.panes) {
@@ -405,6 +417,12 @@ function mount(host, meta, buffer) {
   });
   ui.play.onclick = () => play(!state.playing);
   ui.scrub.oninput = () => { state.u = ui.scrub.value / 1000; state.held = 0; draw(); };
+  ui.scrub.onkeydown = (event) => {
+    if (!(event.key in KEYS) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    ui.scrub.value = Math.round(1000 * state.u) + KEYS[event.key];
+    ui.scrub.oninput();
+  };
   ui.tail.oninput = () => draw();
   root.onkeydown = (event) => {
     if (event.key !== " " || event.target === ui.play || event.target === ui.speed) return;

@@ -109,7 +109,8 @@ class Scene:
                 f'src="data:image/png;base64,{source}">')
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": repr(self)}
+        still = base64.b64encode(self.still()).decode()  # for viewers that show no HTML
+        return {"text/html": self.to_html(), "image/png": still, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         titles = (f"{p.title} " if p.title else "" for p in self.panes)

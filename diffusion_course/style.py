@@ -18,8 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 # %% auto #0
-__all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'png', 'shrink', 'figure', 'legend',
-           'figure_of', 'axes_or_new', 'plane', 'colormap']
+__all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'png', 'side_by_side', 'shrink', 'figure',
+           'legend', 'figure_of', 'axes_or_new', 'plane', 'colormap']
 
 # %% ../nbs/toolbox/style.ipynb #9bc9d7a8
 COLORS = {  # Okabe & Ito (2008), "Color Universal Design"
@@ -72,13 +72,52 @@ def png(fig: Figure) -> bytes:
     Args:
         fig: the figure; its resolution becomes that of the course.
     """
+    buffer = io.BytesIO()
+    _drawn(fig).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _drawn(fig: Figure) -> Image.Image:
     fig.set_dpi(DPI)
     canvas = FigureCanvasAgg(fig)
     canvas.draw()  # and not savefig, which draws twice
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    image.save(buffer, "png", compress_level=1)
-    return buffer.getvalue()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def side_by_side(fig: Figure, least: float = 2.4) -> list[Image.Image]:
+    """A figure drawn, and cut between its columns of axes where nothing lies across.
+
+    A narrow page can put the pieces below each other, where it would shrink one wide image.
+
+    Args:
+        fig: the figure; its resolution becomes that of the course.
+        least: width of a piece in inches; narrower ones stay together.
+
+    Returns:
+        the pieces from left to right: put together they are the figure.
+    """
+    image = _drawn(fig)
+    blank = (np.asarray(image) == 255).all((0, 2))  # columns of pixels
+    bars = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]  # each belongs to what is at its left
+    spans = sorted(tuple(round(image.width * x) for x in ax.get_position().intervalx)
+                   for ax in fig.axes if ax not in bars)
+    cuts, right, narrow = [0], 0, round(least * DPI)
+    for lo, hi in spans:
+        ends = [round(image.width * ax.get_position().x1) for ax in bars]
+        right = max([right, *(x for x in ends if x < lo)])
+        run = _widest_run(blank, right, lo) if right and lo > right else None
+        if run and run - cuts[-1] >= narrow and image.width - run >= narrow: cuts.append(run)
+        right = max(right, hi)
+    edges = [*cuts, image.width]
+    return [image.crop((a, 0, b, image.height)) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _widest_run(blank: np.ndarray, lo: int, hi: int) -> int | None:
+    "The middle of the longest run of blank columns between two; None where there is none of 4 or more."
+    at = np.flatnonzero(blank[lo:hi]) + lo
+    runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
+    longest = max(runs, key=len)
+    return int(longest[len(longest) // 2]) if len(longest) >= 4 else None
 
 
 def shrink(data: bytes) -> bytes:

@@ -9,13 +9,17 @@ import base64
 import contextvars
 import html
 import io
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from math import floor, log10
 from typing import Any, ClassVar
 
+import anywidget
+import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -25,7 +29,7 @@ except ImportError as error:
 
 from .player import Player, Scene
 from .plots import Film
-from .style import png, shrink
+from .style import side_by_side, shrink
 
 # %% auto #0
 __all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']
@@ -36,7 +40,7 @@ _STYLE = dict(description_width="initial")
 
 def slider(
     lo: float, hi: float, value: float | None = None, step: float | None = None, *,
-    log: bool = False, label: str | None = None,
+    log: bool = False, label: str | None = None, help: str | None = None,
 ) -> w.Widget:
     """A slider for a number in [lo, hi]; for whole numbers when all numbers given are whole.
 
@@ -46,15 +50,16 @@ def slider(
         value: at the beginning; default: lo.
         step: default: 1 for whole numbers, else a round number near a hundredth of the range.
         log: equal distances on the slider are equal factors.
-        label: default: the name of the argument.
+        label: its name, with the unit if it has one; default: a word for the argument.
+        help: a sentence that is seen on hover and focus; default: that of the argument, if any.
     """
     value = lo if value is None else value
     if not lo < hi: raise ValueError(f"slider from {lo} to {hi}: expected lo < hi")
     if not lo <= value <= hi:
         raise ValueError(f"slider value {value}: expected a number in [{lo}, {hi}]")
     if log and lo <= 0: raise ValueError(f"logarithmic slider from {lo}: expected lo > 0")
-    common = dict(value=value, description=label or "", style=_STYLE, continuous_update=True,
-                  layout=w.Layout(width="300px"))
+    common = dict(value=value, description=label or "", tooltip=help or "", style=_STYLE,
+                  continuous_update=True, layout=w.Layout(width="300px"))
     whole = all(isinstance(v, int) for v in (lo, hi, value, step or 1))
     if log and whole:
         rounded = {int(float(f"{lo * (hi / lo) ** (k / 60):.2g}")) for k in range(61)}
@@ -77,6 +82,7 @@ def _round(x: float) -> float:
 
 def choice(
     options: Sequence | Mapping[Any, Any], value: object = None, *, label: str | None = None,
+    help: str | None = None,
 ) -> w.Widget:
     """One of several: buttons when there are few and their names are short, else a drop-down list.
 
@@ -84,7 +90,8 @@ def choice(
         options: name -> value, of any type: the names are shown, `draw` gets the values. Or names,
             which are values too, or (name, value) pairs.
         value: of the option at the beginning; default: the first.
-        label: default: the name of the argument.
+        label: its name; default: a word for the argument.
+        help: a sentence that is seen on hover and focus; default: that of the argument, if any.
     """
     if isinstance(options, Mapping): pairs = [(str(name), v) for name, v in options.items()]
     else: pairs = [(str(o[0]), o[1]) if isinstance(o, tuple) else (str(o), o) for o in options]
@@ -98,7 +105,7 @@ def choice(
     if not _can_be_found(values): values = [_Option(v) for v in values]
     style: dict[str, str] = dict(_STYLE)
     common = dict(options=list(zip(names, values, strict=True)), value=values[places[0]],
-                  description=label or "", style=style)
+                  description=label or "", tooltip=help or "", style=style)
     if len(names) <= 4 and sum(map(len, names)) <= 40:
         style["button_width"] = "auto"
         return w.ToggleButtons(layout=w.Layout(width="auto"), **common)
@@ -128,15 +135,19 @@ def _equal(a: object, b: object) -> bool:
     except (TypeError, ValueError, RuntimeError): return False
 
 
-def toggle(value: bool = False, *, label: str | None = None) -> w.Widget:
+def toggle(
+    value: bool = False, *, label: str | None = None, help: str | None = None,
+) -> w.Widget:
     """A checkbox.
 
     Args:
         value: whether it is ticked at the beginning.
-        label: default: the name of the argument.
+        label: its name; default: a word for the argument.
+        help: a sentence that is seen on hover and focus; default: that of the argument, if any.
     """
     layout = w.Layout(width="auto")
-    return w.Checkbox(value=value, description=label or "", indent=False, layout=layout)
+    return w.Checkbox(value=value, description=label or "", tooltip=help or "", indent=False,
+                      layout=layout)
 
 # %% ../nbs/toolbox/widgets.ipynb #7dc51c49
 class Panel:
@@ -147,41 +158,108 @@ class Panel:
             generator of such.
         controls: argument name -> slider, choice or toggle.
         cache: results remembered.
+        needs: argument name -> f(values) -> whether that control makes a difference.
     """
 
-    def __init__(self, draw: Callable, controls: dict[str, w.Widget], cache: int = 64):
+    def __init__(
+        self, draw: Callable, controls: dict[str, w.Widget], cache: int = 64,
+        needs: Mapping[str, Callable[[dict[str, Any]], bool]] | None = None,
+    ):
         self.draw = draw
         self.controls = controls
+        self.needs = dict(needs or {})
         self._size = cache
         self._cache: OrderedDict[tuple, list[_Part]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._busy = False
         self._waiting = False
+        self._held = False  # several controls are being changed at once
+        self._asked = 0  # how often other values were asked for
+        self._shown = 0  # which of these are on the page
         self._kinds: list[str] = []
         self._first = ""
-        self._message = w.HTML("").add_class("dc-message")
-        row = w.Layout(flex_flow="row wrap", align_items="flex-start")
-        self._views = w.HBox([], layout=row).add_class("dc-pictures")
-        self._names = {name: control.description or name for name, control in controls.items()}
+        self._still: bytes | None = None
+        self._names = {name: _name(control, name) for name, control in controls.items()}
+        self._beginning = {name: _place(control) for name, control in controls.items()}
         for name, control in controls.items():
             control.description = self._names[name]
             control.observe(self._moved, names="value")
-        named = [_beside_its_name(c) for c in controls.values()]
+        self._build()
+        self._grey()
+        self._show(*self._settings(), 0)
+
+    def _build(self) -> None:
+        "The widgets: controls, a button that resets them, pictures, and a line for errors."
+        self._message = w.HTML("", tooltip="").add_class("dc-message")  # the page would write "null" for no tooltip
+        row = w.Layout(flex_flow="row wrap", align_items="flex-start")
+        self._views = w.HBox([], layout=row).add_class("dc-pictures")
+        self._frame = _Frame([
+            dict(key=name, name=self._names[name], help=_help(control, name), mark=_fraction(control))
+            for name, control in self.controls.items()])
+        self._frame.on_msg(self._reset_one)
+        named = [_beside_its_name(c) for c in self.controls.values()]
         row = w.HBox(named, layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
-        self.widget = w.VBox([row, self._views, self._message]).add_class("dc-panel")
-        self._show(self.values)
+        hint = "All controls as they were at first. A double-click on a slider resets this one."
+        self._reset = w.Button(description="reset", tooltip=hint, disabled=True)
+        self._reset.on_click(lambda _: self.reset())
+        head = w.HBox([row, self._reset.add_class("dc-reset")]).add_class("dc-head")
+        self.widget = w.VBox([head, self._views, self._message, self._frame]).add_class("dc-panel")
 
     @property
     def values(self) -> dict[str, Any]:
         "What `draw` gets: the present values of the controls."
         return {name: _value(control) for name, control in self.controls.items()}
 
-    def _moved(self, _change: object) -> None:
+    def unused(self, values: dict[str, Any]) -> set[str]:
+        """The controls that make no difference at some values: what is drawn doesn't depend on them.
+
+        Args:
+            values: of all controls, by name.
+        """
+        return {name for name, matters in self.needs.items() if not matters(values)}
+
+    def reset(self, *names: str) -> None:
+        """Give controls the values that they had at first.
+
+        Args:
+            *names: of the controls; default: all.
+        """
+        self._held = True
+        try:
+            for name in names or self.controls: _put(self.controls[name], self._beginning[name])
+        finally: self._held = False
+        self._moved()
+
+    def _reset_one(self, _frame: object, content: dict[str, Any], _buffers: object) -> None:
+        "What the page asks for when a slider is clicked twice."
+        at = content.get("reset")
+        if isinstance(at, int) and 0 <= at < len(self.controls): self.reset(list(self.controls)[at])
+
+    def _grey(self) -> None:
+        "Controls that make no difference are greyed, and there is nothing to reset at the beginning."
+        unused = self.unused(self.values)
+        for name, control in self.controls.items():
+            if control.disabled != (name in unused): control.disabled = name in unused
+        self._frame.off = sorted(unused)
+        self._reset.disabled = all(
+            _place(control) == self._beginning[name] for name, control in self.controls.items())
+
+    def _moved(self, _change: object = None) -> None:
+        if self._held: return
+        self._grey()
         with self._lock:
+            self._asked += 1
+            known = self._cache.get(self._settings()[1])
+            if known:  # whatever is being drawn is out of date
+                self._waiting = False
+                self._put_on_page(known, self._asked)
+                self._signs(busy=False)
+                return
             self._waiting = True
+            self._signs(busy=True, old=True)
             if self._busy: return
             self._busy = True
-            self.widget.add_class("dc-busy")  # a page can see that the images are not of these values yet
+        if _in_colab(): return self._work()
         # The context carries the cell that output belongs to.
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(self._work,), daemon=True).start()
@@ -191,38 +269,66 @@ class Panel:
             with self._lock:
                 if not self._waiting:
                     self._busy = False
-                    self.widget.remove_class("dc-busy")
+                    self._signs(busy=False)
                     return
                 self._waiting = False
-            self._show(self.values)
+                asked = self._asked
+            self._show(*self._settings(), asked)
 
-    def _show(self, values: dict[str, Any]) -> None:
+    def _show(self, values: dict[str, Any], key: tuple, asked: int) -> None:
+        "Draw; `asked` says for which of the values that were asked for."
         try:
-            for parts in self._results(values):
-                self._replace_views(parts)
-                if self._message.value: self._message.value = ""
-                if self._waiting: return  # for newer values: what is half done is dropped
-            self._first = self._first or self._page(parts)
+            for parts in self._results(values, key):
+                self._put_on_page(parts, asked)
+                if asked != self._asked: return  # there are newer values: what is half done is dropped
+            if not self._first: self._first, self._still = self._page(parts), _still(parts)
         except (Exception, SystemExit) as error:  # whatever draw does, the learner sees one line
             lines = str(error).splitlines() or [""]
             text = html.escape(f"{type(error).__name__}: {lines[0]}")
-            self._message.value = f'<div role="alert" style="color:#B3261E;line-height:1.4">{text}</div>'
+            with self._lock:
+                if asked < self._shown: return
+                self._message.value = f'<div role="alert" style="{_ALERT}">{text}</div>'
+                self._signs(old=True)  # what is seen is not of these values
+
+    def _put_on_page(self, parts: list[_Part], asked: int) -> None:
+        "Show a result, unless that of newer values is there already."
+        with self._lock:
+            if asked < self._shown: return
+            self._shown = asked
+            self._replace_views(parts)
+            if self._message.value: self._message.value = ""
+            if asked == self._asked: self._signs(old=False)
+
+    def _signs(self, *, busy: bool | None = None, old: bool | None = None) -> None:
+        "Classes by which the page tells that a draw is to come, and that what is seen is of other values."
+        present = self.widget._dom_classes
+        for name, on in (("dc-busy", busy), ("dc-old", old)):
+            if on is True and name not in present: self.widget.add_class(name)
+            if on is False and name in present: self.widget.remove_class(name)
 
     def _replace_views(self, parts: list[_Part]) -> None:
         "New contents in the old views if their kinds are the same, which does not flicker."
         kinds = [part.kind for part in parts]
+        self._frame.alts = [part.alt for part in parts if isinstance(part, _Pixels)]
         if kinds == self._kinds:
             for view, part in zip(self._views.children, parts, strict=True): part.update(view)
             return
         old = self._views.children
         self._views.children = [part.view() for part in parts]
-        for view in old: view.close()
+        for view in old: _close(view)
         self._kinds = kinds
 
-    def _results(self, values: dict[str, Any]) -> Iterator[list[_Part]]:
-        # By index where there are options: a value may be a list, and 1 and True are equal.
-        controls = zip(self.controls.values(), values.values(), strict=True)
-        key = tuple(getattr(control, "index", value) for control, value in controls)
+    def _settings(self) -> tuple[dict[str, Any], tuple]:
+        """The values and what results are remembered by: places, because a value may be a list, and 1 and
+        True are equal. Controls that make no difference are left out of it."""
+        places: dict[str, Any] = {}
+        values = self.values
+        while places != (now := {name: _place(control) for name, control in self.controls.items()}):
+            places, values = now, self.values  # again, if a slider moved meanwhile
+        unused = self.unused(values)
+        return values, tuple(place for name, place in places.items() if name not in unused)
+
+    def _results(self, values: dict[str, Any], key: tuple) -> Iterator[list[_Part]]:
         if key not in self._cache:
             result = self.draw(**values)
             if isinstance(result, Iterator):
@@ -233,12 +339,15 @@ class Panel:
                 self._remember(key, parts or _parts(()))
                 return
             self._remember(key, _parts(result))
-        self._cache.move_to_end(key)
-        yield self._cache[key]
+        with self._lock:
+            self._cache.move_to_end(key)
+            parts = self._cache[key]
+        yield parts
 
     def _remember(self, key: tuple, parts: list[_Part]) -> None:
-        self._cache[key] = parts
-        if len(self._cache) > self._size: self._cache.popitem(last=False)
+        with self._lock:
+            self._cache[key] = parts
+            if len(self._cache) > self._size: self._cache.popitem(last=False)
 
     def to_html(self) -> str:
         "What was drawn for the first values, as HTML that needs no kernel and no network."
@@ -246,25 +355,55 @@ class Panel:
 
     def _page(self, parts: list[_Part]) -> str:
         "The parts as HTML, with the values of the controls below them."
-        shown = "".join(f'<div style="flex:0 1 auto">{part.to_html()}</div>' for part in parts)
+        box = '<div style="flex:0 1 auto;min-width:0;max-width:100%">'
+        shown = "".join(f"{box}{part.to_html()}</div>" for part in parts)
+        unused = self.unused(self.values)
         settings = [f"{html.escape(self._names[name])} = {html.escape(_written(control))}"
-                    for name, control in self.controls.items()]
-        return (f'<div style="display:flex;flex-wrap:wrap;gap:.5em">{shown}</div>'
+                    for name, control in self.controls.items() if name not in unused]
+        return (f'<div style="display:flex;flex-wrap:wrap;align-items:flex-start">{shown}</div>'
                 f'<div style="color:#777;font-size:85%">{" &nbsp;·&nbsp; ".join(settings)} '
                 '&nbsp;(run this cell to move the sliders)</div>')
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        live = self.widget._repr_mimebundle_(**kwargs)
+        bundle = dict(self.widget._repr_mimebundle_(**kwargs))
+        if self._still: bundle["image/png"] = base64.b64encode(self._still).decode()
         text = f"panel of {', '.join(self.controls)}"
-        return {**live, "text/html": self.to_html(), "text/plain": text}
+        return {**bundle, "text/html": self.to_html(), "text/plain": text}
 
 
-def panel(draw: Callable, **controls: w.Widget) -> Panel:
+# Its own plate, which is read as well on a dark page as on a light one.
+_ALERT = "color:#8C1D18;background:#FCEEEE;padding:2px 8px;border-radius:4px;line-height:1.5"
+
+
+class _Frame(anywidget.AnyWidget):
+    "What ipywidgets leave out, in the page: names, help, marks and signs (`panel.js`)."
+
+    _esm = (files("diffusion_course") / "panel.js").read_text(encoding="utf-8")
+    controls: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    alts: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    off: traitlets.List[Any] = traitlets.List().tag(sync=True)
+
+    def __init__(self, controls: list[dict[str, Any]]) -> None:
+        super().__init__(controls=controls, layout=w.Layout(height="0", margin="0", overflow="hidden"))
+
+
+def _in_colab() -> bool:
+    "Colab shows nothing that a thread sends: there, panels draw where they stand."
+    return "google.colab" in sys.modules
+
+
+def panel(
+    draw: Callable, *, needs: Mapping[str, Callable[[dict[str, Any]], bool]] | None = None,
+    **controls: w.Widget,
+) -> Panel:
     """A panel of what `draw` makes: `panel(draw, steps=slider(1, 50, 8))`.
 
     Args:
         draw: a pure function of the controls' values, which returns what to show: a figure, a
             scene, an image, a film, a line of text, a tuple of these, or a generator of such.
+        needs: for a control that makes no difference at some values of the others, whether it
+            does, as a function of the values: `needs=dict(churn=lambda v: v["sampler"] == "SDE")`.
+            Where it makes none it is greyed.
         **controls: one for each argument of `draw`: a slider, a choice or a toggle.
     """
     for name, control in controls.items():
@@ -272,26 +411,78 @@ def panel(draw: Callable, **controls: w.Widget) -> Panel:
             raise ValueError(f"control {name!r} is {control!r}: "
                              "expected slider(…), choice(…) or toggle(…)")
     if not controls: raise ValueError("a panel without controls: expected at least one")
-    return Panel(draw, controls)
+    strangers = set(needs or {}) - set(controls)
+    if strangers:
+        raise ValueError(f"needs names {sorted(strangers)}: expected some of {sorted(controls)}")
+    for name, control in controls.items():
+        control.description = _name(control, name)
+        control.tooltip = _help(control, name)
+    return Panel(draw, controls, needs=needs) if needs else Panel(draw, controls)
+
+
+_WORDS = {  # what lessons call an argument: how a panel names it, and what it does
+    "t": ("time t", "0 is noise, 1 is data."),
+    "steps": ("steps", "From the first time to the last: more are slower and more exact."),
+    "seed": ("seed", "Each number draws other random numbers."),
+    "w": ("guidance w", "0 ignores the label, 1 follows it as the data do, more exaggerates it."),
+    "guidance": ("guidance w", "0 ignores the label, 1 follows it as the data do, more exaggerates it."),
+    "churn": ("churn", "0 is the ODE; more adds noise on the way and removes it again."),
+}
+
+
+def _name(control: w.Widget, argument: str) -> str:
+    "What a control is called: its label, else the word for its argument."
+    return control.description or _WORDS.get(argument, (argument.replace("_", " "), ""))[0]
+
+
+def _help(control: w.Widget, argument: str) -> str:
+    return control.tooltip or _WORDS.get(argument, ("", ""))[1]
+
+
+_CHOICES = w.Dropdown, w.ToggleButtons, w.SelectionSlider
+
+
+def _close(view: w.Widget) -> None:
+    "End a widget with its layout and style, which ipywidgets would keep for ever."
+    own = [value for name, value in view.trait_values().items() if name in ("layout", "style")]
+    for widget in (view, *own): widget.close()
 
 
 def _value(control: w.Widget) -> Any:
     return control.value.value if isinstance(control.value, _Option) else control.value
 
 
+def _place(control: w.Widget) -> Any:
+    "Where a control stands: the index of an option, else its value, which a page may change in its last digits."
+    if isinstance(control, _CHOICES): return control.index
+    return float(f"{control.value:.12g}") if isinstance(control.value, float) else control.value
+
+
+def _put(control: w.Widget, place: Any) -> None:
+    if isinstance(control, _CHOICES): control.index = place
+    else: control.value = place
+
+
+def _fraction(control: w.Widget) -> float | None:
+    "How far along its track a slider stands, from 0 to 1."
+    if isinstance(control, w.SelectionSlider): return control.index / max(1, len(control.options) - 1)
+    if isinstance(control, (w.IntSlider, w.FloatSlider, w.FloatLogSlider)):
+        at = log10(control.value) if isinstance(control, w.FloatLogSlider) else control.value
+        return (at - control.min) / (control.max - control.min)
+    return None
+
+
 def _written(control: w.Widget) -> str:
     "A control's value in the caption: the name of an option, a number in four digits."
-    options = isinstance(control, (w.Dropdown, w.ToggleButtons, w.SelectionSlider))
-    value = control.label if options else control.value
+    value = control.label if isinstance(control, _CHOICES) else control.value
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 def _beside_its_name(control: w.Widget) -> w.Widget:
     "Toggle buttons put their description above themselves, unlike sliders."
     if not isinstance(control, w.ToggleButtons): return control
-    name = w.Label(control.description)
+    name = w.Label(control.description, tooltip="")
     control.description = ""
-    control.tooltips = [name.value] * len(control.options)
     return w.HBox([name, control], layout=w.Layout(margin="0 1.5em 0 0.2em"))
 
 # %% ../nbs/toolbox/widgets.ipynb #e19fcc83
@@ -301,36 +492,46 @@ _drawing = threading.RLock()  # matplotlib's font cache and layout engine are sh
 def _parts(result: object) -> list[_Part]:
     "What `draw` returned, part by part; figures are rendered here."
     items = result if isinstance(result, (tuple, list)) else (result,)
-    if items: return [_part(item) for item in items]
+    if items: return [part for item in items for part in _parts_of(item)]
     raise TypeError(f"draw returned nothing to show: {_EXPECTED}")
 
 
 _EXPECTED = "expected a figure, a scene, an image, a string or a tuple of these"
 
 
-def _part(item: object) -> _Part:
-    if isinstance(item, Figure):
-        with _drawing: return _Pixels("figure", png(item), round(item.get_size_inches()[0] * 96))
-    if isinstance(item, Image.Image): return _Pixels("image", _png(item), item.width)
-    if isinstance(item, Film): return _Pixels("film", item.gif, item.size[0])
-    if isinstance(item, Scene): return _Paths(item)
-    if isinstance(item, str): return _Text(item)
+def _parts_of(item: object) -> list[_Part]:
+    if isinstance(item, Figure): return _columns(item)
+    if isinstance(item, Image.Image): return [_Pixels("image", _png(item), item.width, "image")]
+    if isinstance(item, Film): return [_Pixels("film", item.gif, item.size[0], "film")]
+    if isinstance(item, Scene): return [_Paths(item)]
+    if isinstance(item, str): return [_Text(item)]
     raise TypeError(f"draw returned {type(item).__name__}: {_EXPECTED}")
 
 
-def _png(image: Image.Image) -> bytes:
+def _columns(fig: Figure) -> list[_Part]:
+    "A figure as images side by side, which a narrow page puts below each other."
+    with _drawing: images = side_by_side(fig)
+    titles = [title for ax in fig.axes if (title := ax.get_title() or ax.get_ylabel())]
+    alt = f"figure: {', '.join(titles)}" if titles else "figure"
+    scale = 96 * fig.get_size_inches()[0] / sum(image.width for image in images)
+    return [_Pixels("figure", _png(image), round(scale * image.width), alt if k == 0 else f"{alt} (part {k + 1})")
+            for k, image in enumerate(images)]
+
+
+def _png(image: Image.Image, level: int = 1) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "png", compress_level=1)
+    image.save(buffer, "png", compress_level=level)
     return buffer.getvalue()
 
 
 @dataclass(frozen=True)
 class _Pixels:
-    "A figure, an image or a film: the bytes of a PNG or GIF file, and how wide it is shown."
+    "A figure, an image or a film: the bytes of a PNG or GIF file, how wide it is shown, and in words."
 
     kind: str
     data: bytes
     width: int
+    alt: str
 
     @property
     def format(self) -> str: return "gif" if self.kind == "film" else "png"
@@ -345,8 +546,10 @@ class _Pixels:
 
     def to_html(self) -> str:
         data = shrink(self.data) if self.kind == "figure" else self.data
+        if self.kind == "image": data = _png(Image.open(io.BytesIO(data)), 9)
         source = f"data:image/{self.format};base64,{base64.b64encode(data).decode()}"
-        return f'<img src="{source}" width="{self.width}" style="max-width:100%">'
+        return (f'<img alt="{html.escape(self.alt)}" src="{source}" width="{self.width}" '
+                'style="max-width:100%">')
 
 
 @dataclass(frozen=True)
@@ -371,7 +574,8 @@ class _Text:
     kind: ClassVar[str] = "text"
 
     def view(self) -> w.Widget:
-        return w.HTML(self.text, layout=w.Layout(margin="0.6em 1em")).add_class("dc-text")
+        layout = w.Layout(margin="0.6em 1em")
+        return w.HTML(self.text, tooltip="", layout=layout).add_class("dc-text")
 
     def update(self, view: w.Widget) -> None: view.value = self.text
 
@@ -379,3 +583,19 @@ class _Text:
 
 
 _Part = _Pixels | _Paths | _Text
+
+
+def _still(parts: Sequence[_Part]) -> bytes | None:
+    "The images and players of a result side by side, as one small PNG file: for viewers that show no HTML."
+    images = []
+    for part in parts:
+        if isinstance(part, _Text): continue
+        data = part.data if isinstance(part, _Pixels) else part.scene.still()
+        images.append(Image.open(io.BytesIO(data)).convert("RGB"))
+    if not images: return None
+    whole = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), "white")
+    left = 0
+    for image in images:
+        whole.paste(image, (left, 0))
+        left += image.width
+    return shrink(_png(whole))

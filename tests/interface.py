@@ -134,21 +134,28 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
     with running(command, port, folder) as server: yield server
 
 
+def ask(server: Server, path: str, method: str = "GET") -> bytes:
+    """What the server's interface answers."""
+    address = f"{server.url}/api/{path}?token={TOKEN}"
+    return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60).read()
+
+
 def end_kernels(server: Server) -> None:
     """Shut all kernels down: each holds up to a gigabyte, and may still compute."""
-    def ask(path: str, method: str) -> bytes:
-        address = f"{server.url}/api/{path}?token={TOKEN}"
-        return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60).read()
-
-    for session in json.loads(ask("sessions", "GET")): ask(f"sessions/{session['id']}", "DELETE")
+    for session in json.loads(ask(server, "sessions")): ask(server, f"sessions/{session['id']}", "DELETE")
 
 
 # ---- a notebook ----------------------------------------------------------------------------------
 
 def open_notebook(page: Page, server: Server, path: str) -> None:
-    """Open a notebook and wait for its kernel."""
+    """Open a notebook and wait for its kernel: the page shows an idle one before there is any."""
     page.goto(f"{server.url}/lab/tree/{path}?reset&token={TOKEN}")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    give_up = time.monotonic() + PATIENCE / 1000
+    while not any(s["path"].endswith(path) and s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle"
+                  for s in json.loads(ask(server, "sessions"))):
+        assert time.monotonic() < give_up, f"no kernel for {path}"
+        page.wait_for_timeout(100)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
 
 
@@ -264,11 +271,15 @@ def ways(page: Page, control: ElementHandle) -> list[Callable[[], object]]:
 
 
 def exercise_panel(page: Page, panel: ElementHandle) -> None:
-    """Move every control of a panel and see what it shows change each time, without a message."""
+    """Move every control of a panel and see what it shows change each time, without a message.
+
+    A greyed control is moved as soon as another one's move makes it matter."""
     panel.scroll_into_view_if_needed()
-    controls = panel.query_selector_all(".dc-controls > *")
-    assert controls, "a panel without controls"
-    for control in controls:
+    waiting = panel.query_selector_all(".dc-controls > *")
+    assert waiting, "a panel without controls"
+
+    def exercise(control: ElementHandle) -> None:
+        waiting.remove(control)
         name = (control.inner_text().strip().splitlines() or ["?"])[0]
         for k, move in enumerate(ways(page, control)):
             before = pixels(panel)
@@ -276,6 +287,17 @@ def exercise_panel(page: Page, panel: ElementHandle) -> None:
             assert settle(panel, before), f"move {k + 1} of {name!r} changed no image"
             message = panel.query_selector(".dc-message").inner_text().strip()
             assert not message, f"move {k + 1} of {name!r}: {message}"
+            for other in [c for c in waiting if was_greyed[c] and not greyed(c)]: exercise(other)
+
+    was_greyed = {control: greyed(control) for control in waiting}
+    while ready := [c for c in waiting if not greyed(c)]: exercise(ready[0])
+    names = [control.inner_text() for control in waiting]
+    assert not names, f"greyed at all settings: {names}"
+
+
+def greyed(control: ElementHandle) -> bool:
+    """Whether a control makes no difference at the present settings."""
+    return "dc-off" in control.get_attribute("class")
 
 
 def exercise_player(page: Page, player: ElementHandle) -> None:
@@ -303,7 +325,9 @@ def exercise_player(page: Page, player: ElementHandle) -> None:
     assert look()[0] != first, "playing moved nothing"
     button.click()
     start = draws()
-    page.wait_for_timeout(300)
+    page.evaluate("""async () => {
+      for (let frame = 0; frame < 20; frame++) await new Promise(requestAnimationFrame);
+    }""")
     assert draws() == start, "a paused player goes on drawing"
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ import pytest
 import torch
 from conftest import LESSONS, NBS, ROOT, code, name_of
 from interface import (
-    NO_BROWSER, Server, complaints, end_kernels, exercise_panel, exercise_player, find_browser,
-    measure_speed, open_browser, open_notebook, run_all, serve,
+    NO_BROWSER, PATIENCE, Server, complaints, end_kernels, exercise_panel, exercise_player, find_browser,
+    measure_speed, open_browser, open_notebook, run_all, serve, write_notebook,
 )
 
 from diffusion_course.player import play
 
+expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
 
 
@@ -72,22 +74,125 @@ def panels_of(path: Path) -> int:
     return sum(isinstance(f, ast.Name) and f.id == "panel" for f in calls)
 
 
+def players_of(path: Path) -> int:
+    """How many players the stored outputs of a notebook hold, those in panels among them."""
+    outputs = (o for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in cell.get("outputs", []))
+    return sum("".join(o.get("data", {}).get("text/html", "")).count('<div data-dc="') for o in outputs)
+
+
+# Panels and players come into the page a little after the kernel is at rest.
+COMPLETE = """([panels, players]) => {
+  const count = (name) => document.querySelectorAll(name).length;
+  return count('.dc-panel[aria-busy=false] .dc-controls .jupyter-widgets') >= panels
+    && count('.dc-panel') >= panels && count('.dc-player canvas') >= players;
+}"""
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_lesson(page, server: Server, path: Path) -> None:
     open_notebook(page, server, path.name)
     page.wait_for_selector(STORED, state="attached")
     assert not page.locator(".dc-panel").count(), "a panel without a kernel behind it"
-    page.wait_for_timeout(2000)  # JupyterLab asks its questions a little later
     assert not complaints(page), complaints(page)
 
     run_all(page)
     assert not complaints(page), complaints(page)
+    made = [panels_of(path), players_of(path)]
+    page.wait_for_function(COMPLETE, arg=made, timeout=PATIENCE)
     panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
-    made = panels_of(path)
-    assert made and len(panels) >= made, f"{len(panels)} panels are seen, and the cells make {made}"
+    assert made[0] and [len(panels), len(players)] == made, f"panels and players {made} are made"
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)
+
+
+SPOKEN = """import threading
+from diffusion_course.style import figure
+from diffusion_course.widgets import choice, panel, slider, toggle
+
+go_on = threading.Event()
+
+def draw(n, kind, churn, on):
+    if n == 3: go_on.wait(120)
+    if n == 4: raise ValueError("n is 4")
+    fig, axes = figure(2)
+    axes[0].set(title=f"n = {n}")
+    return fig, f"n is {n}"
+
+panel(draw, n=slider(0, 9, 1, help="How many."), kind=choice(["a", "b"]), churn=slider(0.0, 2.0, 1.0),
+      on=toggle(label="score"), needs=dict(churn=lambda v: v["kind"] == "b"))
+%%
+def open_gate(_): go_on.set()
+import ipywidgets
+gate = ipywidgets.Checkbox(description="gate")
+gate.add_class("gate").observe(open_gate, names="value")
+gate
+"""
+
+
+def test_what_a_panel_says_and_what_keys_do(page, server: Server, notebooks: Path) -> None:
+    write_notebook(notebooks / "spoken.ipynb", SPOKEN)
+    open_notebook(page, server, "spoken.ipynb")
+    run_all(page)
+    panel, text = page.locator(".dc-panel"), page.locator(".dc-panel .dc-text")
+    n, churn = panel.get_by_role("slider", name="n", exact=True), panel.get_by_role("slider", name="churn")
+    n.wait_for(timeout=PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    expect(n).to_have_attribute("aria-valuetext", "1")
+    expect(n).to_have_accessible_description(re.compile("How many."))
+    box = n.bounding_box()
+    assert box["width"] >= 24 and box["height"] >= 24, box
+    expect(panel.get_by_role("checkbox", name="score")).to_be_visible()
+    expect(panel.get_by_role("img", name="figure: n = 1", exact=True)).to_be_visible()
+    assert not page.locator(".dc-panel [title=null]").count()
+
+    expect(churn).to_have_accessible_description(re.compile("no difference"))
+    kinds = panel.get_by_role("group", name="kind").get_by_role("button")
+    expect(kinds.nth(0)).to_have_attribute("aria-pressed", "true")
+    kinds.nth(1).click()
+    expect(kinds.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(churn).to_have_accessible_description(re.compile("0 is the ODE"))
+
+    height = panel.bounding_box()["height"]
+    n.press("ArrowRight")
+    expect(text).to_have_text("n is 2")
+    expect(panel).to_have_attribute("aria-busy", "false")
+    n.press("ArrowRight")  # to what takes its time
+    expect(panel).to_have_attribute("aria-busy", "true")
+    expect(text).to_have_css("opacity", "0.45")
+    page.locator(".gate input").click()
+    expect(text).to_have_text("n is 3")
+    expect(text).to_have_css("opacity", "1")
+    n.press("ArrowRight")  # to an error
+    expect(panel.get_by_role("alert")).to_have_text("ValueError: n is 4")
+    expect(text).to_have_text("n is 3")
+    expect(text).to_have_css("opacity", "0.45")
+    assert abs(panel.bounding_box()["height"] - height) < 2, "the page jumps"
+    n.dblclick()
+    expect(n).to_have_attribute("aria-valuetext", "1")
+    expect(text).to_have_text("n is 1")
+    expect(text).to_have_css("opacity", "1")
+    expect(panel.get_by_role("alert")).to_have_count(0)
+    panel.get_by_role("button", name="reset").click()
+    expect(kinds.nth(0)).to_have_attribute("aria-pressed", "true")
+    expect(panel.get_by_role("button", name="reset")).to_be_disabled()
+
+
+def test_keys_move_a_players_time(browser, tmp_path: Path) -> None:
+    scene = play({"a": torch.linspace(-1, 1, 12).reshape(3, 2, 2)}, autoplay=False)
+    html = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
+    (tmp_path / "keys.html").write_text(html, encoding="utf-8")
+    page = browser.new_page(viewport={"width": 380, "height": 700})
+    page.goto((tmp_path / "keys.html").as_uri())
+    time = page.get_by_role("slider", name="time")
+    moves = dict(ArrowRight="0.02", PageUp="0.12", ArrowDown="0.10", End="1.00", Home="0.00")
+    for key, said in moves.items():
+        time.press(key)
+        expect(time).to_have_attribute("aria-valuetext", f"t = {said}")
+    expect(page.get_by_role("img", name="a: 2 points that move from noise to data")).to_be_visible()
+    bar, player = time.bounding_box(), page.locator(".dc-player").bounding_box()
+    assert bar["width"] > 0.9 * (player["width"] - 24), "the bar has no row of its own"
+    page.close()
 
 
 def test_a_player_never_runs_backwards(browser, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_outputs_are_stored_without_what_dies_with_the_kernel(tmp_path: Path) ->
     assert path.read_bytes() == before
     store(path, execute(path))
     cells = nbformat.read(path, as_version=4).cells
-    assert set(cells[1].outputs[0].data) == {"text/html", "text/plain"}
+    assert set(cells[1].outputs[0].data) == {"text/html", "image/png", "text/plain"}
     assert cells[2].outputs == []
     assert all(c.execution_count is None and not c.metadata for c in cells)
 

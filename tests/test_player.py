@@ -220,7 +220,8 @@ def test_every_copy_has_its_own_name_and_equal_scenes_have_equal_data():
 
 def test_mimebundle():
     bundle = play(cloud())._repr_mimebundle_()
-    assert set(bundle) == {"text/html", "text/plain"}
+    assert set(bundle) == {"text/html", "image/png", "text/plain"}
+    assert base64.b64decode(bundle["image/png"]) == play(cloud()).still()
     assert bundle["text/plain"] == "Scene: 20 points at 6 times"
     assert repr(play({"a": cloud(9), "b": cloud(4)})) == "Scene: a 20 points at 9 times, b 20 points at 4 times"
 

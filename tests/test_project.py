@@ -214,12 +214,12 @@ def test_wheel_works_in_another_place(tree: Path, tmp_path: Path) -> None:
     elsewhere.mkdir()
     wheel, _ = built(tree, tmp_path / "dist")
     run(*PIP, "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=tmp_path)
-    script = "import importlib, sys\nfor m in sys.argv[1:]: print(importlib.import_module(m).__file__)"
-    files = run(sys.executable, "-P", "-c", script, *MODULES, cwd=elsewhere, PYTHONPATH=str(site)).splitlines()
+    importing = "import importlib, sys\nfor m in sys.argv[1:]: print(importlib.import_module(m).__file__)"
+    files = run(sys.executable, "-P", "-c", importing, *MODULES, cwd=elsewhere, PYTHONPATH=str(site)).splitlines()
     assert len(files) == len(MODULES)
     assert all(Path(f).is_relative_to(site) for f in files), files
-    player = "diffusion_course/player.js"
-    assert (site / player).read_bytes() == (ROOT / player).read_bytes()
+    for script in ("diffusion_course/player.js", "diffusion_course/panel.js"):
+        assert (site / script).read_bytes() == (ROOT / script).read_bytes()
     names = [name for name in contents(tree) if name.startswith("diffusion_course/")]
     missing = [name for name in names if not (site / name).exists()]
     assert not missing, f"not in the wheel: {missing}"
