@@ -165,14 +165,17 @@ GATED = (
     Mistake(_no_input, "You return the correction alone. To what is it added?"),
     Mistake(_half_open, "With a gate of 0 your block still adds its correction. What should a gate of 0 do?"),
     Mistake(_no_gate, "Your correction is added whole. Where do the last C numbers come in?"),
-    Mistake(_gate_on_all, "The gate multiplies everything that you return. Which part of the sum should it leave alone?"),
+    Mistake(_gate_on_all,
+            "The gate multiplies everything that you return. Which part of the sum should it leave alone?"),
     Mistake(_norm_of_channels, "You gave each channel a mean of its own. How many groups are asked for?"),
 )
 
 
 def _gated_cases() -> list[tuple]:
-    return [(2 + normal(2, 4, 3, 5, seed=20), normal(2, 6, seed=21), normal(6, 12, seed=22), normal(4, 4, 3, 3, seed=23)),
-            (3 * normal(3, 2, 5, 4, seed=24), 2 * normal(3, 3, seed=25), normal(3, 6, seed=26), normal(2, 2, 3, 3, seed=27))]
+    return [(2 + normal(2, 4, 3, 5, seed=20), normal(2, 6, seed=21), normal(6, 12, seed=22),
+             normal(4, 4, 3, 3, seed=23)),
+            (3 * normal(3, 2, 5, 4, seed=24), 2 * normal(3, 3, seed=25), normal(3, 6, seed=26),
+             normal(2, 2, 3, 3, seed=27))]
 
 # %% ../../nbs/solutions/13_unet.ipynb #58ee050e
 def to_patches(x, p):
@@ -347,12 +350,14 @@ FORWARD = (
     Mistake(_every_second, "Of every four pixels you keep one. What became of the other three?"),
     Mistake(_maximum, "You keep the largest of four pixels. What is asked for?"),
     Mistake(_bilinear, "Your doubling blends neighbours. What should the four pixels of a square have in common?"),
-    Mistake(_side_by_side, "Your doubling lays copies of the whole stage side by side. What should each pixel become?"),
+    Mistake(_side_by_side,
+            "Your doubling lays copies of the whole stage side by side. What should each pixel become?"),
     Mistake(_kept_too_early, "You keep what a block receives. Which stage is the skip?"),
     Mistake(_skip_first, "The skip stands before the doubled stage. In which order does a block expect them?"),
     Mistake(_no_skip, "On the way up a block receives the coarse stage twice. What should be joined to it?"),
     Mistake(_only_skip, "On the way up a block receives the skip twice. What has become of the coarse stage?"),
-    Mistake(_up_reversed, "You go through the blocks of `up` from the last to the first. Is their order yet to be turned?"),
+    Mistake(_up_reversed,
+            "You go through the blocks of `up` from the last to the first. Is their order yet to be turned?"),
     Mistake(_down_reversed, "You go through the blocks of `down` from the last to the first. Which comes first?"),
 )
 
