@@ -77,12 +77,6 @@ def _classifier_push(x, y, W, b):
     return -torch.autograd.grad(loss, x)[0]
 
 
-def _sorted_pairs(x0, x1):
-    out = torch.empty_like(x0)
-    out[x1.argsort()] = x0.sort().values
-    return out
-
-
 def _spectral(x, power, t):
     transformed = torch.fft.fft2(x, norm="ortho")
     return torch.fft.ifft2(transformed * (t * power) / ((t * t) * power + (1 - t) ** 2), norm="ortho").real
@@ -144,8 +138,6 @@ RIGHT = {
     "matching.moving_average": [_moving_average],
     "guidance.classifier_push": [_classifier_push],
     "edm.final_spread": [lambda s, m: 1 / (1 / s**2 + 1 / m**2).sqrt()],
-    "edm.eps_weight": [lambda alpha, sigma, s: (alpha**2 * s**2 + sigma**2) / (alpha * s) ** 2],
-    "couplings.sorted_pairs": [_sorted_pairs],
     "images.loss_by_time": [_loss_by_time],
     "images.spectral_denoiser": [_spectral],
     "unet.group_norm": [_group_norm],
@@ -177,12 +169,6 @@ def _overflowing_push(x, y, W, b):
 
 WRONG = {
     "unet.to_patches": [_blind_patches],
-    "unet.block_size": [
-        lambda i, o, e: (
-            2 * (i + o) + (9 * i + 1) * o + (9 * o + 1) * o + 2 * (e + 1) * o + ((i + 1) * o if i < o else 0)
-        )
-    ],
-    "latent.attention_cost": [lambda side, f, d: 4 * (side // f) ** 2 * d**2 + 2 * ((side // f) ** 4 - 1) * d],
     "images.standardised_to_bytes": [
         lambda x, m, s: (255 * (x * s[:, None, None] + m[:, None, None])).round().clamp(0, 255)
     ],

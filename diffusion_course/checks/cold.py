@@ -9,12 +9,13 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['REVEAL', 'SHARPEN', 'GUESS', 'TIME', 'WALK_END', 'VELOCITY', 'EXERCISES', 'reveal', 'sharpen', 'best_guess',
-           'time_of', 'end_of_walk', 'wave_velocity']
+__all__ = ['REVEAL', 'SHARPEN_ALL', 'GUESS', 'TIME', 'WALK_END', 'RESTORER_STEP', 'EXERCISES', 'reveal', 'sharpen_all',
+           'best_guess', 'time_of', 'end_of_walk', 'restorer_step']
 
 # %% ../../nbs/solutions/21_cold.ipynb #3cdcbe53
 def reveal(x, guess, mask, next_mask):
@@ -71,67 +72,86 @@ def _reveal_cases() -> list[tuple]:
     return cases
 
 # %% ../../nbs/solutions/21_cold.ipynb #08eba557
-def _pixelated(x, block):
+def sharpen_all(restore, x, block):
+    "restore(x, block) -> the guess; x (B, C, H, W) in squares of block pixels -> images (B, C, H, W)"
+    def squares(image, b): return F.avg_pool2d(image, b).repeat_interleave(b, 2).repeat_interleave(b, 3)
+
+    while block > 1:
+        guess = restore(x, block).clamp(-1, 1)
+        x = x + squares(guess, block // 2) - squares(guess, block)
+        block = block // 2
+    return x
+
+# %% ../../nbs/solutions/21_cold.ipynb #eb8ebb04
+def _pixelated(x: Tensor, block: int) -> Tensor:
     return F.avg_pool2d(x, block).repeat_interleave(block, 2).repeat_interleave(block, 3)
 
 
-def sharpen(x, guess, block):
-    "x, in squares of block pixels, and guess (B, C, H, W); block 2, 4, ... -> x in squares of block / 2"
-    return x + _pixelated(guess, block // 2) - _pixelated(guess, block)
-
-# %% ../../nbs/solutions/21_cold.ipynb #eb8ebb04
-def _anew_in_squares(x, guess, block): return _pixelated(guess, block // 2)
-def _everything(x, guess, block): return x + guess - _pixelated(guess, block)
-def _flipped(x, guess, block): return x - _pixelated(guess, block // 2) + _pixelated(guess, block)
-def _not_removed(x, guess, block): return x + _pixelated(guess, block // 2)
-def _halved(x, guess, block): return (x + _pixelated(guess, block // 2)) / 2
+def _kept(guess: Tensor) -> Tensor: return guess.clamp(-1, 1)
 
 
-def _too_large(x, guess, block):
-    larger = 2 * block if 2 * block <= x.shape[2] else block
-    return x + _pixelated(guess, block) - _pixelated(guess, larger)
+def _halving(restore, x, block, step, *, keep=_kept, until=1, ahead=False):
+    while block > until:
+        x = step(x, keep(restore(x, block // 2 if ahead else block)), block)
+        block //= 2
+    return x
 
 
-def _from_x(x, guess, block): return sharpen(x, x, block)
+def _improved(x, guess, b): return x + _pixelated(guess, b // 2) - _pixelated(guess, b)
 
 
-def _corners(x, guess, block):
-    def first(b): return guess[:, :, ::b, ::b].repeat_interleave(b, 2).repeat_interleave(b, 3)
-    return x + first(block // 2) - first(block)
+def _naive(restore, x, block): return _halving(restore, x, block, lambda x, guess, b: _pixelated(guess, b // 2))
+def _not_removed(restore, x, block): return _halving(restore, x, block, lambda x, g, b: x + _pixelated(g, b // 2))
+def _free_guess(restore, x, block): return _halving(restore, x, block, _improved, keep=lambda guess: guess)
+def _too_early(restore, x, block): return _halving(restore, x, block, _improved, until=2)
+def _told_ahead(restore, x, block): return _halving(restore, x, block, _improved, ahead=True)
+def _kept_points(restore, x, block): return _halving(restore, x, block, lambda *args: _kept(_improved(*args)))
 
 
-def _sums(x, guess, block):
-    def sums(b): return _pixelated(guess, b) * b**2
-    return x + sums(block // 2) - sums(block)
+def _flipped(restore, x, block):
+    return _halving(restore, x, block, lambda x, g, b: x - _pixelated(g, b // 2) + _pixelated(g, b))
 
 
-SHARPEN = (
-    Mistake(_anew_in_squares,
-            "This is the naive step: the colours of the coarse squares, which x knows, are lost."),
-    Mistake(_everything,
-            "All detail of the guess comes in. The result should still be made of "
-            "squares, half as large."),
-    Mistake(_flipped,
-            "Wrong sign: subtract the coarser squares of the guess and add the finer ones."),
+def _one_guess(restore, x, block):
+    guess = _kept(restore(x, block))
+    return _halving(restore, x, block, lambda x, g, b: _improved(x, guess, b))
+
+
+def _corners(restore, x, block):
+    def first(g, b): return g[:, :, ::b, ::b].repeat_interleave(b, 2).repeat_interleave(b, 3)
+    return _halving(restore, x, block, lambda x, g, b: x + first(g, b // 2) - first(g, b))
+
+
+def _sums(restore, x, block):
+    def sums(g, b): return _pixelated(g, b) * b**2
+    return _halving(restore, x, block, lambda x, g, b: x + sums(g, b // 2) - sums(g, b))
+
+
+SHARPEN_ALL = (
+    Mistake(_naive, "Each of your steps forgets x. Which colours does x know that a guess may get wrong?"),
     Mistake(_not_removed,
-            "Subtract the guess's coarse squares: x has its own, and now they count twice."),
-    Mistake(_halved,
-            "This is an average of x and the guess: the coarse colours should be those of x."),
-    Mistake(_too_large,
-            "These are squares of block and of twice that. Go from block to block / 2."),
-    Mistake(_from_x, "Within its squares x has no detail. It has to come from the guess."),
-    Mistake(_corners, "You took one pixel of each square. Pixelating takes the mean."),
-    Mistake(_sums, "You took sums over squares. Pixelating takes means."),
+            "The coarse colours are counted twice. What has to be taken away before the guess comes in?"),
+    Mistake(_flipped, "Your images become their opposites, step by step. What is subtracted, and what is added?"),
+    Mistake(_free_guess,
+            "Some of your guesses lie outside of [-1, 1]. What should happen to them before they are used?"),
+    Mistake(_kept_points, "You clip x as well. What is to be clipped?"),
+    Mistake(_too_early, "Your images are still made of squares of two pixels. When does the walk end?"),
+    Mistake(_told_ahead, "You tell the restorer the side to which the step leads. Which squares does it see?"),
+    Mistake(_one_guess,
+            "You guess once and walk with it. What can the restorer see after a step that it could not before?"),
+    Mistake(_corners, "Your squares take the colour of a corner. Which colour has a square?"),
+    Mistake(_sums, "Your squares hold sums. Which colour has a square?"),
 )
 
 
+def _wild(x: Tensor, block: int) -> Tensor:
+    slope = torch.linspace(-1, 1, x.shape[3], dtype=x.dtype, device=x.device)
+    return 1.3 * torch.sin(2 * x + x.roll(1, 2) + 3 * slope) + 0.3 * block**0.5 * slope * x.roll(1, 3)
+
+
 def _sharpen_cases() -> list[tuple]:
-    cases = []
-    for k, (b, c, side, block) in enumerate(((3, 1, 8, 4), (2, 3, 8, 2), (4, 3, 4, 4))):
-        coarse = normal(b, c, side // block, side // block, seed=8 + k)
-        x = coarse.repeat_interleave(block, 2).repeat_interleave(block, 3)
-        cases.append((x, normal(b, c, side, side, seed=11 + k), block))
-    return cases
+    return [(_wild, _pixelated(5 * normal(2, 3, 8, 16, seed=20), 8), 8),
+            (_wild, _pixelated(3 * normal(3, 1, 4, 8, seed=21), 4), 4)]
 
 # %% ../../nbs/solutions/21_cold.ipynb #705c4655
 def best_guess(images, weights):
@@ -298,94 +318,104 @@ def _walk_cases() -> list[tuple]:
     return [(normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
             for k, (shape, ts) in enumerate(zip(shapes, grids, strict=True))]
 
-# %% ../../nbs/solutions/21_cold.ipynb #3840910f
-def wave_velocity(waves, t, width):
-    "waves (B, K) of the guess, t (B,) in (0, 1), width > 0 as in exercise 4 -> (B, K)"
-    pi_k = math.pi * torch.arange(waves.shape[1], dtype=waves.dtype)
-    sigma = (width * (1 - t) / t)[:, None]
-    d_sigma = (-width / t**2)[:, None]
-    return -(pi_k**2) * sigma * d_sigma * torch.exp(-(pi_k**2) * sigma**2 / 2) * waves
+# %% ../../nbs/solutions/21_cold.ipynb #402a08f9
+def restorer_step(K, x1, mask, little, lr):
+    "K (C, C, 3, 3), x1 (B, C, H, W), mask (B, 1, H, W) of 0 and 1, numbers -> K and the loss"
+    def length(v): return torch.linalg.vector_norm(v, dim=(1, 2, 3))
 
-# %% ../../nbs/solutions/21_cold.ipynb #fa1b0faf
-def _pi_k(waves, first=0):
-    return math.pi * torch.arange(first, first + waves.shape[1], dtype=waves.dtype)
+    K = K.clone().requires_grad_()
+    x = mask * x1
+    error = x + F.conv2d(x, K, padding=1) - x1
+    loss = (length(error) / (length(x - x1) + little)).mean()
+    return K.detach() - lr * torch.autograd.grad(loss, K)[0], loss.detach()
 
-
-def _std(t, width): return (width * (1 - t) / t)[:, None]
-def _d_std(t, width): return (-width / t**2)[:, None]
-def _damping(pi_k, sigma): return torch.exp(-(pi_k**2) * sigma**2 / 2)
-
-
-def _shrinks(waves, t, width): return -wave_velocity(waves, t, width)
+# %% ../../nbs/solutions/21_cold.ipynb #a82b39ed
+def _length(v: Tensor) -> Tensor: return torch.linalg.vector_norm(v, dim=(1, 2, 3))
+def _left(error: Tensor, damage: Tensor, little: float) -> Tensor:
+    return (_length(error) / (_length(damage) + little)).mean()
 
 
-def _no_chain(waves, t, width):
-    pi_k, sigma = _pi_k(waves), _std(t, width)
-    return -(pi_k**2) * sigma * _damping(pi_k, sigma) * waves
+def _trained(K, x1, mask, little, lr, *, loss_of=_left, skip=1.0, sees=None):
+    K = K.clone().requires_grad_()
+    x = mask * x1
+    given = x if sees is None else sees(x, x1)
+    loss = loss_of(skip * given + F.conv2d(given, K, padding=1) - x1, x - x1, little)
+    return K.detach() - lr * torch.autograd.grad(loss, K)[0], loss.detach()
 
 
-def _only_blurred(waves, t, width): return _damping(_pi_k(waves), _std(t, width)) * waves
+def _nan_where_whole(K, x1, mask, little, lr):
+    def root(v: Tensor) -> Tensor: return v.square().sum((1, 2, 3)).sqrt()
+    return _trained(K, x1, mask, little, lr, loss_of=lambda e, d, c: (root(e) / (root(d) + c)).mean())
 
 
-def _not_blurred(waves, t, width):
-    return -(_pi_k(waves) ** 2) * _std(t, width) * _d_std(t, width) * waves
+def _not_divided(*args): return _trained(*args, loss_of=lambda e, d, c: _length(e).mean())
+def _of_the_batch(*args): return _trained(*args, loss_of=lambda e, d, c: e.norm() / (d.norm() + c))
+def _ratio_of_means(*args): return _trained(*args, loss_of=lambda e, d, c: _length(e).mean() / (_length(d).mean() + c))
 
 
-def _not_squared(waves, t, width):
-    pi_k, sigma = _pi_k(waves), _std(t, width)
-    return -pi_k * sigma * _d_std(t, width) * _damping(pi_k, sigma) * waves
+def _squares_of_lengths(*args):
+    return _trained(*args, loss_of=lambda e, d, c: (_length(e) ** 2 / (_length(d) ** 2 + c)).mean())
 
 
-def _twice(waves, t, width): return 2 * wave_velocity(waves, t, width)
-def _one_width(waves, t, width): return wave_velocity(waves, t, width) / width
+def _absolute(*args):
+    return _trained(*args, loss_of=lambda e, d, c: (e.abs().mean((1, 2, 3)) / (d.abs().mean((1, 2, 3)) + c)).mean())
 
 
-def _other_slope(waves, t, width):
-    pi_k, sigma = _pi_k(waves), _std(t, width)
-    return pi_k**2 * sigma * width * _damping(pi_k, sigma) * waves
+def _mean_squares(*args):
+    return _trained(*args, loss_of=lambda e, d, c: _left(e / e[0].numel() ** 0.5, d / d[0].numel() ** 0.5, c))
 
 
-def _whole_square(waves, t, width):
-    pi_k, sigma = _pi_k(waves), _std(t, width)
-    return -2 * pi_k**2 * sigma * _d_std(t, width) * torch.exp(-(pi_k**2) * sigma**2) * waves
+def _no_correction(*args): return _trained(*args, skip=0.0)
+def _sees_all(*args): return _trained(*args, sees=lambda x, x1: x1)
+def _sees_the_rest(*args): return _trained(*args, sees=lambda x, x1: x1 - x)
+def _inverted(K, x1, mask, little, lr): return restorer_step(K, x1, 1 - mask, little, lr)
+def _uphill(K, x1, mask, little, lr): return restorer_step(K, x1, mask, little, -lr)
 
 
-def _from_one(waves, t, width):
-    pi_k, sigma = _pi_k(waves, first=1), _std(t, width)
-    return -(pi_k**2) * sigma * _d_std(t, width) * _damping(pi_k, sigma) * waves
+def _loss_afterwards(K, x1, mask, little, lr):
+    K, _ = restorer_step(K, x1, mask, little, lr)
+    return K, restorer_step(K, x1, mask, little, lr)[1]
 
 
-VELOCITY = (
-    Mistake(_shrinks, "Wrong sign: sigma falls with t, so waves grow."),
-    Mistake(_no_chain,
-            "You have the derivative with respect to sigma. Multiply it by that of "
-            "sigma with respect to t, -width / t²."),
-    Mistake(_only_blurred, "This is D itself. Take its derivative with respect to t."),
-    Mistake(_not_blurred,
-            "The exponential remains when it is differentiated: its factor is missing."),
-    Mistake(_not_squared, "π k comes down from the exponent squared: yours is not squared."),
-    Mistake(_twice,
-            "This is twice too fast: the half in the exponent cancels the 2 from the "
-            "derivative of sigma², and you have kept a 2."),
-    Mistake(_one_width,
-            "There is a width in sigma and one in its derivative. One of them is missing."),
-    Mistake(_other_slope,
-            "sigma = width (1-t)/t = width/t - width: its derivative is -width / t², not -width."),
-    Mistake(_whole_square, "The exponent is minus one *half* of (π k σ)²."),
-    Mistake(_from_one, "k begins at 0, the mean colour, which doesn't change."),
+RESTORER_STEP = (
+    Mistake(_nan_where_whole,
+            "The loss is right, but the step is NaN: what is the slope of a root at 0, and whose error is 0?"),
+    Mistake(_not_divided,
+            "An image with much damage counts for more than one with little. By what should its error be divided?"),
+    Mistake(_of_the_batch, "You take the batch as one image. Whose damage belongs to whose error?"),
+    Mistake(_ratio_of_means,
+            "You divide a mean by a mean. Which comes first: the fraction of each image, or the mean?"),
+    Mistake(_squares_of_lengths, "You compare squares of lengths. What makes a length of a sum of squares?"),
+    Mistake(_absolute, "You measure with absolute values, as this lesson does. Which measure is asked for here?"),
+    Mistake(_mean_squares, "You take roots of means, beside which `little` weighs more. Is a length a sum or a mean?"),
+    Mistake(_no_correction, "Your restorer returns the convolution alone. To what should it be added?"),
+    Mistake(_sees_all, "Your restorer sees the undamaged image. What is it given when it restores?"),
+    Mistake(_sees_the_rest, "Your restorer sees what the mask has taken away. What is left of the image?"),
+    Mistake(_inverted, "You damage the part that should be left. What does a mask of 1 mean?"),
+    Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
+    Mistake(_loss_afterwards, "This is the loss after the step. Which one is asked for?"),
 )
 
 
-def _velocity_cases() -> list[tuple]:
-    return [(normal(3, 6, seed=19), 0.15 + 0.7 * uniform(3, seed=20), 1 / 16),
-            (normal(4, 4, seed=21), 0.15 + 0.7 * uniform(4, seed=22), 0.2)]
+def _some_mask(*shape: int, seed: int) -> Tensor:
+    mask = (uniform(*shape, seed=seed) < 0.6).double()
+    mask[0] = 1.0  # the first image is whole
+    return mask
+
+
+def _restorer_cases() -> list[tuple]:
+    return [(0.2 * normal(2, 2, 3, 3, seed=23), normal(4, 2, 5, 4, seed=24), _some_mask(4, 1, 5, 4, seed=25),
+             0.5, 0.3),
+            (torch.zeros(1, 1, 3, 3).double(), normal(3, 1, 4, 6, seed=26), _some_mask(3, 1, 4, 6, seed=27), 0.1, 0.5)]
 
 # %% ../../nbs/solutions/21_cold.ipynb #b6987c9f
 EXERCISES = {
     "reveal": Exercise(
         reveal, _reveal_cases, REVEAL,
         "What was there is never touched, as in lesson 20."),
-    "sharpen": Exercise(sharpen, _sharpen_cases, SHARPEN, "The coarse colours survive every step."),
+    "sharpen_all": Exercise(
+        sharpen_all, _sharpen_cases, SHARPEN_ALL,
+        "This is the paper's algorithm 2, and the coarse colours survive every step of it."),
     "best_guess": Exercise(
         best_guess, _guess_cases, GUESS,
         "Sharper than a mean where most agree, and torn where they don't."),
@@ -395,7 +425,7 @@ EXERCISES = {
     "end_of_walk": Exercise(
         end_of_walk, _walk_cases, WALK_END,
         "The mean of all guesses: that is why fixed noise never arrives."),
-    "wave_velocity": Exercise(
-        wave_velocity, _velocity_cases, VELOCITY,
-        "Any solver of lesson 2 can now walk out of a blur."),
+    "restorer_step": Exercise(
+        restorer_step, _restorer_cases, RESTORER_STEP,
+        "With a U-Net for the convolution, this is how the restorer of this lesson learns."),
 }

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['STRAIGHT', 'SORTED', 'GREEDY', 'GAUSSIANS', 'ONE_STEP', 'MEETING', 'EXERCISES', 'straightness', 'sorted_pairs',
+__all__ = ['STRAIGHT', 'REFLOW_STEP', 'GREEDY', 'GAUSSIANS', 'ONE_STEP', 'MEETING', 'EXERCISES', 'straightness', 'reflow_step',
            'greedy_cost', 'gaussian_w2_squared', 'one_step', 'meeting_loss']
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #ea55a0bf
@@ -94,54 +95,77 @@ def _path_cases() -> list[tuple]:
         cases.append((xs, ts))
     return cases
 
-# %% ../../nbs/solutions/11_straight_flows.ipynb #c3626078
-def sorted_pairs(x0, x1):
-    "x0 and x1 (n,) -> x0 rearranged, (n,): entry k belongs to x1[k]"
-    rank = x1.argsort().argsort()
-    return x0.sort().values[rank]
+# %% ../../nbs/solutions/11_straight_flows.ipynb #51f7882b
+def reflow_step(W, u, x0, t, n, lr):
+    "W (D + 1, D), u(x, t (B,)) -> (B, D), x0 (B, D), t (B,), n steps -> W after the step"
+    x1 = x0
+    for k in range(n): x1 = x1 + u(x1, x1.new_full((len(x1),), k / n)) / n
+    x = (1 - t)[:, None] * x0 + t[:, None] * x1
+    W = W.clone().requires_grad_()
+    loss = (torch.cat([x, t[:, None]], 1) @ W - (x1 - x0)).square().mean()
+    return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
-# %% ../../nbs/solutions/11_straight_flows.ipynb #2ce4c167
-def _rank(x): return x.argsort().argsort()
-
-
-def _by_order_of_x1(x0, x1): return x0[x1.argsort()]
-def _only_sorted(x0, x1): return x0.sort().values
-def _by_order_not_rank(x0, x1): return x0.sort().values[x1.argsort()]
-def _not_sorted(x0, x1): return x0[_rank(x1)]
-def _reversed(x0, x1): return x0.sort(descending=True).values[_rank(x1)]
-def _x1_rearranged(x0, x1): return x1.sort().values[_rank(x0)]
-def _unchanged(x0, x1): return x0 + 0
-def _nearest(x0, x1): return x0[(x0[None] - x1[:, None]).abs().argmin(1)]
+# %% ../../nbs/solutions/11_straight_flows.ipynb #6b2393ab
+def _walked(u, x, n, late=0, steps=None, size=None):
+    for k in range(n if steps is None else steps):
+        x = x + (1 / n if size is None else size) * u(x, x.new_full((len(x),), (k + late) / n))
+    return x
 
 
-SORTED = (
-    Mistake(_by_order_of_x1,
-            "You arranged x0 by the order of x1 without sorting it. "
-            "Sort x0, then give each x1 the one of its own rank."),
-    Mistake(_only_sorted,
-            "x0 is sorted, but x1 isn't: x1[0] need not be the "
-            "smallest. Hand the sorted noise out by the rank of each x1."),
-    Mistake(_by_order_not_rank,
-            "`argsort` says where the smallest is, not which rank an entry "
-            "has. You need the inverse permutation: argsort once more."),
-    Mistake(_not_sorted,
-            "The ranks of x1 are right, but x0 has to be sorted before they pick from it."),
-    Mistake(_reversed,
-            "You paired the largest with the smallest. That is the worst pairing there is."),
-    Mistake(_x1_rearranged,
-            "You rearranged x1. It is x0 that moves, so that training data keep their order."),
-    Mistake(_unchanged, "This is x0 as it came: the independent coupling."),
-    Mistake(_nearest,
-            "Each x1 took its nearest x0, and some were "
-            "taken twice. A coupling uses each one once."),
+def _reflowed(W, u, x0, t, n, lr, *, walk=_walked, mix=None, target=None, clock=lambda t: t, reduce=torch.mean,
+              pairs=lambda x1: x1):
+    x1 = pairs(walk(u, x0, n))
+    x = (1 - t)[:, None] * x0 + t[:, None] * x1 if mix is None else mix(x0, x1, t[:, None])
+    W = W.clone().requires_grad_()
+    wanted = x1 - x0 if target is None else target(x0, x1, x, t)
+    loss = reduce((torch.cat([x, clock(t)[:, None]], 1) @ W - wanted).square())
+    return W.detach() - lr * torch.autograd.grad(loss, W)[0]
+
+
+def _one_leap(*args): return _reflowed(*args, walk=lambda u, x, n: _walked(u, x, 1))
+def _stopped_early(*args): return _reflowed(*args, walk=lambda u, x, n: _walked(u, x, n, steps=n - 1))
+def _long_strides(*args): return _reflowed(*args, walk=lambda u, x, n: _walked(u, x, n, size=1.0))
+def _times_of_arrival(*args): return _reflowed(*args, walk=lambda u, x, n: _walked(u, x, n, late=1))
+def _torn(*args): return _reflowed(*args, pairs=lambda x1: x1.roll(1, 0))
+def _swapped_ends(*args): return _reflowed(*args, mix=lambda x0, x1, t: t * x0 + (1 - t) * x1)
+def _towards_noise(*args): return _reflowed(*args, target=lambda x0, x1, x, t: x0 - x1)
+def _towards_end(*args): return _reflowed(*args, target=lambda x0, x1, x, t: x1)
+def _at_the_start(*args): return _reflowed(*args, mix=lambda x0, x1, t: x0)
+def _summed(*args): return _reflowed(*args, reduce=torch.sum)
+
+
+def _imitates(W, u, x0, t, n, lr):
+    return _reflowed(W, u, x0, t, n, lr, target=lambda x0, x1, x, t: u(x, t))
+
+
+def _uphill(W, u, x0, t, n, lr): return reflow_step(W, u, x0, t, n, -lr)
+
+
+REFLOW_STEP = (
+    Mistake(_one_leap, "Your walk makes one step. How many are asked for?"),
+    Mistake(_stopped_early, "Your walk ends before t = 1. How many steps does it take?"),
+    Mistake(_long_strides, "Your walk goes too far. How long is each of n equal steps?"),
+    Mistake(_times_of_arrival, "You ask the teacher at the time when a step arrives. At which time is the point?"),
+    Mistake(_torn, "Your pairs are torn apart. Which end belongs to which noise?"),
+    Mistake(_swapped_ends, "At t = 0 your line is at its end. Where does it begin?"),
+    Mistake(_towards_noise, "Your velocity leads from ends to noise. In which direction does a flow go?"),
+    Mistake(_towards_end, "You compare the velocity with a place. What is the velocity on a straight line?"),
+    Mistake(_at_the_start, "You show the start of each line, whatever its time. Where on the line is the point at t?"),
+    Mistake(_imitates, "Your student copies the teacher's velocity. Which velocity do the new lines have?"),
+    Mistake(_summed, "You sum the squares. What is asked for?"),
+    Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
 )
 
 
-def _line_cases() -> list[tuple]:
-    return [
-        (normal(9, seed=2), 2 + 3 * normal(9, seed=3)),
-        (normal(6, seed=4), normal(6, seed=5)),
-    ]
+def _bends(x: Tensor, t: Tensor) -> Tensor:
+    t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
+    return torch.sin(2 * x) + (1 + t) * x.flip(-1) - t**2
+
+
+def _reflow_cases() -> list[tuple]:
+    times = torch.tensor([0.2, 0.5, 0.7, 0.95]).double(), torch.tensor([0.1, 0.6, 0.8]).double()
+    return [(0.5 * normal(3, 2, seed=30), _bends, normal(4, 2, seed=31), times[0], 4, 0.1),
+            (normal(4, 3, seed=32), _bends, normal(3, 3, seed=33), times[1], 3, 0.3)]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b2fb3ac8
 def greedy_cost(x0, x1):
@@ -359,9 +383,9 @@ EXERCISES = {
     "straightness": Exercise(
         straightness, _path_cases, STRAIGHT,
         "It is the second gap of the chain: energy minus displacement."),
-    "sorted_pairs": Exercise(
-        sorted_pairs, _line_cases, SORTED,
-        "Sliced Wasserstein distances are made of this."),
+    "reflow_step": Exercise(
+        reflow_step, _reflow_cases, REFLOW_STEP,
+        "Repeat it with fresh noise, and the student needs ever fewer steps."),
     "greedy_cost": Exercise(
         greedy_cost, _greedy_cases, GREEDY,
         "You know what the exact assignment is worth."),

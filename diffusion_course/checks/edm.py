@@ -12,8 +12,8 @@ import torch
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['CENTRED', 'WEIGHT', 'MIDPOINT', 'DENSITY', 'CHURN', 'SPREAD', 'EXERCISES', 'centred_denoise', 'eps_weight',
-           'churned_midpoint', 'density_of_t', 'churn_of', 'final_spread']
+__all__ = ['CENTRED', 'MIDPOINT', 'RUN', 'DENSITY', 'CHURN', 'SPREAD', 'EXERCISES', 'centred_denoise', 'churned_midpoint',
+           'stochastic_run', 'density_of_t', 'churn_of', 'final_spread']
 
 # %% ../../nbs/solutions/10_design_space.ipynb #6dd4372b
 def centred_denoise(F, x, alpha, sigma, mean, s):
@@ -132,61 +132,6 @@ def _centred_cases() -> list[tuple]:
         mean = torch.tensor([4.0, -3.0], dtype=torch.float64)
         cases.append((_net, 3 * normal(6, 2, seed=seed), alpha, sigma, mean, s))
     return cases
-
-# %% ../../nbs/solutions/10_design_space.ipynb #91052204
-def eps_weight(alpha, sigma, s):
-    "alpha and sigma (B,), s the std of the data -> the weight of each squared error of eps, (B,)"
-    r = sigma / alpha
-    return 1 + (r / s) ** 2
-
-# %% ../../nbs/solutions/10_design_space.ipynb #ddc6bd74
-def _x1_weight(alpha, sigma, s): return (alpha**2 * s**2 + sigma**2) / (sigma * s) ** 2
-
-
-def _one(alpha, sigma, s): return torch.ones_like(alpha)
-def _x1_weight_of_ve(alpha, sigma, s): return (sigma**2 + s**2) / (sigma * s) ** 2
-def _ratio_upside_down(alpha, sigma, s): return _x1_weight(alpha, sigma, s) * (alpha / sigma) ** 2
-def _ratio_not_squared(alpha, sigma, s): return _x1_weight(alpha, sigma, s) * sigma / alpha
-def _rooted(alpha, sigma, s): return eps_weight(alpha, sigma, s).sqrt()
-def _inverse(alpha, sigma, s): return 1 / eps_weight(alpha, sigma, s)
-def _alpha_one(alpha, sigma, s): return 1 + (sigma / s) ** 2
-def _unit_data(alpha, sigma, s): return 1 + (sigma / alpha) ** 2
-def _only_the_ratio(alpha, sigma, s): return (sigma / alpha) ** 2
-def _c_out_squared(alpha, sigma, s): return 1 / _x1_weight(alpha, sigma, s)
-
-
-WEIGHT = (
-    Mistake(_one,
-            "Your weight is 1 everywhere, which is DDPM's loss. EDM's is the plain loss of F: go "
-            "from the error of eps to that of x1, and from there to F's."),
-    Mistake(_x1_weight_of_ve,
-            "This is 1/c_out² of VE, for the error of x1. Turn the "
-            "error of eps into that of x1 first, on any schedule."),
-    Mistake(_x1_weight,
-            "This is the weight of the error of x1. How "
-            "large is that error for an eps that is off by e?"),
-    Mistake(_ratio_upside_down,
-            "The ratio is upside down: the error of x1 is "
-            "sigma/alpha times that of eps, not alpha/sigma."),
-    Mistake(_ratio_not_squared,
-            "Errors are squared in the loss, so the factor between them is squared too."),
-    Mistake(_rooted, "This is the factor of the error. The weight multiplies its square."),
-    Mistake(_inverse,
-            "The weight is upside down: high noise must weigh "
-            "more, since an error of eps does more harm there."),
-    Mistake(_alpha_one,
-            "This is right for alpha = 1. Which ratio takes "
-            "the place of sigma on any other schedule?"),
-    Mistake(_unit_data, "This is right for data of unit variance. Where does s enter c_out?"),
-    Mistake(_only_the_ratio, "This weight gives the plain loss of x1. EDM's has 1/c_out² besides."),
-    Mistake(_c_out_squared,
-            "This is c_out². EDM's weight on the x1 error "
-            "is its inverse, and eps needs another factor."),
-)
-
-
-def _weight_cases() -> list[tuple]:
-    return [(0.1 + 0.9 * uniform(6, seed=2), 0.1 + 2 * uniform(6, seed=3), s) for s in (0.5, 1.7)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #3a33d431
 def churned_midpoint(D, x, sigma, after, gamma, z):
@@ -351,6 +296,112 @@ def _midpoint_cases() -> list[tuple]:
     levels = ((3.0, 1.2, 0.3), (0.8, 0.5, 0.1), (0.5, 0.0, 0.2))  # sigma, after, gamma
     return [(_denoiser, normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
 
+# %% ../../nbs/solutions/10_design_space.ipynb #0e6e45ec
+def stochastic_run(D, x, n, high, low, rho, s_churn, window, a, z):
+    "D(x, sigma), x (B, D) at noise high, n >= 2, window (lowest, highest), z (n, B, D) -> (B, D)"
+    first, final = high ** (1 / rho), low ** (1 / rho)
+    sigmas = [(first + k / (n - 1) * (final - first)) ** rho for k in range(n)] + [0.0]
+    for k in range(n):
+        sigma = sigmas[k]
+        raised = sigma
+        if window[0] <= sigma <= window[1]:
+            raised = sigma * (1 + min(s_churn / n, 2**0.5 - 1))
+            x = x + (raised**2 - sigma**2) ** 0.5 * z[k]
+        h = sigmas[k + 1] - raised
+        slope = (x - D(x, raised)) / raised
+        between = raised + a * h
+        ahead = x + a * h * slope
+        second = (ahead - D(ahead, between)) / between
+        x = x + h * ((1 - 1 / (2 * a)) * slope + second / (2 * a))
+    return x
+
+# %% ../../nbs/solutions/10_design_space.ipynb #6674e101
+def _gamma(s_churn, n): return min(s_churn / n, 2**0.5 - 1)
+
+
+def _run(D, x, n, high, low, rho, s_churn, window, a, z, *, levels=None, gamma=_gamma, weights=None, zero=True,
+         start=None, width=lambda raised, sigma: (raised**2 - sigma**2) ** 0.5, within=True, move=True):
+    if levels is None:
+        first, final = high ** (1 / rho), low ** (1 / rho)
+        levels = [(first + k / (n - 1) * (final - first)) ** rho for k in range(n)]
+    sigmas = [*levels, 0.0] if zero else levels
+    one, two = weights or (1 - 1 / (2 * a), 1 / (2 * a))
+    for k in range(len(sigmas) - 1):
+        sigma = raised = sigmas[k]
+        if not within or window[0] <= sigma <= window[1]:
+            raised = sigma * (1 + gamma(s_churn, n))
+            if move: x = x + width(raised, sigma) * z[k]
+        h = sigmas[k + 1] - (sigma if start == "old level" else raised)
+        slope = (x - D(x, raised)) / raised
+        between, ahead = raised + a * h, x + a * h * slope
+        x = x + h * (one * slope + two * (ahead - D(ahead, between)) / between)
+    return x
+
+
+def _even(D, x, n, high, low, rho, *rest):
+    return _run(D, x, n, high, low, rho, *rest, levels=[high + k / (n - 1) * (low - high) for k in range(n)])
+
+
+def _inverse_rho(D, x, n, high, low, rho, *rest):
+    return stochastic_run(D, x, n, high, low, 1 / rho, *rest)
+
+
+def _log_levels(D, x, n, high, low, rho, *rest):
+    return _run(D, x, n, high, low, rho, *rest, levels=[high * (low / high) ** (k / (n - 1)) for k in range(n)])
+
+
+def _zero_as_last_level(D, x, n, high, low, rho, *rest):
+    first, final = high ** (1 / rho), low ** (1 / rho)
+    return _run(D, x, n, high, low, rho, *rest, levels=[(first + k / n * (final - first)) ** rho for k in range(n)])
+
+
+def _ends_at_low(*args): return _run(*args, zero=False)
+def _unlimited(*args): return _run(*args, gamma=lambda s_churn, n: s_churn / n)
+def _undivided(*args): return _run(*args, gamma=lambda s_churn, n: min(s_churn, 2**0.5 - 1))
+def _everywhere(*args): return _run(*args, within=False)
+def _never(*args): return _run(*args, gamma=lambda s_churn, n: 0.0)
+def _from_old_level(*args): return _run(*args, start="old level")
+def _by_growth(*args): return _run(*args, width=lambda raised, sigma: raised - sigma)
+def _by_variance(*args): return _run(*args, width=lambda raised, sigma: raised**2 - sigma**2)
+def _raised_without_noise(*args): return _run(*args, move=False)
+def _as_heun(*args): return _run(*args, weights=(0.5, 0.5))
+def _as_midpoint(*args): return _run(*args, weights=(0.0, 1.0))
+def _as_euler(*args): return _run(*args, weights=(1.0, 0.0))
+def _swapped_weights(*args): return _run(*args, weights=(1 / (2 * args[8]), 1 - 1 / (2 * args[8])))
+
+
+RUN = (
+    Mistake(_even, "Your levels are evenly spaced. Which power of them should be?"),
+    Mistake(_inverse_rho,
+            "You have rho where its inverse belongs. Where do most levels lie for rho = 7: at high or low noise?"),
+    Mistake(_log_levels, "Your levels are even in the logarithm. What does rho say about their spacing?"),
+    Mistake(_zero_as_last_level, "Your levels stop short of `low`. How many gaps lie between n levels?"),
+    Mistake(_ends_at_low, "Your run ends at `low`. Which level comes after it?"),
+    Mistake(_unlimited, "Your gamma has no limit. How large may it be?"),
+    Mistake(_undivided, "Each of your steps is raised as if it were alone. Among how many is S_churn shared?"),
+    Mistake(_everywhere, "You raise the noise at every level. What is the window for?"),
+    Mistake(_never, "Your run has no randomness. Where does z come in?"),
+    Mistake(_from_old_level,
+            "Your steps are measured from the old level. Where is the point once its noise is raised?"),
+    Mistake(_by_growth, "You add noise of the levels' difference. What do independent noises add up in?"),
+    Mistake(_by_variance, "You multiply z by a variance. By what should it be multiplied?"),
+    Mistake(_raised_without_noise, "You raise the level but not the point. What has to be added to it?"),
+    Mistake(_as_heun, "You average the two slopes. For which a is that right?"),
+    Mistake(_as_midpoint, "You go along the second slope alone. For which a is that right?"),
+    Mistake(_as_euler, "You go along the first slope alone. What is the second one for?"),
+    Mistake(_swapped_weights,
+            "The weights of the two slopes have changed places. Which slope matters more for a small a?"),
+)
+
+
+def _bent(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    return torch.sin(x / (1 + sigma)) + 0.3 * x.roll(1, 1) / (1 + sigma**2)
+
+
+def _run_cases() -> list[tuple]:
+    return [(_bent, 8 * normal(3, 2, seed=50), 5, 8.0, 0.05, 7.0, 1.2, (0.1, 3.0), 0.75, normal(5, 3, 2, seed=51)),
+            (_bent, 5 * normal(2, 3, seed=52), 4, 5.0, 0.1, 3.0, 4.0, (0.3, 10.0), 0.6, normal(4, 2, 3, seed=53))]
+
 # %% ../../nbs/solutions/10_design_space.ipynb #a018d892
 def density_of_t(t, mean, std):
     "t (n,) in (0, 1); log((1 - t) / t) is normal with this mean and std -> the density of t, (n,)"
@@ -414,9 +465,6 @@ def churn_of(s_churn, n, high, low):
     return gamma / delta
 
 # %% ../../nbs/solutions/10_design_space.ipynb #5f98e224
-def _gamma(s_churn, n): return min(s_churn / n, 2**0.5 - 1)
-
-
 def _exact_raise(s_churn, n, high, low):
     return ((1 + _gamma(s_churn, n)) ** 2 - 1) / 2 * n / math.log(high / low)
 
@@ -522,12 +570,12 @@ EXERCISES = {
     "centred_denoise": Exercise(
         centred_denoise, _centred_cases, CENTRED,
         "Latents of an autoencoder have such a mean: you can precondition them."),
-    "eps_weight": Exercise(
-        eps_weight, _weight_cases, WEIGHT,
-        "Any weight on one target is a weight on every other."),
     "churned_midpoint": Exercise(
         churned_midpoint, _midpoint_cases, MIDPOINT,
         "It is a second-order stochastic sampler that never evaluates the model at sigma = 0."),
+    "stochastic_run": Exercise(
+        stochastic_run, _run_cases, RUN,
+        "This is the sampler of most published EDM models, with all of its settings."),
     "density_of_t": Exercise(
         density_of_t, _density_cases, DENSITY,
         "This is the logit-normal density that Stable Diffusion 3 trains with."),

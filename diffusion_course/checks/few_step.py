@@ -14,116 +14,156 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['JUMPS', 'STD', 'PAYS', 'SHAKEN', 'PROGRESSIVE', 'DRIFT', 'EXERCISES', 'two_jumps', 'euler_std', 'pays_from',
-           'shaken_std', 'progressive_target', 'drift']
+__all__ = ['MULTISTEP', 'CONSISTENCY_STEP', 'PAYS', 'SHAKEN', 'PROGRESSIVE', 'DRIFT', 'EXERCISES', 'multistep',
+           'consistency_step', 'pays_from', 'shaken_std', 'progressive_target', 'drift']
 
-# %% ../../nbs/solutions/19_few_step.ipynb #260b1724
-def two_jumps(f, x0, z, s):
-    "f(x (B, D), t) -> (B, D); x0, z (B, D); 0 < s < 1 -> (B, D)"
-    x1 = f(x0, 0.0)
-    x_s = s * x1 + (1 - s) * z
-    return f(x_s, s)
+# %% ../../nbs/solutions/19_few_step.ipynb #c415da9c
+def multistep(f, x, sigmas, sigma_min, z):
+    "f(x (B, D), sigma) -> (B, D); x at sigmas[0], falling numbers (n,), z (n - 1, B, D) -> the last end"
+    end = f(x, sigmas[0])
+    for sigma, noise in zip(sigmas[1:], z, strict=True):
+        missing = (sigma**2 - sigma_min**2) ** 0.5
+        end = f(end + missing * noise, sigma)
+    return end
 
-# %% ../../nbs/solutions/19_few_step.ipynb #e5c409d7
-def _one_jump(f, x0, z, s): return f(x0, 0.0)
-def _old_noise(f, x0, z, s): return two_jumps(f, x0, x0, s)
-def _no_noise(f, x0, z, s): return f(f(x0, 0.0), s)
-def _shrunk(f, x0, z, s): return f(s * f(x0, 0.0), s)
-def _fraction_of_noise(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 1 - s)
-def _swapped(f, x0, z, s): return f((1 - s) * f(x0, 0.0) + s * z, s)
-def _root(f, x0, z, s): return f(s * f(x0, 0.0) + math.sqrt(1 - s**2) * z, s)
-def _added(f, x0, z, s): return f(f(x0, 0.0) + (1 - s) * z, s)
-def _at_zero(f, x0, z, s): return f(s * f(x0, 0.0) + (1 - s) * z, 0.0)
-def _not_finished(f, x0, z, s): return s * f(x0, 0.0) + (1 - s) * z
-def _mixed(f, x0, z, s): return s * two_jumps(f, x0, z, s) + (1 - s) * f(x0, 0.0)
+# %% ../../nbs/solutions/19_few_step.ipynb #c16f564e
+def _shaken(f, x, sigmas, sigma_min, z, *, width=lambda s, low: (s**2 - low**2) ** 0.5, level=lambda now, before: now,
+            keep=lambda end, s: end, last=True):
+    end = f(x, sigmas[0])
+    for k in range(1, len(sigmas)):
+        point = keep(end, sigmas[k]) + width(sigmas[k], sigma_min) * z[k - 1]
+        if k == len(sigmas) - 1 and not last: return point
+        end = f(point, level(sigmas[k], sigmas[k - 1]))
+    return end
 
 
-JUMPS = (
-    Mistake(_one_jump, "That is one jump. Add noise up to time s, and jump again."),
-    Mistake(_old_noise,
-            "You added the old noise again. The start and its end belong together; "
-            "take the new noise z."),
-    Mistake(_no_noise,
-            "No noise was added: f at time s expects a point with a fraction 1 - s of noise."),
-    Mistake(_shrunk,
-            "The part of the data is right, s times the end. The part of the noise is missing."),
-    Mistake(_fraction_of_noise, "Pass f the time s, not the fraction of noise."),
-    Mistake(_swapped, "s and 1 - s are swapped: at time s a fraction s is data."),
-    Mistake(_root,
-            "sqrt(1 - s²) belongs to a path that keeps the variance. On the linear "
-            "path sigma = 1 - s."),
-    Mistake(_added, "The part of the data is s times the end, not all of it."),
-    Mistake(_at_zero, "The second jump starts at time s: pass that to f."),
-    Mistake(_not_finished, "That is the point between the jumps. Jump once more."),
-    Mistake(_mixed, "The end of the second jump is the sample: don't average it with the first."),
+def _one_jump(f, x, sigmas, sigma_min, z): return f(x, sigmas[0])
+def _two_only(f, x, sigmas, sigma_min, z): return multistep(f, x, sigmas[:2], sigma_min, z[:1])
+def _as_if_clean(*args): return _shaken(*args, width=lambda s, low: s)
+def _difference(*args): return _shaken(*args, width=lambda s, low: s - low)
+def _added(*args): return _shaken(*args, width=lambda s, low: (s**2 + low**2) ** 0.5)
+def _variance(*args): return _shaken(*args, width=lambda s, low: s**2 - low**2)
+def _unshaken(*args): return _shaken(*args, width=lambda s, low: 0.0)
+def _level_before(*args): return _shaken(*args, level=lambda now, before: before)
+def _left_noisy(*args): return _shaken(*args, last=False)
+def _mixed_down(*args): return _shaken(*args, keep=lambda end, s: (1 - s) * end)
+def _same_noise(f, x, sigmas, sigma_min, z): return multistep(f, x, sigmas, sigma_min, z[:1].expand(z.shape))
+
+
+def _from_start(f, x, sigmas, sigma_min, z):
+    end = f(x, sigmas[0])
+    for sigma, noise in zip(sigmas[1:], z, strict=True): end = f(x + (sigma**2 - sigma_min**2) ** 0.5 * noise, sigma)
+    return end
+
+
+MULTISTEP = (
+    Mistake(_one_jump, "You jump once. What do the other levels ask for?"),
+    Mistake(_two_only, "You stop after two jumps. How many levels are there?"),
+    Mistake(_as_if_clean, "You raise the noise as if an end had none. At which level is it?"),
+    Mistake(_difference, "You subtract levels. What do independent noises add up in: levels or variances?"),
+    Mistake(_added, "After your shake a point is noisier than its level. Is what it already carries to be added?"),
+    Mistake(_variance, "You multiply the noise by a variance. By what should it be multiplied?"),
+    Mistake(_unshaken, "You jump again from where you landed. How noisy should a point at that level be?"),
+    Mistake(_level_before, "You tell f the level of the jump before. At which level is the point now?"),
+    Mistake(_left_noisy, "You end on a noisy point. What comes last: a jump or a shake?"),
+    Mistake(_mixed_down, "You shrink the data. By what does this path multiply them?"),
+    Mistake(_same_noise, "You shake with the same noise every time. Which one belongs to which level?"),
+    Mistake(_from_start, "You add noise to the start. To which point does it belong?"),
 )
 
 
-def _end(x: Tensor, t: float) -> Tensor: return (1 + t) * torch.sin(x) + x.flip(-1) + t
+def _leads(x: Tensor, sigma: float) -> Tensor: return torch.sin(x) / (1 + sigma) + 0.5 * x.flip(-1) / (2 + sigma)
 
 
-def _jump_cases() -> list[tuple]:
-    return [(_end, normal(4, 2, seed=0), normal(4, 2, seed=1), 0.3),
-            (_end, normal(3, 3, seed=2), normal(3, 3, seed=3), 0.8)]
+def _multistep_cases() -> list[tuple]:
+    levels = torch.tensor([3.0, 1.7, 0.9, 0.5]).double(), torch.tensor([5.0, 2.0, 0.6]).double()
+    return [(_leads, 3 * normal(4, 2, seed=0), levels[0], 0.4, normal(3, 4, 2, seed=1)),
+            (_leads, 5 * normal(3, 3, seed=2), levels[1], 0.2, normal(2, 3, 3, seed=3))]
 
-# %% ../../nbs/solutions/19_few_step.ipynb #ec2cb952
-def euler_std(s, n):
-    "s > 0, n >= 1 -> the standard deviation of the ends, a float"
-    std = 1.0
-    for k in range(n):
-        t = k / n
-        rate = (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
-        std *= 1 + rate / n
-    return abs(std)
+# %% ../../nbs/solutions/19_few_step.ipynb #87c44681
+def consistency_step(W, average, u, x1, eps, t, h, lr, decay):
+    "W, average (D + 1, D), u(x, t (B,)) -> (B, D), x1, eps (B, D), t (B,), t + h <= 1 -> W and average"
+    def end(weights, x, t):
+        return x + (1 - t)[:, None] * (torch.cat([x, t[:, None]], 1) @ weights)
 
-# %% ../../nbs/solutions/19_few_step.ipynb #d45f74aa
-def _times(n): return [k / n for k in range(n)]
-def _rate(t, s): return (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
-def _euler(rates): return abs(math.prod(1 + rate / len(rates) for rate in rates))
+    W = W.clone().requires_grad_()
+    x = t[:, None] * x1 + (1 - t)[:, None] * eps
+    slope = u(x, t)
+    later = x + h / 2 * (slope + u(x + h * slope, t + h))
+    goal = end(average, later, t + h)
+    loss = (end(W, x, t) - goal).square().mean()
+    new = W.detach() - lr * torch.autograd.grad(loss, W)[0]
+    return new, decay * average + (1 - decay) * new
 
-
-def _exact_std(s, n): return float(s)
-def _no_h(s, n): return abs(math.prod(1 + _rate(t, s) for t in _times(n)))
-def _late(s, n): return _euler([_rate(t + 1 / n, s) for t in _times(n)])
-def _summed(s, n): return abs(1 + sum(_rate(t, s) for t in _times(n)) / n)
-
-
-def _along_the_factor(s, n):
-    slopes = [_rate(t, s) * math.sqrt(t**2 * s**2 + (1 - t) ** 2) for t in _times(n)]
-    return abs(1 + sum(slopes) / n)
+# %% ../../nbs/solutions/19_few_step.ipynb #bc1fe0d6
+def _end_of(weights, x, t, boundary=True):
+    velocity = torch.cat([x, t[:, None]], 1) @ weights
+    return x + ((1 - t)[:, None] * velocity if boundary else velocity)
 
 
-def _of_the_variance(s, n): return _euler([2 * _rate(t, s) for t in _times(n)])
-def _not_squared(s, n): return euler_std(math.sqrt(s), n)
-def _variance(s, n): return euler_std(s, n) ** 2
+def _heun(u, x, t, h):
+    slope = u(x, t)
+    return x + h / 2 * (slope + u(x + h * slope, t + h))
 
 
-def _plus(s, n):
-    return _euler([(t * s**2 + (1 - t)) / (t**2 * s**2 + (1 - t) ** 2) for t in _times(n)])
+def _distilled(W, average, u, x1, eps, t, h, lr, decay, *, boundary=True, step=_heun, goal_of=None, reduce=torch.mean,
+               own=False, follow=lambda average, new, old, decay: decay * average + (1 - decay) * new):
+    old, W = W, W.clone().requires_grad_()
+    x = t[:, None] * x1 + (1 - t)[:, None] * eps
+    later = step(u, x, t, h)
+    goal = _end_of(W if own else average, later, t + h, boundary)
+    if goal_of is not None: goal = goal_of(later, x, x1, goal)
+    loss = reduce((_end_of(W, x, t, boundary) - goal).square())
+    new = W.detach() - lr * torch.autograd.grad(loss, W)[0]
+    return new, follow(average, new, old, decay)
 
 
-STD = (
-    Mistake(_exact_std,
-            "That is where the exact flow ends. Euler's steps don't follow it: "
-            "multiply their factors."),
-    Mistake(_no_h,
-            "You return 0 every time. At t = 0 the rate is -1: by what does the first step multiply, "
-            "if its length is 1 / n?"),
-    Mistake(_late, "Euler's method takes the velocity at the beginning of a step, k / n."),
-    Mistake(_summed, "Steps follow each other: their factors are multiplied, not the rates added."),
-    Mistake(_along_the_factor,
-            "You followed the derivative of the exact factor. Euler's point is "
-            "elsewhere: its velocity is rate · x at its own x."),
-    Mistake(_of_the_variance,
-            "You differentiated the variance. The factor is its square root, whose "
-            "rate is half as large."),
-    Mistake(_not_squared, "s is the standard deviation: the variance of x_t contains s squared."),
-    Mistake(_variance, "That is the variance. Return the standard deviation."),
-    Mistake(_plus, "Wrong sign: the derivative of (1 - t)² is -2 (1 - t)."),
+def _own_goal(*args): return _distilled(*args, own=True)
+def _own_goal_fixed(*args): return _distilled(*args, own=True, goal_of=lambda later, x, x1, goal: goal.detach())
+def _no_boundary(*args): return _distilled(*args, boundary=False)
+def _data_as_goal(*args): return _distilled(*args, goal_of=lambda later, x, x1, goal: x1)
+def _point_as_goal(*args): return _distilled(*args, goal_of=lambda later, x, x1, goal: later)
+def _euler_teacher(*args): return _distilled(*args, step=lambda u, x, t, h: x + h * u(x, t))
+def _teacher_back(*args): return _distilled(*args, step=lambda u, x, t, h: _heun(u, x, t, -h))
+def _no_teacher(*args): return _distilled(*args, step=lambda u, x, t, h: x)
+def _summed(*args): return _distilled(*args, reduce=torch.sum)
+def _average_kept(*args): return _distilled(*args, follow=lambda average, new, old, decay: average)
+def _follows_old(*args): return _distilled(*args, follow=lambda a, new, old, decay: decay * a + (1 - decay) * old)
+def _too_fast(*args): return _distilled(*args, follow=lambda a, new, old, decay: (1 - decay) * a + decay * new)
+
+
+def _uphill(W, average, u, x1, eps, t, h, lr, decay):
+    return consistency_step(W, average, u, x1, eps, t, h, -lr, decay)
+
+
+CONSISTENCY_STEP = (
+    Mistake(_own_goal, "The gradient also flows through your goal. Whose weights should it come from?"),
+    Mistake(_own_goal_fixed, "Your goal comes from the weights that are trained. Whose weights should it come from?"),
+    Mistake(_no_boundary, "At t = 1 your student would still move its points. Which factor keeps it from that?"),
+    Mistake(_data_as_goal, "Your goal is the data that x was made from. Who says here where a path ends?"),
+    Mistake(_point_as_goal, "Your goal is the teacher's point, which is still noisy. What does consistency compare?"),
+    Mistake(_euler_teacher, "Your teacher makes an Euler step. Where does Heun's look a second time?"),
+    Mistake(_teacher_back, "Your teacher walks towards noise. Which of two neighbours should teach the other?"),
+    Mistake(_no_teacher, "Your teacher stays where it is. Which point should the goal be the end of?"),
+    Mistake(_summed, "You sum the squares. What is asked for?"),
+    Mistake(_average_kept, "Your average is as it was. What should it do after the step?"),
+    Mistake(_follows_old, "Your average follows W from before the step. Which W is it to take from?"),
+    Mistake(_too_fast, "Your average forgets quickly. Which fraction of itself does it keep?"),
+    Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
 )
 
 
-def _std_cases() -> list[tuple]: return [(0.5, 1), (0.5, 3), (2.0, 2), (0.1, 5), (1.0, 4)]
+def _teaches(x: Tensor, t: Tensor) -> Tensor:
+    t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1)
+    return torch.sin(2 * x) + t * x.flip(-1) - t**2
+
+
+def _consistency_cases() -> list[tuple]:
+    times = torch.tensor([0.1, 0.3, 0.55, 0.8]).double(), torch.tensor([0.25, 0.6, 0.75]).double()
+    return [(0.5 * normal(3, 2, seed=4), 0.5 * normal(3, 2, seed=5), _teaches, normal(4, 2, seed=6),
+             normal(4, 2, seed=7), times[0], 0.2, 0.1, 0.9),
+            (normal(4, 3, seed=8), normal(4, 3, seed=9), _teaches, normal(3, 3, seed=10), normal(3, 3, seed=11),
+             times[1], 0.25, 0.3, 0.7)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #5a0b7006
 def pays_from(pairs, pair_steps, images, few, many):
@@ -403,12 +443,12 @@ def _drift_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/19_few_step.ipynb #b6987c9f
 EXERCISES = {
-    "two_jumps": Exercise(
-        two_jumps, _jump_cases, JUMPS,
-        "New noise covers what the first jump got wrong."),
-    "euler_std": Exercise(
-        euler_std, _std_cases, STD,
-        "One step gives 0, the mean; with n steps the error falls like 1 / n."),
+    "multistep": Exercise(
+        multistep, _multistep_cases, MULTISTEP,
+        "New noise covers what the jumps before got wrong."),
+    "consistency_step": Exercise(
+        consistency_step, _consistency_cases, CONSISTENCY_STEP,
+        "With a U-Net for the matrix, this is how the first students in one step were trained."),
     "pays_from": Exercise(
         pays_from, _pays_cases, PAYS,
         "It takes a hundred thousand images or so: for one evening of play it never pays."),

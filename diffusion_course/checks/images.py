@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['TO_BYTES', 'NOISY', 'BY_TIME', 'SPECTRAL', 'EXERCISES', 'standardised_to_bytes', 'noisy_at', 'loss_by_time',
-           'spectral_denoiser']
+__all__ = ['TO_BYTES', 'NOISY', 'BY_TIME', 'SPECTRAL', 'DENOISER_STEP', 'HEUN_IMAGES', 'EXERCISES', 'standardised_to_bytes',
+           'noisy_at', 'loss_by_time', 'spectral_denoiser', 'denoiser_step', 'heun_images']
 
 # %% ../../nbs/solutions/12_pictures.ipynb #86c8133b
 def standardised_to_bytes(x, mean, std):
@@ -299,6 +301,168 @@ def _spectral_cases() -> list[tuple]:
     return [(normal(3, 1, 6, 8, seed=5), _power_law(6, 8, 1.0), 0.3),
             (normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
 
+# %% ../../nbs/solutions/12_pictures.ipynb #063db71e
+def denoiser_step(K, V, waves, x1, eps, t, lr):
+    "K (C, C, 3, 3), V (F, C), waves(t (B,)) -> (B, F), x1 and eps (B, C, H, W) -> K, V and the loss"
+    K = K.clone().requires_grad_()
+    V = V.clone().requires_grad_()
+    column = t[:, None, None, None]
+    x = column * x1 + (1 - column) * eps
+    guess = F.conv2d(x, K, padding=1) + (waves(t) @ V)[:, :, None, None]
+    loss = (guess - x1).square().mean()
+    dK, dV = torch.autograd.grad(loss, (K, V))
+    return K.detach() - lr * dK, V.detach() - lr * dV, loss.detach()
+
+# %% ../../nbs/solutions/12_pictures.ipynb #6d8fd786
+def _linear_mix(x1, eps, t): return t[:, None, None, None] * x1 + (1 - t[:, None, None, None]) * eps
+
+
+def _descend(K, V, waves, x1, eps, t, lr, *, mix=_linear_mix, target=lambda x1, eps: x1, clock=lambda t: t,
+             reduce=torch.mean):
+    K, V = (v.clone().requires_grad_() for v in (K, V))
+    guess = F.conv2d(mix(x1, eps, t), K, padding=1) + (waves(clock(t)) @ V)[:, :, None, None]
+    loss = reduce((guess - target(x1, eps)).square())
+    dK, dV = torch.autograd.grad(loss, (K, V))
+    return K.detach() - lr * dK, V.detach() - lr * dV, loss.detach()
+
+
+def _told_nothing(K, V, waves, x1, eps, t, lr):
+    K, _, loss = denoiser_step(K, 0 * V, waves, x1, eps, t, lr)
+    return K, V, loss
+
+
+def _backwards(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, 1 - t, lr, clock=lambda t: 1 - t)
+def _other_clock(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, clock=lambda t: 1 - t)
+def _clean(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, mix=lambda x1, eps, t: x1)
+def _noise_wanted(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, target=lambda x, e: e)
+
+
+def _velocity_wanted(K, V, waves, x1, eps, t, lr):
+    return _descend(K, V, waves, x1, eps, t, lr, target=lambda x1, eps: x1 - eps)
+
+
+def _summed(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, reduce=torch.sum)
+
+
+def _for_each_image(K, V, waves, x1, eps, t, lr):
+    return _descend(K, V, waves, x1, eps, t, lr, reduce=lambda e: e.sum() / len(e))
+
+
+def _uphill(K, V, waves, x1, eps, t, lr): return denoiser_step(K, V, waves, x1, eps, t, -lr)
+
+
+def _kernel_alone(K, V, waves, x1, eps, t, lr):
+    new, _, loss = denoiser_step(K, V, waves, x1, eps, t, lr)
+    return new, V, loss
+
+
+def _loss_afterwards(K, V, waves, x1, eps, t, lr):
+    K, V, _ = denoiser_step(K, V, waves, x1, eps, t, lr)
+    return K, V, denoiser_step(K, V, waves, x1, eps, t, lr)[2]
+
+
+DENOISER_STEP = (
+    Mistake(_told_nothing, "Your denoiser never hears of the time. Where do the waves enter its prediction?"),
+    Mistake(_backwards, "Time runs backwards in your step. What is left of the image at t = 0?"),
+    Mistake(_other_clock, "You mix at t, but you tell the denoiser another time. Which waves belong to its images?"),
+    Mistake(_clean, "Your denoiser is given clean images. Which images does it see when it samples?"),
+    Mistake(_noise_wanted, "You compare the prediction with the noise. What does this denoiser predict?"),
+    Mistake(_velocity_wanted, "You compare the prediction with a velocity. What does this denoiser predict?"),
+    Mistake(_summed, "You sum the squares. What is asked for, so that `lr` suits any batch and any size?"),
+    Mistake(_for_each_image, "You divide by the number of images. Over what else does a mean over all pixels run?"),
+    Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
+    Mistake(_kernel_alone, "V is as it was. Which arrays does the step train?"),
+    Mistake(_loss_afterwards, "This is the loss after the step. Which one is asked for?"),
+)
+
+
+def _some_waves(t: Tensor) -> Tensor: return torch.stack([t, torch.sin(3 * t), torch.cos(5 * t)], 1)
+
+
+def _denoiser_cases() -> list[tuple]:
+    times = torch.tensor([0.1, 0.45, 0.8, 0.95], dtype=torch.float64), torch.tensor([0.3, 0.6], dtype=torch.float64)
+    return [(0.3 * normal(3, 3, 3, 3, seed=20), normal(3, 3, seed=21), _some_waves, normal(4, 3, 5, 6, seed=22),
+             normal(4, 3, 5, 6, seed=23), times[0], 0.2),
+            (0.5 * normal(1, 1, 3, 3, seed=24), normal(3, 1, seed=25), _some_waves, normal(2, 1, 4, 3, seed=26),
+             normal(2, 1, 4, 3, seed=27), times[1], 0.5)]
+
+# %% ../../nbs/solutions/12_pictures.ipynb #9e75e6ba
+def heun_images(predict, x0, n):
+    "predict(x (B, C, H, W), t (B,)) -> the predicted x1; x0 (B, C, H, W) noise, n steps -> images"
+    def velocity(x, t):
+        guess = predict(x, x.new_full((len(x),), t)).clamp(-1, 1)
+        return (guess - x) / (1 - t)
+
+    x = x0
+    for k in range(n):
+        u = velocity(x, k / n)
+        ahead = x + u / n
+        if k < n - 1: ahead = x + (u + velocity(ahead, (k + 1) / n)) / (2 * n)
+        x = ahead
+    return x
+
+# %% ../../nbs/solutions/12_pictures.ipynb #1b05f982
+def _kept(guess: Tensor) -> Tensor: return guess.clamp(-1, 1)
+def _free(guess: Tensor) -> Tensor: return guess
+
+
+def _walk(predict, x0, n, *, first=_kept, second=_kept, points=_free, late=1, ahead_of=True, until=-1):
+    def velocity(x, t, keep): return (keep(predict(x, x.new_full((len(x),), t))) - x) / (1 - t)
+
+    x = x0
+    for k in range(n):
+        u = velocity(x, k / n, first)
+        y = x + u / n
+        if k < n + until: y = x + (u + velocity(y if ahead_of else x, (k + late) / n, second)) / (2 * n)
+        x = points(y)
+    return x
+
+
+def _not_clipped(predict, x0, n): return _walk(predict, x0, n, first=_free, second=_free)
+def _first_clipped(predict, x0, n): return _walk(predict, x0, n, second=_free)
+def _points_clipped(predict, x0, n): return _walk(predict, x0, n, first=_free, second=_free, points=_kept)
+def _both_clipped(predict, x0, n): return _walk(predict, x0, n, points=_kept)
+def _clipped_at_the_end(predict, x0, n): return _kept(_not_clipped(predict, x0, n))
+def _euler(predict, x0, n): return _walk(predict, x0, n, until=-n)
+def _at_departure(predict, x0, n): return _walk(predict, x0, n, late=0)
+def _from_departure(predict, x0, n): return _walk(predict, x0, n, ahead_of=False)
+def _one_step_short(predict, x0, n): return _walk(predict, x0, n, until=-2)
+
+
+def _slopes_added(predict, x0, n):
+    def velocity(x, t): return (_kept(predict(x, x.new_full((len(x),), t))) - x) / (1 - t)
+
+    x = x0
+    for k in range(n):
+        y = x + velocity(x, k / n) / n
+        x = y + velocity(y, (k + 1) / n) / n if k < n - 1 else y
+    return x
+
+
+HEUN_IMAGES = (
+    Mistake(_not_clipped, "Your images leave [-1, 1]. What should happen to each prediction before it is used?"),
+    Mistake(_first_clipped, "The prediction behind your second slope is not clipped. Which predictions should be?"),
+    Mistake(_points_clipped,
+            "You clip the points, which may well lie outside while they are noisy. What should be clipped?"),
+    Mistake(_both_clipped, "You clip the points as well as the predictions. May noise not lie outside of [-1, 1]?"),
+    Mistake(_clipped_at_the_end, "You clip the images at the end. What would clipping change on the way?"),
+    Mistake(_euler, "These are Euler steps. Where does Heun's method look a second time?"),
+    Mistake(_at_departure, "Your second slope is taken at the time of the departure. At which time is its point?"),
+    Mistake(_from_departure,
+            "Your second slope is taken at the point of the departure. Where does the Euler step arrive?"),
+    Mistake(_one_step_short, "The last two steps are Euler steps. Which step alone has no second slope?"),
+    Mistake(_slopes_added, "You walk a whole step along each slope. What does Heun's method do with the two?"),
+)
+
+
+def _overshoots(x: Tensor, t: Tensor) -> Tensor:
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+    return 1.5 * torch.sin(x + 2 * t) + 0.3 * x.roll(1, -1)
+
+
+def _heun_cases() -> list[tuple]:
+    return [(_overshoots, normal(3, 2, 4, 5, seed=28), 4), (_overshoots, normal(2, 1, 3, 3, seed=29), 7)]
+
 # %% ../../nbs/solutions/12_pictures.ipynb #b6987c9f
 EXERCISES = {
     "standardised_to_bytes": Exercise(
@@ -314,4 +478,10 @@ EXERCISES = {
         spectral_denoiser, _spectral_cases, SPECTRAL,
         "This is the best linear denoiser of any data whose waves are "
         "uncorrelated, and it works from coarse to fine."),
+    "denoiser_step": Exercise(
+        denoiser_step, _denoiser_cases, DENOISER_STEP,
+        "With a larger network in its place, this is how every image model of this course is trained."),
+    "heun_images": Exercise(
+        heun_images, _heun_cases, HEUN_IMAGES,
+        "Your sampler uses what you know of images, and its samples can be shown as they are."),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['PUT', 'VISITED', 'PSNR', 'SAFE', 'PUSH', 'TWO_UPS', 'EXERCISES', 'put_back', 'visited', 'untouched_psnr',
+__all__ = ['PUT', 'REPAINT', 'PARTICLE_STEP', 'SAFE', 'PUSH', 'TWO_UPS', 'EXERCISES', 'put_back', 'repaint', 'particle_step',
            'safe_pixels', 'norm_push', 'two_ups']
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #ab5e9048
@@ -86,151 +86,197 @@ def _put_cases() -> list[tuple]:
         cases.append((x, x1, eps, _mask(*shape[2:], seed=k), uniform(shape[0], seed=20 + k)))
     return cases
 
-# %% ../../nbs/solutions/20_inpainting.ipynb #7aa0a883
-def visited(n, jump, repeats):
-    "whole numbers -> the times in order, (1 + steps + returns,)"
-    times = [0.0]
-    for start in range(0, n, jump):
-        for k in range(repeats):
-            if k > 0: times.append(start / n)  # a return
-            times += [(start + j) / n for j in range(1, jump + 1)]
-    return torch.tensor(times, dtype=torch.float64)
+# %% ../../nbs/solutions/20_inpainting.ipynb #cfc7b4fa
+def repaint(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    "predict(x, t) -> x1; x, x1 (B, D), known (D,) booleans, ts rising numbers, z (n, B, D) -> (B, D)"
+    noises = iter(z)
+    for begin in range(0, len(ts) - 1, jump):
+        end = begin + jump
+        for again in range(repeats):
+            if again:
+                kept = alpha(ts[begin]) / alpha(ts[end])
+                missing = sigma(ts[begin]) ** 2 - kept**2 * sigma(ts[end]) ** 2
+                x = kept * x + missing**0.5 * next(noises)
+            for t, s in zip(ts[begin:end], ts[begin + 1: end + 1], strict=True):
+                guess = predict(x, t)
+                eps = (x - alpha(t) * guess) / sigma(t)
+                x = alpha(s) * guess + sigma(s) * eps
+                x = torch.where(known, alpha(s) * x1 + sigma(s) * next(noises), x)
+    return x
 
-# %% ../../nbs/solutions/20_inpainting.ipynb #ba6ef56e
-def _stretches(n, jump): return [[*range(start, start + jump + 1)] for start in range(0, n, jump)]
-def _times(counts, n): return torch.tensor(counts, dtype=torch.float64) / n
-
-
-def _no_returns(n, jump, repeats):
-    counts = [0]
-    for _, *steps in _stretches(n, jump): counts += steps * repeats
-    return _times(counts, n)
-
-
-def _returns_at_the_end(n, jump, repeats):
-    counts = [0]
-    for start, *steps in _stretches(n, jump): counts += [*steps, start] * repeats
-    return _times(counts, n)
-
-
-def _no_start(n, jump, repeats): return visited(n, jump, repeats)[1:]
-def _repeats_more(n, jump, repeats): return visited(n, jump, repeats + 1)
-
-
-def _to_the_start(n, jump, repeats):
-    counts = [0]
-    for _, *steps in _stretches(n, jump): counts += steps + [0, *steps] * (repeats - 1)
-    return _times(counts, n)
-
-
-def _whole_run(n, jump, repeats): return _times([*range(n + 1)] * repeats, n)
-
-
-def _start_twice(n, jump, repeats):
-    counts = []
-    for stretch in _stretches(n, jump): counts += stretch * repeats
-    return _times(counts, n)
+# %% ../../nbs/solutions/20_inpainting.ipynb #9510da54
+def _zigzag(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z, *, variance="missing", clean=False,
+            returns=None, back_to=None, at_arrival=False, one_noise=False):
+    noises = iter(z)
+    n = len(ts) - 1
+    for begin in range(0, n, jump):
+        end = begin + jump
+        for again in range(repeats):
+            if again and returns is None:
+                goal = begin if back_to is None else back_to
+                kept = alpha(ts[goal]) / alpha(ts[end])
+                missing = {"missing": sigma(ts[goal]) ** 2 - kept**2 * sigma(ts[end]) ** 2,
+                           "difference": sigma(ts[goal]) ** 2 - sigma(ts[end]) ** 2,
+                           "whole": sigma(ts[goal]) ** 2, "no square root": None}[variance]
+                factor = (sigma(ts[goal]) ** 2 - kept**2 * sigma(ts[end]) ** 2) if missing is None else missing**0.5
+                x = kept * x + factor * next(noises)
+            for t, s in zip(ts[begin:end], ts[begin + 1: end + 1], strict=True):
+                guess = predict(x, s if at_arrival else t)
+                eps = (x - alpha(t) * guess) / sigma(t)
+                x = alpha(s) * guess + sigma(s) * eps
+                noise = next(noises)
+                if one_noise: noise = z[0]
+                x = torch.where(known, x1 if clean else alpha(s) * x1 + sigma(s) * noise, x)
+    return x
 
 
-def _as_steps(n, jump, repeats): return visited(n, jump, repeats) * n
-def _only_once(n, jump, repeats): return torch.linspace(0, 1, n + 1, dtype=torch.float64)
-def _n_stretches(n, jump, repeats): return visited(n * jump, jump, repeats)
+def _inverted(predict, x, x1, known, *rest): return repaint(predict, x, x1, ~known, *rest)
+def _known_clean(*args): return _zigzag(*args, clean=True)
+def _not_raised(*args): return _zigzag(*args, returns=False)
+def _all_the_noise(*args): return _zigzag(*args, variance="whole")
+def _difference_of_variances(*args): return _zigzag(*args, variance="difference")
+def _as_variance(*args): return _zigzag(*args, variance="no square root")
+def _guess_at_arrival(*args): return _zigzag(*args, at_arrival=True)
+def _same_noise(*args): return _zigzag(*args, one_noise=True)
 
 
-def _stepwise_back(n, jump, repeats):
-    counts = [0]
-    for start, *steps in _stretches(n, jump):
-        back = [*steps[-2::-1], start]
-        counts += steps + (back + steps) * (repeats - 1)
-    return _times(counts, n)
+def _walked_once(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    return repaint(predict, x, x1, known, alpha, sigma, ts, jump, 1, z)
 
 
-VISITED = (
-    Mistake(_no_returns,
-            "The returns are missing: before a stretch is walked again, its beginning is visited."),
-    Mistake(_returns_at_the_end,
-            "After the last walk of a stretch there is no return: it goes on from its end."),
-    Mistake(_no_start, "The start, t = 0, is visited too."),
-    Mistake(_repeats_more,
-            "You walked each stretch once too often: repeats = 1 is a run without any return."),
-    Mistake(_to_the_start, "You went back to 0. A return leads to the beginning of the stretch."),
-    Mistake(_whole_run,
-            "You repeated the whole run. Each stretch is repeated on its own, before "
-            "the next one begins."),
-    Mistake(_start_twice,
-            "Each new stretch lists its beginning, where the run is already: the end "
-            "of the stretch before. List it once."),
-    Mistake(_as_steps, "These are numbers of steps. Divide by n: times run from 0 to 1."),
-    Mistake(_only_once, "This is a run without repeats."),
-    Mistake(_n_stretches,
-            "n counts the small steps of a run without repeats, not the stretches: "
-            "there are n / jump stretches."),
-    Mistake(_stepwise_back,
-            "You went back step by step. Adding noise leads back in one go: there is "
-            "one return for each repeat."),
+def _every_step(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    return repaint(predict, x, x1, known, alpha, sigma, ts, 1, repeats, z.repeat(2, 1, 1))
+
+
+def _one_stretch(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    return repaint(predict, x, x1, known, alpha, sigma, ts, len(ts) - 1, repeats, z)
+
+
+def _once_more(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    return repaint(predict, x, x1, known, alpha, sigma, ts, jump, repeats + 1, z.repeat(2, 1, 1))
+
+
+def _never_put_back(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    return repaint(predict, x, x1, torch.zeros_like(known), alpha, sigma, ts, jump, repeats, z)
+
+
+REPAINT = (
+    Mistake(_inverted, "You put back what is to be filled. Where is `known` True?"),
+    Mistake(_known_clean, "You put the known part back without noise. How noisy is the rest at that time?"),
+    Mistake(_never_put_back, "Your walk never meets x1. What happens after each step?"),
+    Mistake(_walked_once, "Each of your stretches is walked once. What does `repeats` ask for?"),
+    Mistake(_not_raised, "You walk a stretch again from where it ended. What has to happen to x in between?"),
+    Mistake(_all_the_noise, "Your return adds too much. How much noise does x still carry when the return begins?"),
+    Mistake(_difference_of_variances,
+            "Your return takes the noise in x at its full size. By what was it scaled together with the data?"),
+    Mistake(_as_variance, "Your return multiplies the noise by a variance. By what should it be multiplied?"),
+    Mistake(_guess_at_arrival, "You ask for the prediction at the time when a step arrives. At which time is its x?"),
+    Mistake(_same_noise, "You put the known part back with the same noise every time. Which noise is fresh?"),
+    Mistake(_every_step, "You return after every step. How long is a stretch?"),
+    Mistake(_one_stretch, "You repeat the whole walk. How long is a stretch?"),
+    Mistake(_once_more, "Each of your stretches is walked once too often. Does `repeats` count the first time?"),
 )
 
 
-def _visited_cases() -> list[tuple]: return [(6, 2, 3), (8, 1, 2), (6, 3, 1), (4, 4, 4), (12, 3, 2)]
-
-# %% ../../nbs/solutions/20_inpainting.ipynb #090d5616
-def untouched_psnr(a, b, known):
-    "a and b (B, C, H, W), known (B, H, W) booleans -> (B,)"
-    squares = ((a - b).square() * known[:, None]).sum((1, 2, 3))
-    count = known.sum((1, 2)) * a.shape[1]
-    return 10 * torch.log10(4 / (squares / count))
-
-# %% ../../nbs/solutions/20_inpainting.ipynb #b52a9dc3
-def _decibels(mean_square, peak_squared=4.0): return 10 * torch.log10(peak_squared / mean_square)
-def _squares(a, b, known): return (a - b).square() * known[:, None]
-def _sum(a, b, known): return _squares(a, b, known).sum((1, 2, 3))
-def _mean_square(a, b, known): return _sum(a, b, known) / (known.sum((1, 2)) * a.shape[1])
+def _guess_of(x: Tensor, t: float) -> Tensor: return torch.tanh(x.roll(1, 1) + (1 + t) * x)
+def _cosine_alpha(t: float) -> float: return math.sin(math.pi * t / 2)
+def _cosine_sigma(t: float) -> float: return math.cos(math.pi * t / 2)
+def _straight_alpha(t: float) -> float: return t
+def _straight_sigma(t: float) -> float: return 1 - t
 
 
-def _everywhere(a, b, known): return _decibels((a - b).square().mean((1, 2, 3)))
-def _zeros_counted(a, b, known): return _decibels(_squares(a, b, known).mean((1, 2, 3)))
-def _the_filled(a, b, known): return untouched_psnr(a, b, ~known)
-def _no_channels(a, b, known): return _decibels(_sum(a, b, known) / known.sum((1, 2)))
-def _range_one(a, b, known): return _decibels(_mean_square(a, b, known), 1.0)
-def _range_255(a, b, known): return _decibels(_mean_square(a, b, known), 255.0**2)
-def _natural(a, b, known): return 10 * (4 / _mean_square(a, b, known)).log()
-def _peak_not_squared(a, b, known): return _decibels(_mean_square(a, b, known), 2.0)
-def _root(a, b, known): return _decibels(_mean_square(a, b, known).sqrt(), 2.0)
+def _repaint_cases() -> list[tuple]:
+    some = torch.tensor([True, False, True, False]), torch.tensor([False, True, False])
+    return [(_guess_of, normal(3, 4, seed=20), normal(3, 4, seed=21), some[0], _cosine_alpha, _cosine_sigma,
+             [0.0, 0.2, 0.35, 0.6, 0.8, 0.9, 1.0], 2, 3, normal(24, 3, 4, seed=22)),
+            (_guess_of, 3 * normal(2, 3, seed=23), normal(2, 3, seed=24), some[1], _straight_alpha, _straight_sigma,
+             [0.1, 0.3, 0.5, 0.7, 0.95], 2, 2, normal(10, 2, 3, seed=25))]
+
+# %% ../../nbs/solutions/20_inpainting.ipynb #dc6be414
+def particle_step(mean, std, pull, strength, z, twist, old, log_w, u):
+    "mean, pull, z (n, D), std, strength, u numbers, twist(x) (n,), old, log_w (n,) -> x, log_w after it"
+    x = mean + strength * std**2 * pull + std * z
+    log_p = -((x - mean) / std).square().sum(1) / 2
+    log_q = -z.square().sum(1) / 2
+    log_w = log_w + twist(x) - old + log_p - log_q
+    w = log_w.softmax(0)
+    n = len(w)
+    if 1 / w.square().sum() < n / 2:
+        places = (torch.arange(n).to(w) + u) / n
+        chosen = torch.searchsorted(w.cumsum(0), places).clamp(max=n - 1)
+        x = x[chosen]
+        log_w = torch.zeros_like(log_w)
+    return x, log_w
+
+# %% ../../nbs/solutions/20_inpainting.ipynb #bbf0e1e4
+def _systematic(w: Tensor, u: float) -> Tensor:
+    places = (torch.arange(len(w)).to(w) + u) / len(w)
+    return torch.searchsorted(w.cumsum(0), places).clamp(max=len(w) - 1)
 
 
-def _all_images(a, b, known):
-    mean_square = _squares(a, b, known).sum() / (known.sum() * a.shape[1])
-    return _decibels(mean_square).expand(len(a))
+def _moved(mean, std, pull, strength, z, twist, old, log_w, u, *, sign=1.0, before=1.0, threshold=0.5, reset=True,
+           width=2, draw=_systematic):
+    x = mean + strength * std**width * pull + std * z
+    log_p, log_q = -((x - mean) / std).square().sum(1) / 2, -z.square().sum(1) / 2
+    log_w = log_w + twist(x) - before * old + sign * (log_p - log_q)
+    w = log_w.softmax(0)
+    if 1 / w.square().sum() < len(w) * threshold:
+        x = x[draw(w, u)]
+        if reset: log_w = torch.zeros_like(log_w)
+    return x, log_w
 
 
-PSNR = (
-    Mistake(_everywhere, "You took the mean over all pixels. Those that were filled don't count."),
-    Mistake(_zeros_counted,
-            "The filled pixels are 0 in the sum but still count in the mean. Divide "
-            "by how many are known."),
-    Mistake(_the_filled,
-            "Polarity: known is True where nothing was touched. You measured the hole."),
-    Mistake(_no_channels, "A known pixel has C numbers: divide by known.sum() times the channels."),
-    Mistake(_range_one, "Images in [-1, 1] have a range of 2: the peak, squared, is 4."),
-    Mistake(_range_255, "These are not bytes. Images in [-1, 1] have a range of 2."),
-    Mistake(_natural, "Decibels take the logarithm to base 10."),
-    Mistake(_peak_not_squared, "The mean is one of squares; square the range of 2 as well."),
-    Mistake(_root,
-            "You took the square root of the mean square: use 20 log10 for a ratio "
-            "of amplitudes, or 10 log10 for a ratio of squares."),
-    Mistake(_all_images, "Return one number for each image: don't sum over the batch."),
+def _uncorrected(*args): return _moved(*args, sign=0.0)
+def _corrected_backwards(*args): return _moved(*args, sign=-1.0)
+def _twice_paid(*args): return _moved(*args, before=0.0)
+def _always_again(*args): return _moved(*args, threshold=2.0)
+def _never_again(*args): return _moved(*args, threshold=0.0)
+def _weights_kept(*args): return _moved(*args, reset=False)
+def _the_best(*args): return _moved(*args, draw=lambda w, u: w.argmax().expand(len(w)))
+def _by_size(*args): return _moved(*args, draw=lambda w, u: w.argsort()[_systematic(w.sort().values, u)])
+def _std_not_squared(*args): return _moved(*args, width=1)
+
+
+def _not_pulled(mean, std, pull, strength, z, twist, old, log_w, u):
+    return particle_step(mean, std, 0 * pull, strength, z, twist, old, log_w, u)
+
+
+def _full_strength(mean, std, pull, strength, z, twist, old, log_w, u):
+    return particle_step(mean, std, pull, 1.0, z, twist, old, log_w, u)
+
+
+def _fresh_weights(mean, std, pull, strength, z, twist, old, log_w, u):
+    return particle_step(mean, std, pull, strength, z, twist, old, 0 * log_w, u)
+
+
+PARTICLE_STEP = (
+    Mistake(_uncorrected, "Your weights don't know of the pull. Which two densities of the step are to be compared?"),
+    Mistake(_corrected_backwards,
+            "A particle that was pulled to a place the model would hardly go to gains weight. Should it?"),
+    Mistake(_twice_paid,
+            "You add the new log p~ to one that is already in the weights. Which argument have you not used?"),
+    Mistake(_always_again, "You draw again although enough particles count. When is it called for?"),
+    Mistake(_never_again, "You never draw again. What happens once few particles carry nearly all the weight?"),
+    Mistake(_weights_kept,
+            "After drawing again, your particles still carry their weights. How often does each count then?"),
+    Mistake(_the_best, "All your new particles are copies of one. At which place on [0, 1] does each of them look?"),
+    Mistake(_by_size, "You lay the weights end to end by size. Which order is asked for?"),
+    Mistake(_std_not_squared, "The pull is multiplied by std. Which power of it is asked for?"),
+    Mistake(_not_pulled, "Your particles take the model's own step. Where does the pull come in?"),
+    Mistake(_full_strength, "Your pull has always the same strength. Which argument have you not used?"),
+    Mistake(_fresh_weights, "Your weights begin anew in every step. Which argument holds those from before?"),
 )
 
 
-def _psnr_cases() -> list[tuple]:
-    cases = []
-    for k, shape in enumerate(((3, 3, 6, 5), (2, 1, 4, 4))):
-        n = shape[0]
-        size = torch.tensor([0.1, 0.3, 0.02], dtype=torch.float64)[:n, None, None, None]
-        a = normal(*shape, seed=30 + k).clamp(-1, 1)
-        b = a + size * normal(*shape, seed=40 + k)
-        cases.append((a, b, _mask(n, *shape[2:], seed=50 + k)))
-    return cases
+def _near(x: Tensor) -> Tensor: return -(x[:, 0] - 0.3).square() / 2
+def _sharp(x: Tensor) -> Tensor: return -4 * (x[:, 0] - 0.5).square()
+
+
+def _particle_cases() -> list[tuple]:
+    return [(normal(8, 2, seed=28), 0.4, 0.5 * normal(8, 2, seed=29), 1.5, normal(8, 2, seed=30), _near,
+             -0.3 * uniform(8, seed=31), 0.3 * normal(8, seed=32), 0.3),
+            (normal(10, 3, seed=33), 0.7, normal(10, 3, seed=34), 0.8, normal(10, 3, seed=35), _sharp,
+             -uniform(10, seed=36), normal(10, seed=37), 0.15)]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #5626fee0
 def safe_pixels(changed, side, reach):
@@ -493,12 +539,12 @@ EXERCISES = {
     "put_back": Exercise(
         put_back, _put_cases, PUT,
         "You can now read the mask of any tool, on any path."),
-    "visited": Exercise(
-        visited, _visited_cases, VISITED,
-        "This zigzag is the schedule of RePaint, and its steps down are its cost."),
-    "untouched_psnr": Exercise(
-        untouched_psnr, _psnr_cases, PSNR,
-        "For pasted edits it is infinite; for any other it says what the edit cost."),
+    "repaint": Exercise(
+        repaint, _repaint_cases, REPAINT,
+        "This is all of RePaint, for any model that predicts x1."),
+    "particle_step": Exercise(
+        particle_step, _particle_cases, PARTICLE_STEP,
+        "With a loop around it, your particles follow the exact conditional, however crude the pull."),
     "safe_pixels": Exercise(
         safe_pixels, _safe_cases, SAFE,
         "Outside the decoder's reach nothing changes, if the latent there does not."),

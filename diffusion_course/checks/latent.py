@@ -12,56 +12,113 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['FACTOR', 'CHEAPER', 'ATTENTION', 'KNOWN', 'STRETCH', 'GUESS', 'EXERCISES', 'one_factor', 'times_cheaper',
-           'attention_cost', 'known_places', 'stretch', 'best_guess']
+__all__ = ['LATENT_STEP', 'CHEAPER', 'REDRAW', 'KNOWN', 'STRETCH', 'GUESS', 'EXERCISES', 'latent_step', 'times_cheaper', 'redraw',
+           'known_places', 'stretch', 'best_guess']
 
-# %% ../../nbs/solutions/18_latent.ipynb #7a576e6c
-def one_factor(z):
-    "latents (n, c, h, w) -> 1 over the standard deviation of all their numbers, a float"
-    return 1 / float(z.std(correction=0))
+# %% ../../nbs/solutions/18_latent.ipynb #4396f1b9
+def latent_step(W, mean, std, shift, scale, eta, eps, t, lr):
+    "W (c, c + 1); mean, std, eta, eps (B, c, h, w); shift, scale (c,); t (B,) -> W after the step"
+    W = W.clone().requires_grad_()
+    drawn = mean + std * eta
+    z1 = (drawn - shift[:, None, None]) / scale[:, None, None]
+    t = t[:, None, None, None]
+    z = t * z1 + (1 - t) * eps
+    inputs = torch.cat([z, t.expand_as(z[:, :1])], 1)
+    u = torch.einsum("oi,bihw->bohw", W, inputs)
+    loss = (u - (z1 - eps)).square().mean()
+    return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
-# %% ../../nbs/solutions/18_latent.ipynb #9164efd0
-def _deviation(z): return float(z.std(correction=0))
-def _rms(z): return 1 / float(z.square().mean().sqrt())
-def _mean_of_channels(z): return 1 / float(z.std((0, 2, 3), correction=0).mean())
-def _mean_of_channels_too(z): return 1 / float(z.std((0, 2, 3)).mean())
-def _within_channels(z): return 1 / float(z.var((0, 2, 3), correction=0).mean().sqrt())
-def _each_channel(z): return 1 / z.std((0, 2, 3), correction=0)
-def _minus_one(z): return 1 / float(z.std())
-def _variance(z): return 1 / float(z.var(correction=0))
-def _each_latent(z): return 1 / float(z.flatten(1).std(1, correction=0).mean())
+# %% ../../nbs/solutions/18_latent.ipynb #8e1060d3
+def _descend(W, z1, eps, t, lr, target=None, reduce=torch.mean):
+    W = W.clone().requires_grad_()
+    t = t[:, None, None, None]
+    z = t * z1 + (1 - t) * eps
+    u = torch.einsum("oi,bihw->bohw", W, torch.cat([z, t.expand_as(z[:, :1])], 1))
+    loss = reduce((u - (z1 - eps if target is None else target)).square())
+    return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
 
-FACTOR = (
-    Mistake(_deviation,
-            "That is the standard deviation. By what do you have to multiply so that "
-            "it becomes 1?"),
-    Mistake(_rms, "This is the root mean square. A standard deviation is measured from the mean."),
-    Mistake(_mean_of_channels,
-            "You averaged the channels' standard deviations. Take the standard "
-            "deviation of all numbers together."),
-    Mistake(_mean_of_channels_too,
-            "You averaged the channels' standard deviations, and divided by the "
-            "count minus 1. Take the standard deviation of all numbers together."),
-    Mistake(_within_channels,
-            "You subtracted each channel's own mean. All numbers together have one mean."),
-    Mistake(_each_channel,
-            "A factor for each channel is what to_unit does. Return one number for all."),
-    Mistake(_minus_one, "You divided by the count minus 1: correction=0 divides by the count."),
-    Mistake(_variance,
-            "This divides by the variance. Multiplying by c changes the standard "
-            "deviation by a factor of c."),
-    Mistake(_each_latent,
-            "You averaged over latents. Take all numbers of all latents as one list."),
+def _each(v: Tensor) -> Tensor: return v[:, None, None]
+
+
+def _in_units(code, shift, scale): return (code - _each(shift)) / _each(scale)
+def _raw_code(W, mean, std, shift, scale, eta, eps, t, lr): return _descend(W, mean + std * eta, eps, t, lr)
+def _mean_alone(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean, shift, scale), eps, t, lr)
+
+
+def _times_scale(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, (mean + std * eta - _each(shift)) * _each(scale), eps, t, lr)
+
+
+def _scaled_first(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, (mean + std * eta) / _each(scale) - _each(shift), eps, t, lr)
+
+
+def _not_shifted(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, (mean + std * eta) / _each(scale), eps, t, lr)
+
+
+def _wide_draw(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean, shift, scale) + std * eta, eps, t, lr)
+
+
+def _variance(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean + std.sqrt() * eta, shift, scale), eps, t, lr)
+
+
+def _one_noise(W, mean, std, shift, scale, eta, eps, t, lr):
+    return latent_step(W, mean, std, shift, scale, eps, eps, t, lr)
+
+
+def _noise_scaled(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean + std * eta, shift, scale), eps / _each(scale), t, lr)
+
+
+def _towards_noise(W, mean, std, shift, scale, eta, eps, t, lr):
+    z1 = _in_units(mean + std * eta, shift, scale)
+    return _descend(W, z1, eps, t, lr, eps - z1)
+
+
+def _towards_data(W, mean, std, shift, scale, eta, eps, t, lr):
+    z1 = _in_units(mean + std * eta, shift, scale)
+    return _descend(W, z1, eps, t, lr, z1)
+
+
+def _summed(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean + std * eta, shift, scale), eps, t, lr, reduce=torch.sum)
+
+
+def _uphill(W, mean, std, shift, scale, eta, eps, t, lr):
+    return latent_step(W, mean, std, shift, scale, eta, eps, t, -lr)
+
+
+LATENT_STEP = (
+    Mistake(_raw_code, "You train on codes as the encoder draws them. What makes a latent of a code?"),
+    Mistake(_mean_alone, "You train on the means. Where does eta come in?"),
+    Mistake(_times_scale,
+            "After your scaling, a channel of deviation s has deviation s². Should its scale multiply it?"),
+    Mistake(_scaled_first, "You scale before you shift. In whose units is the shift given?"),
+    Mistake(_not_shifted, "The channels keep a mean of their own. Which argument removes it?"),
+    Mistake(_wide_draw, "The draw is added after the scaling. In whose units is the standard deviation given?"),
+    Mistake(_variance, "You take a root of std. Is it a variance?"),
+    Mistake(_one_noise, "The same noise draws the code and hides it. Which of the two belongs where?"),
+    Mistake(_noise_scaled, "You scale the noise of the path. Which standard deviation does it begin with?"),
+    Mistake(_towards_noise, "Your velocity points from the data to the noise. Where is the data: at t = 0 or 1?"),
+    Mistake(_towards_data, "You compare a velocity with a latent. What is the velocity on the linear path?"),
+    Mistake(_summed, "You sum the squares. Which average is asked for?"),
+    Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
 )
 
 
-def _factor_cases() -> list[tuple]:
-    scale = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)[:, None, None]
-    shift = scale.flip(0)
-    return [(scale * normal(5, 3, 2, 2, seed=0) + shift,),
-            (4 * normal(3, 2, 3, 2, seed=1) - 1,),
-            (0.1 * normal(2, 1, 2, 2, seed=2),)]
+def _latent_cases() -> list[tuple]:
+    times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0.3, 0.8, 0.6, 0.2], dtype=torch.float64)
+    return [(normal(2, 3, seed=30), 1 + 3 * normal(3, 2, 2, 5, seed=31), 0.2 + 2 * uniform(3, 2, 2, 5, seed=32),
+             normal(2, seed=33), 0.5 + 3 * uniform(2, seed=34), normal(3, 2, 2, 5, seed=35),
+             normal(3, 2, 2, 5, seed=36), times[0], 0.1),
+            (normal(3, 4, seed=37), normal(4, 3, 5, 2, seed=38) - 2, 0.1 + uniform(4, 3, 5, 2, seed=39),
+             normal(3, seed=40), 0.2 + uniform(3, seed=41), normal(4, 3, 5, 2, seed=42), normal(4, 3, 5, 2, seed=43),
+             times[1], 0.4)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #507a0f78
 def times_cheaper(pixel, latent, decoder, steps, calls, guided):
@@ -128,69 +185,82 @@ def _cost_cases() -> list[tuple]:
             (100.0, 10.0, 300.0, 1, 4, False)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #c68fe9d7
-def attention_cost(side, factor, d):
-    "side of an image, pixels along the side of a place, width d -> multiply-adds for one image"
-    N = (side // factor) ** 2
-    return 4 * N * d**2 + 2 * N**2 * d
+def redraw(encode, decode, u0, u1, x, eps, factor, start, n, w):
+    "encode(x) -> (B, c, h, w), decode(code) -> images; u0, u1: (z, t (B,)) -> velocities -> images"
+    z = start * factor * encode(x) + (1 - start) * eps
+    step = (1 - start) / n
+    for k in range(n):
+        t = z.new_full((len(z),), start + k * step)
+        plain = u0(z, t)
+        z = z + step * (plain + w * (u1(z, t) - plain))
+    return decode(z / factor)
 
 # %% ../../nbs/solutions/18_latent.ipynb #4f5f9ff2
-def _places(side, factor): return (side // factor) ** 2
-def _cost(N, d, projections=4, products=2): return projections * N * d**2 + products * N**2 * d
+def _walk(encode, decode, u0, u1, x, eps, factor, start, n, w, *, into=None, out=None, begin=None, data=None,
+          noise=None, ahead=0, length=None, base=0.0, last=0):
+    code = encode(x)
+    z = (start if data is None else data) * code * (factor if into is None else into)
+    z = z + (1 - start if noise is None else noise) * eps
+    begin = start if begin is None else begin
+    step = (1 - begin) / n if length is None else length
+    for k in range(n - last):
+        t = z.new_full((len(z),), begin + (k + ahead) * step)
+        plain, told = u0(z, t), u1(z, t)
+        z = z + step * (plain + (w + base) * (told - plain))
+    return decode(z / (factor if out is None else out))
 
 
-def _one_side(side, factor, d): return _cost(side // factor, d)
-def _all_pixels(side, factor, d): return _cost(side**2, d)
-def _area_factor(side, factor, d): return _cost(side**2 // factor, d)
-def _three(side, factor, d): return _cost(_places(side, factor), d, projections=3)
-def _one_product(side, factor, d): return _cost(_places(side, factor), d, products=1)
-def _no_projections(side, factor, d): return _cost(_places(side, factor), d, projections=0)
-def _no_products(side, factor, d): return _cost(_places(side, factor), d, products=0)
+def _codes(*args): return _walk(*args, into=1.0, out=1.0)
+def _codes_in(*args): return _walk(*args, into=1.0)
+def _codes_out(*args): return _walk(*args, out=1.0)
+def _divided_in(*args): return _walk(*args, into=1 / args[6], out=1 / args[6])
+def _times_twice(*args): return _walk(*args, out=1 / args[6])
+def _roles_swapped(*args): return _walk(*args, data=1 - args[7], noise=args[7])
+def _noise_on_top(*args): return _walk(*args, data=1.0)
+def _no_noise(*args): return _walk(*args, data=1.0, noise=0.0)
+def _from_0(*args): return _walk(*args, begin=0.0)
+def _long_steps(*args): return _walk(*args, length=1 / args[8])
+def _at_arrival(*args): return _walk(*args, ahead=1)
+def _off_at_0(*args): return _walk(*args, base=1.0)
+def _one_short(*args): return _walk(*args, last=1)
 
 
-def _thin_projections(side, factor, d):
-    N = _places(side, factor)
-    return 4 * N * d + 2 * N**2 * d
+def _unguided(encode, decode, u0, u1, x, eps, factor, start, n, w):
+    return redraw(encode, decode, u0, u1, x, eps, factor, start, n, 1.0)
 
 
-def _wide_pairs(side, factor, d):
-    N = _places(side, factor)
-    return 4 * N * d**2 + 2 * N**2 * d**2
-
-
-def _no_width(side, factor, d):
-    N = _places(side, factor)
-    return 4 * N * d**2 + 2 * N**2
-
-
-def _once(side, factor, d):
-    N = _places(side, factor)
-    return 4 * d**2 + 2 * N**2 * d
-
-
-ATTENTION = (
-    Mistake(_one_side, "You counted the places of one row: N counts the places along both sides."),
-    Mistake(_all_pixels, "Attention looks at places of the latent, not at pixels."),
-    Mistake(_area_factor, "The factor holds along each side: N is (side / factor) squared."),
-    Mistake(_three,
-            "Query, key, value, and one more that mixes the heads on the way out: "
-            "that makes four."),
-    Mistake(_one_product,
-            "Queries times keys is one product of all with all. Averaging the values is another."),
-    Mistake(_no_projections, "The projections are missing: d x d at every place."),
-    Mistake(_no_products,
-            "The products of all places with all are missing. For large images they "
-            "are the larger part."),
-    Mistake(_thin_projections,
-            "A projection costs d x d at each place: every new number is a sum over "
-            "all d old ones."),
-    Mistake(_wide_pairs, "Each pair of places costs d in a product, not d x d."),
-    Mistake(_no_width, "Each pair of places costs d multiply-adds in each product, not one."),
-    Mistake(_once, "A projection is applied at every place."),
+REDRAW = (
+    Mistake(_codes, "You walk with codes as they come from the encoder. On which scale was the network trained?"),
+    Mistake(_codes_in, "The encoder's code goes into the walk as it came. What makes it a latent?"),
+    Mistake(_codes_out, "The decoder is given a latent. What does it expect?"),
+    Mistake(_divided_in, "Your latent is the code divided by the factor. Which way round is it?"),
+    Mistake(_times_twice,
+            "You multiply by the factor on the way in and on the way out. What undoes a multiplication?"),
+    Mistake(_roles_swapped,
+            "At `start` = 1 your walk begins with pure noise. How much of the latent is there at that time?"),
+    Mistake(_noise_on_top, "You add noise to the whole latent. By what does the path multiply data at `start`?"),
+    Mistake(_no_noise, "Your walk begins at the latent itself. What does a network expect to see at time `start`?"),
+    Mistake(_from_0, "Your times begin at 0. How noisy is the latent at the beginning?"),
+    Mistake(_long_steps, "Your walk is longer than what is left of it. How far is it from `start` to 1?"),
+    Mistake(_at_arrival, "You ask for the velocity at the time when a step arrives. At which time is its z?"),
+    Mistake(_off_at_0, "With w = 1 your guidance is on. For which w should only u1 be left?"),
+    Mistake(_one_short, "Your walk ends before t = 1. How many steps does it make?"),
+    Mistake(_unguided, "The weight has no effect on your images. How do u0, u1 and w come together?"),
 )
 
 
-def _attention_cases() -> list[tuple]:
-    return [(512, 8, 320), (64, 4, 96), (32, 1, 64), (256, 16, 1152)]
+def _halved(x: Tensor) -> Tensor: return torch.cat([F.avg_pool2d(x, 2), F.max_pool2d(x, 2)], 1)
+def _doubled(z: Tensor) -> Tensor: return torch.tanh(F.interpolate(z[:, :1] - 0.5 * z[:, 1:2], scale_factor=2))
+def _as_time(z: Tensor, t: Tensor) -> Tensor: return torch.as_tensor(t, dtype=z.dtype).reshape(-1, 1, 1, 1)
+def _plain(z: Tensor, t: Tensor) -> Tensor: return torch.sin(z + _as_time(z, t))
+def _told(z: Tensor, t: Tensor) -> Tensor: return torch.cos(2 * z) * _as_time(z, t) + 0.5
+
+
+def _redraw_cases() -> list[tuple]:
+    return [(_halved, _doubled, _plain, _told, normal(3, 1, 4, 6, seed=44), normal(3, 2, 2, 3, seed=45),
+             0.4, 0.3, 5, 2.5),
+            (_halved, _doubled, _plain, _told, normal(2, 1, 4, 4, seed=46), normal(2, 2, 2, 2, seed=47),
+             0.7, 0.6, 4, 1.5)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #4d1f3958
 def known_places(known, factor):
@@ -384,15 +454,15 @@ def _guess_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/18_latent.ipynb #621b0f63
 EXERCISES: dict[str, Exercise] = {
-    "one_factor": Exercise(
-        one_factor, _factor_cases, FACTOR,
-        "With it you can read any model card's scaling_factor."),
+    "latent_step": Exercise(
+        latent_step, _latent_cases, LATENT_STEP,
+        "Training on drawn latents keeps a model from relying on digits that the encoder is not sure of."),
     "times_cheaper": Exercise(
         times_cheaper, _cost_cases, CHEAPER,
         "The fewer the steps, the more the decoder weighs: lesson 19 makes them few."),
-    "attention_cost": Exercise(
-        attention_cost, _attention_cases, ATTENTION,
-        "That is why transformers for large images work in latents."),
+    "redraw": Exercise(
+        redraw, _redraw_cases, REDRAW,
+        "This is what image tools do when you give them an image and a strength."),
     "known_places": Exercise(known_places, _known_cases, KNOWN, "Lesson 20 edits with such masks."),
     "stretch": Exercise(
         stretch, _stretch_cases, STRETCH,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['NORM', 'SIZE', 'PATCHES', 'WORDS', 'FIELD_OF_VIEW', 'EXERCISES', 'group_norm', 'block_size', 'to_patches',
-           'ask_words', 'field_of_view']
+__all__ = ['NORM', 'GATED', 'PATCHES', 'WORDS', 'FORWARD', 'FIELD_OF_VIEW', 'EXERCISES', 'group_norm', 'gated_block',
+           'to_patches', 'ask_words', 'unet_forward', 'field_of_view']
 
 # %% ../../nbs/solutions/13_unet.ipynb #db1c4b70
 def group_norm(x, groups):
@@ -112,47 +114,68 @@ def _norm_cases() -> list[tuple]:
     return [(3 + 2 * normal(2, 6, 3, 4, seed=0), 2), (0.01 * normal(3, 12, 2, 5, seed=1) - 0.02, 3)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #ab21b45b
-def block_size(width_in, width, embedding):
-    "three whole numbers -> a whole number"
-    norms = 2 * width_in + 2 * width
-    convolutions = (9 * width_in + 1) * width + (9 * width + 1) * width
-    scale_and_shift = (embedding + 1) * 2 * width
-    skip = (width_in + 1) * width if width_in != width else 0
-    return norms + convolutions + scale_and_shift + skip
+def gated_block(x, e, W, kernel):
+    "x (B, C, H, W'), e (B, E), W (E, 3 C), kernel (C, C, 3, 3) -> (B, C, H, W')"
+    scale, shift, gate = (F.silu(e) @ W)[:, :, None, None].chunk(3, 1)
+    h = F.group_norm(x, 1) * (1 + scale) + shift
+    return x + gate * F.conv2d(F.silu(h), kernel, padding=1)
 
 # %% ../../nbs/solutions/13_unet.ipynb #9b865ae4
-def _no_skip(w_in, w, e): return block_size(w_in, w, e) - (w_in != w) * (w_in + 1) * w
-def _no_biases(w_in, w, e): return block_size(w_in, w, e) - 4 * w - (w_in != w) * w
-def _no_norms(w_in, w, e): return block_size(w_in, w, e) - 2 * w_in - 2 * w
-def _always_skip(w_in, w, e): return _no_skip(w_in, w, e) + (w_in + 1) * w
-def _skip_of_nine(w_in, w, e): return _no_skip(w_in, w, e) + (w_in != w) * (9 * w_in + 1) * w
-def _only_shift(w_in, w, e): return block_size(w_in, w, e) - (e + 1) * w
-def _no_embedding(w_in, w, e): return block_size(w_in, w, e) - (e + 1) * 2 * w
-def _second_takes_the_input(w_in, w, e): return block_size(w_in, w, e) - 9 * w * w + 9 * w_in * w
-def _norms_of_one(w_in, w, e): return block_size(w_in, w, e) - w_in - w
-def _one_by_one(w_in, w, e): return block_size(w_in, w, e) - 8 * w_in * w - 8 * w * w
-def _norms_alike(w_in, w, e): return block_size(w_in, w, e) + 2 * w - 2 * w_in
+def _gated(x, e, W, kernel, *, wake=F.silu, order=(0, 1, 2), one=1.0, norm=True, act=F.silu, base=1.0, open_=0.0):
+    parts = (wake(e) @ W)[:, :, None, None].chunk(3, 1)
+    scale, shift, gate = (parts[k] for k in order)
+    h = (F.group_norm(x, 1) if norm else x) * (one + scale) + shift
+    return base * x + (open_ + gate) * F.conv2d(act(h), kernel, padding=1)
 
 
-SIZE = (
-    Mistake(_no_biases, "The biases are missing: one for each channel a layer produces."),
-    Mistake(_no_norms, "The norms are missing: a scale and a shift for each channel."),
-    Mistake(_no_skip,
-            "Where the width changes, the skip is a 1 x 1 convolution with weights and biases."),
-    Mistake(_always_skip, "Where the width stays, the skip is the identity and has no parameters."),
-    Mistake(_skip_of_nine, "The skip's convolution is 1 x 1, not 3 x 3."),
-    Mistake(_only_shift, "The embedding gives a scale and a shift: two numbers for each channel."),
-    Mistake(_no_embedding, "The linear layer that reads time and label is missing."),
-    Mistake(_second_takes_the_input,
-            "The second convolution takes what the first one produced: `width` "
-            "channels in and out."),
-    Mistake(_norms_of_one, "A norm has two numbers for each channel, scale and shift."),
-    Mistake(_one_by_one, "The convolutions are 3 x 3: nine weights for each pair of channels."),
-    Mistake(_norms_alike, "The first norm sees the input: it has `width_in` channels."),
+def _same(h: Tensor) -> Tensor: return h
+def _raw_embedding(x, e, W, kernel): return _gated(x, e, W, kernel, wake=_same)
+def _shift_first(x, e, W, kernel): return _gated(x, e, W, kernel, order=(1, 0, 2))
+def _gate_first(x, e, W, kernel): return _gated(x, e, W, kernel, order=(1, 2, 0))
+def _bare_scale(x, e, W, kernel): return _gated(x, e, W, kernel, one=0.0)
+def _not_normed(x, e, W, kernel): return _gated(x, e, W, kernel, norm=False)
+def _no_silu(x, e, W, kernel): return _gated(x, e, W, kernel, act=_same)
+def _no_input(x, e, W, kernel): return _gated(x, e, W, kernel, base=0.0)
+def _half_open(x, e, W, kernel): return _gated(x, e, W, kernel, open_=1.0)
+
+
+def _no_gate(x, e, W, kernel):
+    scale, shift, _ = (F.silu(e) @ W)[:, :, None, None].chunk(3, 1)
+    return x + F.conv2d(F.silu(F.group_norm(x, 1) * (1 + scale) + shift), kernel, padding=1)
+
+
+def _gate_on_all(x, e, W, kernel):
+    gate = (F.silu(e) @ W)[:, :, None, None].chunk(3, 1)[2]
+    return gate * (x + _no_gate(x, e, W, kernel) - x)
+
+
+def _norm_of_channels(x, e, W, kernel):
+    scale, shift, gate = (F.silu(e) @ W)[:, :, None, None].chunk(3, 1)
+    h = F.group_norm(x, x.shape[1]) * (1 + scale) + shift
+    return x + gate * F.conv2d(F.silu(h), kernel, padding=1)
+
+
+GATED = (
+    Mistake(_raw_embedding, "Your numbers come from e itself. What should happen to e before W is applied?"),
+    Mistake(_shift_first, "Scales and shifts have changed places. Which columns of W belong to which?"),
+    Mistake(_gate_first, "You take the gates from the first columns of W. In which order do the three stand?"),
+    Mistake(_bare_scale, "With a scale of 0 your norm vanishes. What should a scale of 0 do to it?"),
+    Mistake(_not_normed, "You modulate x as it came. What stands before scale and shift in this lesson's block?"),
+    Mistake(_no_silu, "Your correction is linear in the modulated norm. What does the convolution receive?"),
+    Mistake(_no_input, "You return the correction alone. To what is it added?"),
+    Mistake(_half_open, "With a gate of 0 your block still adds its correction. What should a gate of 0 do?"),
+    Mistake(_no_gate, "Your correction is added whole. Where do the last C numbers come in?"),
+    Mistake(_gate_on_all,
+            "The gate multiplies everything that you return. Which part of the sum should it leave alone?"),
+    Mistake(_norm_of_channels, "You gave each channel a mean of its own. How many groups are asked for?"),
 )
 
 
-def _size_cases() -> list[tuple]: return [(64, 64, 256), (96, 128, 384), (256, 128, 384)]
+def _gated_cases() -> list[tuple]:
+    return [(2 + normal(2, 4, 3, 5, seed=20), normal(2, 6, seed=21), normal(6, 12, seed=22),
+             normal(4, 4, 3, 3, seed=23)),
+            (3 * normal(3, 2, 5, 4, seed=24), 2 * normal(3, 3, seed=25), normal(3, 6, seed=26),
+             normal(2, 2, 3, 3, seed=27))]
 
 # %% ../../nbs/solutions/13_unet.ipynb #58ee050e
 def to_patches(x, p):
@@ -270,6 +293,93 @@ def _word_cases() -> list[tuple]:
         cases.append((q, k, v, mask))
     return cases
 
+# %% ../../nbs/solutions/13_unet.ipynb #60e86f9e
+def unet_forward(x, e, down, middle, up):
+    "x (B, C, H, W), e (B, E); blocks (h, e) -> h: a list, one block, a list as long -> (B, C', H, W)"
+    h = x
+    skips = []
+    for block in down:
+        h = block(h, e)
+        skips.append(h)
+        h = F.avg_pool2d(h, 2)
+    h = middle(h, e)
+    for block in up:
+        h = F.interpolate(h, scale_factor=2)  # "nearest"
+        h = block(torch.cat([h, skips.pop()], 1), e)
+    return h
+
+# %% ../../nbs/solutions/13_unet.ipynb #122c10a3
+def _mean(h: Tensor) -> Tensor: return F.avg_pool2d(h, 2)
+def _first_of_four(h: Tensor) -> Tensor: return h[:, :, ::2, ::2]
+def _largest(h: Tensor) -> Tensor: return F.max_pool2d(h, 2)
+def _repeated(h: Tensor) -> Tensor: return F.interpolate(h, scale_factor=2)
+def _smoothed(h: Tensor) -> Tensor: return F.interpolate(h, scale_factor=2, mode="bilinear")
+def _tiled(h: Tensor) -> Tensor: return h.repeat(1, 1, 2, 2)
+
+
+def _pass(x, e, down, middle, up, *, halve=_mean, double=_repeated, early=False, join=lambda h, s: [h, s]):
+    h = x
+    skips = []
+    for block in down:
+        before = h
+        h = block(h, e)
+        skips.append(before if early else h)
+        h = halve(h)
+    h = middle(h, e)
+    for block in up:
+        h = double(h)
+        h = block(torch.cat(join(h, skips.pop()), 1), e)
+    return h
+
+
+def _without_middle(x, e, down, middle, up): return _pass(x, e, down, lambda h, e: h, up)
+def _every_second(x, e, down, middle, up): return _pass(x, e, down, middle, up, halve=_first_of_four)
+def _maximum(x, e, down, middle, up): return _pass(x, e, down, middle, up, halve=_largest)
+def _bilinear(x, e, down, middle, up): return _pass(x, e, down, middle, up, double=_smoothed)
+def _side_by_side(x, e, down, middle, up): return _pass(x, e, down, middle, up, double=_tiled)
+def _kept_too_early(x, e, down, middle, up): return _pass(x, e, down, middle, up, early=True)
+def _skip_first(x, e, down, middle, up): return _pass(x, e, down, middle, up, join=lambda h, s: [s, h])
+def _no_skip(x, e, down, middle, up): return _pass(x, e, down, middle, up, join=lambda h, s: [h, h])
+def _only_skip(x, e, down, middle, up): return _pass(x, e, down, middle, up, join=lambda h, s: [s, s])
+def _up_reversed(x, e, down, middle, up): return _pass(x, e, down, middle, up[::-1])
+def _down_reversed(x, e, down, middle, up): return _pass(x, e, down[::-1], middle, up)
+
+
+FORWARD = (
+    Mistake(_without_middle, "Nothing happens at the coarsest resolution. Which of the arguments did you not use?"),
+    Mistake(_every_second, "Of every four pixels you keep one. What became of the other three?"),
+    Mistake(_maximum, "You keep the largest of four pixels. What is asked for?"),
+    Mistake(_bilinear, "Your doubling blends neighbours. What should the four pixels of a square have in common?"),
+    Mistake(_side_by_side,
+            "Your doubling lays copies of the whole stage side by side. What should each pixel become?"),
+    Mistake(_kept_too_early, "You keep what a block receives. Which stage is the skip?"),
+    Mistake(_skip_first, "The skip stands before the doubled stage. In which order does a block expect them?"),
+    Mistake(_no_skip, "On the way up a block receives the coarse stage twice. What should be joined to it?"),
+    Mistake(_only_skip, "On the way up a block receives the skip twice. What has become of the coarse stage?"),
+    Mistake(_up_reversed,
+            "You go through the blocks of `up` from the last to the first. Is their order yet to be turned?"),
+    Mistake(_down_reversed, "You go through the blocks of `down` from the last to the first. Which comes first?"),
+)
+
+
+def _block(seed: int, inputs: int, outputs: int):
+    "A block that mixes channels, reads the embedding and tells where it is."
+    W = normal(outputs, inputs, seed=seed) / inputs**0.5
+
+    def block(h, e):
+        mixed = torch.einsum("oc,bchw->bohw", W.to(h), h)
+        slope = torch.linspace(0, 1, h.shape[3], dtype=h.dtype, device=h.device)
+        return torch.tanh(mixed + e.mean(1)[:, None, None, None] + slope)
+
+    return block
+
+
+def _forward_cases() -> list[tuple]:
+    two = [_block(k, 3, 3) for k in (30, 31)], _block(32, 3, 3), [_block(k, 6, 3) for k in (33, 34)]
+    three = [_block(k, 2, 2) for k in (35, 36, 37)], _block(38, 2, 2), [_block(k, 4, 2) for k in (39, 40, 41)]
+    return [(normal(2, 3, 4, 8, seed=42), normal(2, 5, seed=43), *two),
+            (normal(3, 2, 16, 8, seed=44), normal(3, 4, seed=45), *three)]
+
 # %% ../../nbs/solutions/13_unet.ipynb #f2118811
 def field_of_view(kernels, strides):
     "two lists of whole numbers, equally long -> a whole number"
@@ -346,15 +456,18 @@ EXERCISES = {
     "group_norm": Exercise(
         group_norm, _norm_cases, NORM,
         "This is the norm of nearly every diffusion network, in a few lines."),
-    "block_size": Exercise(
-        block_size, _size_cases, SIZE,
-        "You can read a network's size off its configuration."),
+    "gated_block": Exercise(
+        gated_block, _gated_cases, GATED,
+        "This is adaLN-zero, the block of diffusion transformers."),
     "to_patches": Exercise(
         to_patches, _patch_cases, PATCHES,
         "This is how vision transformers begin, too."),
     "ask_words": Exercise(
         ask_words, _word_cases, WORDS,
         "This is cross-attention: it is how text steers an image."),
+    "unet_forward": Exercise(
+        unet_forward, _forward_cases, FORWARD,
+        "With real blocks in its place, this is the network that draws."),
     "field_of_view": Exercise(
         field_of_view, _view_cases, FIELD_OF_VIEW,
         "Now you can say before training whether a network can see what it has to draw."),
