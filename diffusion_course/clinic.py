@@ -22,7 +22,7 @@ from .generation import generate
 from .images import digits
 from .matching import MLP, fit, matching_loss
 from .plots import show_curves, show_histogram, show_paths, show_samples, tile
-from .predictions import Denoiser, EmpiricalDenoiser, ExactDenoiser, Model, latent_network
+from .predictions import Denoiser, EmpiricalDenoiser, ExactDenoiser, Model
 from .samplers import ddim, euler, heun, sample, uniform_grid
 from .schedules import DDPM, Linear, VarianceExploding
 from .seeds import seeded_weights
@@ -34,19 +34,19 @@ __all__ = ['FAULTS', 'POINTS', 'Chart', 'normals', 'examine']
 # %% ../nbs/22_clinic.ipynb #c1000004
 FAULTS = {
     "average from zero": "the moving average of the weights starts at 0, and nothing makes up for it",
-    "axes": "pixels are put into another shape where axes should change places",
+    "axes reshaped": "pixels are put into another shape where axes should change places",
     "channel order": "red and blue are exchanged",
     "coupled across labels": "optimal transport pairs noise with data of any label, then labels are trained",
     "dropout on": "the network samples in training mode",
     "guidance off": "w = 0 is taken for 'no guidance', though here it means 'no label'",
-    "labels": "images are put into a new order, their labels are not",
+    "labels left behind": "images are put into a new order, their labels are not",
     "last noise": "fresh noise is added in the last step as well",
     "latent scale": "latents are decoded in the unit of the diffusion model, not in the autoencoder's",
     "no time": "the network is never told what time it is",
     "noise twice": "the noise of a step is multiplied by fresh noise",
     "null always": "every label is dropped in training",
     "null never": "no label is ever dropped in training, and guidance asks for none",
-    "off by one": "the network is told the time of the step before",
+    "off by one": "the network is told the time of a neighbouring step",
     "own yardstick": "each set of samples is standardised by its own mean and standard deviation",
     "pixel range": "images come as [0, 1] where [-1, 1] is meant",
     "raw weights": "samples are drawn with the weights of the last step, not with their average",
@@ -177,15 +177,16 @@ def _chart_15(sampler: Callable) -> Chart: return _walk(15, sampler, 50, 3)
 class _Embedded(nn.Module):
     "A small network whose time comes in through a function that is given."
 
-    def __init__(self, embed: Callable[[Tensor, int], Tensor], width: int = 96):
+    def __init__(self, embed: Callable[[Tensor, int], Tensor], width: int = 64):
         super().__init__()
         self.embed = embed
         with seeded_weights(0):
-            self.body = nn.Sequential(nn.Linear(2 + 16, width), nn.SiLU(), nn.Linear(width, width),
+            self.body = nn.Sequential(nn.Linear(10 + 16, width), nn.SiLU(), nn.Linear(width, width),
                                       nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.body(torch.cat([x, self.embed(t, 16).to(x)], 1))
+        waves = [f(k * x) for k in (2, 4) for f in (torch.sin, torch.cos)]
+        return self.body(torch.cat([x, *waves, self.embed(t, 16).to(x)], 1))
 
 
 def _loss_curve(history: Tensor, ax: object) -> None:
@@ -268,7 +269,7 @@ def _chart_12(betas: Callable) -> Chart:
 
 
 def _chart_14(distance: Callable) -> Chart:
-    mixture, counts = running_mixture(), (2, 3, 4, 6, 8, 16, 32)
+    mixture, counts = running_mixture(), (2, 3, 4, 6, 8, 16)
     model, real = ExactDenoiser(mixture, Linear()), _real(mixture)
     walks = [sample(model, _start(), uniform_grid(n), euler()) for n in counts]
     others = mixture.sample(POINTS, torch.Generator().manual_seed(5))
@@ -277,7 +278,7 @@ def _chart_14(distance: Callable) -> Chart:
               "other real points": (counts, [floor] * len(counts))}
     fig, (ax,) = _two_clouds(14, walks[0], real)
     fig.axes[0].set_title("Euler's samples, 2 steps", fontsize=9)
-    show_curves(curves, log="xy", xlabel="steps", title="patient 14: distance to real points", ax=ax,
+    show_curves(curves, log="xy", xlabel="steps", title="patient 14's distance", ax=ax,
                 colors={"other real points": "data", "Euler's samples": "learned"})
     return Chart(fig, walks[0], real, model=model)
 
@@ -322,7 +323,7 @@ def _chart_2(to_pixels: Callable) -> Chart:
 def _chart_3(to_model: Callable) -> Chart:
     data = digits("train")
     model, x = _remembered(to_model(data.x), None, None, _digit_noise(20))
-    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=5, rows=["real", "patient 3", ""])
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=["real", "patient 3", ""])
     return Chart(picture, x, _real_digits()[0], model=model)
 
 
@@ -331,7 +332,7 @@ def _chart_5(shuffled: Callable) -> Chart:
     y = torch.arange(10).repeat(3)
     model, x = _remembered(images, labels, y, _digit_noise(30))
     rows = ["real", "patient 5", "", ""]
-    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=5, rows=rows, columns=range(10))
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=rows, columns=range(10))
     return Chart(picture, x, _real_digits()[0], y, model)
 
 
@@ -339,7 +340,7 @@ def _chart_6(sampler: Callable) -> Chart:
     y, ts = torch.arange(10).repeat(20), uniform_grid(8)
     x = sampler(_digits_model(), _digit_noise(200), ts, normals(1), y)
     rows = ["real", "patient 6", ""]
-    picture = tile(torch.cat([_one_of_each(), x[:20]]), 10, scale=5, rows=rows, columns=range(10))
+    picture = tile(torch.cat([_one_of_each(), x[:20]]), 10, scale=7, rows=rows, columns=range(10))
     return Chart(picture, x, _real_digits()[0], y, _digits_model(), ts)
 
 
@@ -351,7 +352,7 @@ def _chart_9(guided: Callable) -> Chart:
         for t, s in pairwise(uniform_grid(20).tolist()): x = x + (s - t) * guided(model, x, t, y, w)
         rows.append(x)
     x = torch.cat(rows)
-    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=5, rows=["real", *(f"w = {w:g}" for w in ws)])
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=["real", *(f"w = {w:g}" for w in ws)])
     return Chart(picture, x, _real_digits()[0], y.repeat(len(ws)), model)
 
 
@@ -365,23 +366,23 @@ def _chart_11(dropped: Callable) -> Chart:
         return matching_loss(model, x1, y=seen, generator=generator)
 
     with torch.enable_grad():
-        run = fit(model, images.flatten(1), 700, labels=labels, drop=0.0, loss=loss, batch_size=256, progress=False)
+        run = fit(model, images.flatten(1), 600, labels=labels, drop=0.0, loss=loss, batch_size=256, progress=False)
     y = torch.cat([torch.full((10,), 10), torch.arange(10).repeat(2)])
     x = sample(run.model, _digit_noise(30).flatten(1), uniform_grid(20), euler(), y=y).reshape(-1, 1, 8, 8)
     rows = ["real", "no label", "0 to 9", ""]
-    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=5, rows=rows)
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=rows)
     return Chart(picture, x, images, y, run.model, history=run.loss)
 
 
-def _chart_13(decode: Callable) -> Chart:
-    model = load("cifar10-latent")
-    z = generate(model, 8, 12, "dpmpp_2m", 2.0, seed=1, y=torch.arange(8))
-    vae = latent_network(model).vae("cpu")
-    codes = vae.encode(_colour_images()).mode
-    x = decode(vae.decode, z, vae.shift, vae.scale)
-    rows = ["other images, encoded and decoded", "patient 13"]
-    picture = tile(torch.cat([vae.decode(codes), x]), 8, scale=3, rows=rows)
-    return Chart(picture, z, codes, model=model)
+def _chart_13(sampler: Callable) -> Chart:
+    y, model, counts = torch.arange(10).repeat(10), _digits_model(), (10, 20, 40)
+    sizes = (100, 10, 10)
+    walks = [sampler(model, _digit_noise(100)[:size], uniform_grid(n), y[:size])
+             for n, size in zip(counts, sizes, strict=True)]
+    rows = ["real", *(f"{n} steps" for n in counts)]
+    x = torch.cat([x[:10] for x in walks])
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=rows, columns=range(10))
+    return Chart(picture, walks[0], _real_digits()[0], y, model, uniform_grid(counts[0]))
 
 
 _CHARTS: dict[int, Callable[[Callable], Chart]] = {

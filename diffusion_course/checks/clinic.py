@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXERCISES', 'sampler_1', 'to_pixels_2', 'to_model_3', 'sampler_4', 'shuffled_5', 'sampler_6', 'embed_7', 'sampler_8',
-           'guided_9', 'average_10', 'dropped_11', 'betas_12', 'decode_13', 'distance_14', 'sampler_15']
+           'guided_9', 'average_10', 'dropped_11', 'betas_12', 'sampler_13', 'distance_14', 'sampler_15']
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1000003
 import math
@@ -31,7 +31,7 @@ _SIGNS = {
         "An average of the weights that starts at 0 is too small, while the raw weights and "
         "their loss are fine. Is there an average of weights here, and do the raw ones do "
         "better?",
-    "axes":
+    "axes reshaped":
         "Misplaced pixels tear an image, or repeat it, though its sorted values stay the "
         "same. Do neighbours here still look like neighbours?",
     "channel order":
@@ -46,7 +46,7 @@ _SIGNS = {
     "guidance off":
         "Then w = 0 would show what w = 1 shows, and a tiny w something else. Is there a w "
         "here to compare?",
-    "labels":
+    "labels left behind":
         "Then the samples would be good ones of the data, and only one in ten of the label "
         "that was asked for. Are the samples good here, and their labels wrong?",
     "last noise":
@@ -69,9 +69,9 @@ _SIGNS = {
         "Then the model would be fine as long as every sample has its label (w = 1), and bad "
         "without one (w = 0). Is it that way round?",
     "off by one":
-        "A network told a wrong time leaves some of the old noise, or takes out too much, and "
-        "the more so the longer the steps are. Double the steps: does the trouble go away, "
-        "and is that the way it should look?",
+        "A network told a wrong time leaves some of the old noise, or takes out too much, the "
+        "less so the shorter the steps are. Take four times the steps: does the trouble fade, "
+        "and do two runs from one start agree?",
     "own yardstick":
         "That is a fault of a measurement, not of the samples: bad samples would get a good "
         "score. Does a number here praise what your eyes reject?",
@@ -163,9 +163,9 @@ _SIGNS_OF = {
     (7, "terminal SNR"):
         "The schedule is linear: alpha(0) is 0, and the path begins in pure noise.",
     (8, "off by one"):
-        "Then each evaluation would be wrong, and more steps would only slowly help, but the "
-        "same would be true of the first evaluation. Take a single step by hand: one half of "
-        "it is Euler's step, and that half is right.",
+        "A wrong time would spoil Euler's half of each step too, and the patient would do "
+        "worse than Euler with as many steps. Compare them at equal steps: it does a little "
+        "better.",
     (8, "step length"):
         "Then the samples would fly far beyond the data. Here they are right, and all that is "
         "wrong is how fast the error falls.",
@@ -175,7 +175,7 @@ _SIGNS_OF = {
     (9, "null never"):
         "Then what the model says without a label would be untrained, and w = 0.05, which is "
         "nearly that alone, would give rubbish. It gives clean digits.",
-    (9, "labels"):
+    (9, "labels left behind"):
         "Then w = 1 and w = 3 would not give sevens. They do, and w = 0.05 doesn't, as it "
         "should be.",
     (9, "last noise"):
@@ -185,7 +185,7 @@ _SIGNS_OF = {
         "better? Averages should win.",
     (10, "no time"):
         "Call `chart_10.raw` at the same points with t = 0.1 and t = 0.9: the answers differ.",
-    (11, "labels"):
+    (11, "labels left behind"):
         "With exchanged labels every sample would still be a clean digit, only the wrong one. "
         "Are these clean digits?",
     (11, "null never"):
@@ -208,12 +208,23 @@ _SIGNS_OF = {
     (12, "off by one"):
         "A wrong time would blur every cluster, or sharpen it. Here most of all their "
         "proportions are wrong.",
+    (13, "last noise"):
+        "Then the grain would be fresh noise, another one in each run. Call `sampler_13` "
+        "twice from the same x: do the two results differ?",
     (13, "pixel range"):
-        "The decoder makes images from -1 to 1 as it should: the row above shows that. What "
-        "does it get?",
-    (13, "channel order"):
-        "Exchanged colours would leave contrast and shapes alone. Look at what the decoder is "
-        "given instead.",
+        "Black is about -1 and white about 1, with grain on both. It's the grain that needs a "
+        "reason.",
+    (13, "noise twice"):
+        "Call `sampler_13` twice from the same x: does it draw any noise at all?",
+    (13, "no time"):
+        "Call the model at the same x with t = 0.1 and t = 0.9: its answers differ. It does "
+        "listen to the time.",
+    (13, "average from zero"):
+        "It is the shipped model, which draws clean digits elsewhere, as with patient 9. So "
+        "it isn't the weights.",
+    (13, "raw weights"):
+        "The same averaged weights draw clean digits for patient 9, so there is nothing wrong "
+        "with them.",
     (14, "score twice"):
         "Euler's method has no noise and no score term, and after two steps its samples "
         "*must* be too narrow (lesson 7). The samples are as they should be. Is the number "
@@ -243,19 +254,145 @@ def _question(number, answer, praise):
     hints = {fault: _SIGNS_OF.get((number, fault), _SIGNS[fault]) for fault in FAULTS if fault != answer}
     return Question(answer, hints, praise)
 
-# %% ../../nbs/solutions/22_clinic.ipynb #d1001004
-def sampler_1(model, eps, ts):
+# %% ../../nbs/solutions/22_clinic.ipynb #d1000004
+# The patients as they came: the code of the lesson's folded cells
+
+def _untouched_1(model, eps, ts):
     "eps (n, 2) standard normal, ts (T + 1,) rising to 1 -> samples (n, 2)"
-    x = model.schedule.sigma(ts[0]) * eps
+    x = eps
     for t, s in pairwise(ts.tolist()):
         p = model(x, t)
         x = model.schedule.alpha(s) * p.x1 + model.schedule.sigma(s) * p.eps
     return x
 
 
-def _untouched_1(model, eps, ts):
+def _untouched_2(x):
+    "images (n, 3, H, W) in [-1, 1] -> bytes (n, H, W, 3), as image files hold them"
+    n, c, h, w = x.shape
+    x = (x + 1) * 127.5
+    x = x.round().clamp(0, 255).to(torch.uint8)
+    return x.reshape(n, h, w, c)
+
+
+def _untouched_3(images):
+    "bytes (n, 1, 8, 8) -> the numbers that the model is trained on"
+    x = images.float()
+    x = x / 255
+    return x
+
+
+def _untouched_4(model, x, ts, randn):
+    "x (n, 2) at ts[0] -> samples (n, 2); randn(x) draws noise of the shape of x"
+    for t, s in pairwise(ts.tolist()):
+        p = model(x, t)
+        g2 = 2 * (1 - t)
+        drift = p.velocity + g2 * p.score
+        x = x + (s - t) * drift + math.sqrt(g2 * (s - t)) * randn(x)
+    return x
+
+
+def _untouched_5(images, labels, seed):
+    "images (n, ...), labels (n,) -> both in a random order, for an epoch of training"
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator)
+    images = images[order]
+    return images, labels
+
+
+def _untouched_6(model, x, ts, randn, y):
+    "x (n, ...) at ts[0], y (n,) labels or None -> samples, by DDPM's steps with their larger noise"
+    for t, s in pairwise(ts.tolist()):
+        p, schedule = model(x, t, y=y), model.schedule
+        ratio = math.exp((schedule.log_snr(t) - schedule.log_snr(s)) / 2)
+        mean = p.mix(schedule.alpha(s), schedule.sigma(s) * ratio)
+        std = schedule.sigma(t) * math.sqrt(1 - ratio**2)
+        x = mean + std * randn(x)
+    return x
+
+
+def _untouched_7(t, width):
+    "times (n,) in [0, 1] -> sines and cosines (n, width) which the network gets beside x"
+    phase = 10 * t.long()
+    rates = 10.0 ** (-torch.arange(width // 2) / (width // 2 - 1))
+    angles = phase[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def _untouched_8(model, x, ts):
+    "x (n, 2) at ts[0] -> x at ts[-1], by Heun's method"
+    for t, s in pairwise(ts.tolist()):
+        slope = model(x, t).velocity
+        guess = x + (s - t) * slope
+        second = model(guess, t).velocity
+        x = x + (s - t) * (slope + second) / 2
+    return x
+
+
+def _untouched_9(model, x, t, y, w):
+    "the guided velocity at points x and labels y: w = 0 ignores them, w = 1 takes them as they are"
+    conditional = model(x, t, y=y).velocity
+    if w == 0:
+        return conditional
+    free = model(x, t).velocity
+    return (1 - w) * free + w * conditional
+
+
+def _untouched_10(history, decay):
+    "the weights after each step (n, P) -> their exponential moving average (P,)"
+    average = torch.zeros_like(history[0])
+    for weights in history:
+        average = decay * average + (1 - decay) * weights
+    return average
+
+
+def _untouched_11(y, u, drop, null):
+    "labels (n,) and uniform numbers u (n,) -> labels, of which a fraction drop became the null label"
+    dropped = torch.full_like(y, null)
+    forget = u < drop
+    dropped[forget] = null
+    return dropped
+
+
+def _untouched_12(n):
+    "DDPM's increments for n steps: together they make as much noise as its 1,000 do, (n,)"
+    first = 1e-4
+    last = 0.02
+    betas = torch.linspace(first, last, n, dtype=torch.float64)
+    return betas
+
+
+def _untouched_13(model, x, ts, y):
+    "x (n, ...) at ts[0], y (n,) labels or None -> samples, by DDIM's steps"
+    for t, s in pairwise(ts.tolist()):
+        x1 = model(x, s, y=y).x1
+        alpha, sigma = model.schedule.weights(t)
+        eps = (x - alpha * x1) / sigma
+        alpha, sigma = model.schedule.weights(s)
+        x = alpha * x1 + sigma * eps
+    return x
+
+
+def _untouched_14(x, real):
+    "samples (n, 2), real (m, 2) -> their Fréchet distance, in units of the data's standard deviation"
+    x = (x - x.mean(0)) / x.std(0)
+    real = (real - real.mean(0)) / real.std(0)
+    return frechet_distance(x, real)
+
+
+def _untouched_15(model, x, ts, randn):
+    "x (n, 2) at ts[0] -> samples (n, 2); randn(x) draws noise of the shape of x"
+    for t, s in pairwise(ts.tolist()):
+        p = model(x, t)
+        g2 = 2 * (1 - t)
+        drift = p.velocity + g2 / 2 * p.score
+        noise = math.sqrt(g2 * (s - t)) * randn(x)
+        x = x + (s - t) * drift + noise * randn(x)
+    return x
+
+# %% ../../nbs/solutions/22_clinic.ipynb #d1001004
+def sampler_1(model, eps, ts):
     "eps (n, 2) standard normal, ts (T + 1,) rising to 1 -> samples (n, 2)"
-    x = eps
+    x = model.schedule.sigma(ts[0]) * eps
     for t, s in pairwise(ts.tolist()):
         p = model(x, t)
         x = model.schedule.alpha(s) * p.x1 + model.schedule.sigma(s) * p.eps
@@ -303,14 +440,6 @@ def to_pixels_2(x):
     return x.permute(0, 2, 3, 1)
 
 
-def _untouched_2(x):
-    "images (n, 3, H, W) in [-1, 1] -> bytes (n, H, W, 3), as image files hold them"
-    n, c, h, w = x.shape
-    x = (x + 1) * 127.5
-    x = x.round().clamp(0, 255).to(torch.uint8)
-    return x.reshape(n, h, w, c)
-
-
 def _transposed_2(x): return to_pixels_2(x).transpose(1, 2)
 def _swapped_2(x): return to_pixels_2(x).flip(-1)
 def _channels_stay_2(x): return to_pixels_2(x).permute(0, 3, 1, 2)
@@ -339,13 +468,6 @@ def to_model_3(images):
     "bytes (n, 1, 8, 8) -> the numbers that the model is trained on"
     x = images.float()
     x = x / 127.5 - 1
-    return x
-
-
-def _untouched_3(images):
-    "bytes (n, 1, 8, 8) -> the numbers that the model is trained on"
-    x = images.float()
-    x = x / 255
     return x
 
 
@@ -384,16 +506,6 @@ def sampler_4(model, x, ts, randn):
         p = model(x, t)
         g2 = 2 * (1 - t)
         drift = p.velocity + g2 / 2 * p.score
-        x = x + (s - t) * drift + math.sqrt(g2 * (s - t)) * randn(x)
-    return x
-
-
-def _untouched_4(model, x, ts, randn):
-    "x (n, 2) at ts[0] -> samples (n, 2); randn(x) draws noise of the shape of x"
-    for t, s in pairwise(ts.tolist()):
-        p = model(x, t)
-        g2 = 2 * (1 - t)
-        drift = p.velocity + g2 * p.score
         x = x + (s - t) * drift + math.sqrt(g2 * (s - t)) * randn(x)
     return x
 
@@ -446,14 +558,6 @@ def shuffled_5(images, labels, seed):
     return images, labels[order]
 
 
-def _untouched_5(images, labels, seed):
-    "images (n, ...), labels (n,) -> both in a random order, for an epoch of training"
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator)
-    images = images[order]
-    return images, labels
-
-
 def _inverse_5(images, labels, seed):
     images, labels = shuffled_5(images, labels, seed)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -494,17 +598,6 @@ def sampler_6(model, x, ts, randn, y):
         mean = p.mix(schedule.alpha(s), schedule.sigma(s) * ratio)
         std = schedule.sigma(t) * math.sqrt(1 - ratio**2)
         x = mean + std * randn(x) if s < 1 else mean
-    return x
-
-
-def _untouched_6(model, x, ts, randn, y):
-    "x (n, ...) at ts[0], y (n,) labels or None -> samples, by DDPM's steps with their larger noise"
-    for t, s in pairwise(ts.tolist()):
-        p, schedule = model(x, t, y=y), model.schedule
-        ratio = math.exp((schedule.log_snr(t) - schedule.log_snr(s)) / 2)
-        mean = p.mix(schedule.alpha(s), schedule.sigma(s) * ratio)
-        std = schedule.sigma(t) * math.sqrt(1 - ratio**2)
-        x = mean + std * randn(x)
     return x
 
 
@@ -555,22 +648,14 @@ def _cases_6() -> list[tuple]:
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1007004
 def embed_7(t, width):
-    "times (n,) in [0, 1] -> sines and cosines (n, width) with angles up to 100, which the network gets beside x"
-    steps = 100 * t
-    rates = 100 ** (-torch.arange(width // 2) / (width // 2 - 1))
-    angles = steps[:, None] * rates
+    "times (n,) in [0, 1] -> sines and cosines (n, width) which the network gets beside x"
+    phase = 10 * t
+    rates = 10.0 ** (-torch.arange(width // 2) / (width // 2 - 1))
+    angles = phase[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def _untouched_7(t, width):
-    "times (n,) in [0, 1] -> sines and cosines (n, width) with angles up to 100, which the network gets beside x"
-    steps = 100 * t.long()
-    rates = 100 ** (-torch.arange(width // 2) / (width // 2 - 1))
-    angles = steps[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def _small_7(t, width): return embed_7(t / 100, width)
+def _small_7(t, width): return embed_7(t / 10, width)
 def _rounded_7(t, width): return embed_7(t.round(), width)
 def _reversed_7(t, width): return embed_7(1 - t, width)
 def _wide_7(t, width): return embed_7(10 * t, width)
@@ -578,15 +663,16 @@ def _wide_7(t, width): return embed_7(10 * t, width)
 
 _MISTAKES_7 = (
     Mistake(_small_7,
-            "Now t gets through, but the 100 is lost: the fastest wave should have turned by "
-            "100 at t = 1."),
+            "Now t gets through, but the 10 is lost: the fastest wave should reach the angle "
+            "10 at t = 1."),
     Mistake(_rounded_7,
             "You round t to 0 or 1: that is one bit about the time."),
     Mistake(_reversed_7,
             "You embed 1 - t. A network could learn that as well, but it isn't what the "
             "docstring promises."),
     Mistake(_wide_7,
-            "Your angles go up to 1000: so fast a wave is noise to a network of this size."),
+            "Your angles go up to 100: so fast a wave is nearly noise to a network of this "
+            "size."),
 )
 
 
@@ -600,16 +686,6 @@ def sampler_8(model, x, ts):
         slope = model(x, t).velocity
         guess = x + (s - t) * slope
         second = model(guess, s).velocity
-        x = x + (s - t) * (slope + second) / 2
-    return x
-
-
-def _untouched_8(model, x, ts):
-    "x (n, 2) at ts[0] -> x at ts[-1], by Heun's method"
-    for t, s in pairwise(ts.tolist()):
-        slope = model(x, t).velocity
-        guess = x + (s - t) * slope
-        second = model(guess, t).velocity
         x = x + (s - t) * (slope + second) / 2
     return x
 
@@ -663,15 +739,6 @@ def guided_9(model, x, t, y, w):
     return (1 - w) * free + w * conditional
 
 
-def _untouched_9(model, x, t, y, w):
-    "the guided velocity at points x and labels y: w = 0 ignores them, w = 1 takes them as they are"
-    conditional = model(x, t, y=y).velocity
-    if w == 0:
-        return conditional
-    free = model(x, t).velocity
-    return (1 - w) * free + w * conditional
-
-
 def _up_to_1_9(model, x, t, y, w): return guided_9(model, x, t, y, max(w, 1))
 def _other_convention_9(model, x, t, y, w): return guided_9(model, x, t, y, w + 1)
 def _always_free_9(model, x, t, y, w): return model(x, t).velocity + 0 * w
@@ -704,14 +771,6 @@ def average_10(history, decay):
     for weights in history:
         average = decay * average + (1 - decay) * weights
     return average / (1 - decay ** len(history))
-
-
-def _untouched_10(history, decay):
-    "the weights after each step (n, P) -> their exponential moving average (P,)"
-    average = torch.zeros_like(history[0])
-    for weights in history:
-        average = decay * average + (1 - decay) * weights
-    return average
 
 
 def _from_first_10(history, decay):
@@ -765,14 +824,6 @@ def dropped_11(y, u, drop, null):
     return dropped
 
 
-def _untouched_11(y, u, drop, null):
-    "labels (n,) and uniform numbers u (n,) -> labels, of which a fraction drop became the null label"
-    dropped = torch.full_like(y, null)
-    forget = u < drop
-    dropped[forget] = null
-    return dropped
-
-
 def _inverted_11(y, u, drop, null): return torch.where(u < drop, y, null)
 def _never_11(y, u, drop, null): return torch.where(u < 0 * drop, null, y)
 def _zeros_11(y, u, drop, null): return torch.where(u < drop, null, 0 * y)
@@ -804,14 +855,6 @@ def betas_12(n):
     return betas * 1000 / n
 
 
-def _untouched_12(n):
-    "DDPM's increments for n steps: together they make as much noise as its 1,000 do, (n,)"
-    first = 1e-4
-    last = 0.02
-    betas = torch.linspace(first, last, n, dtype=torch.float64)
-    return betas
-
-
 def _upside_down_12(n): return betas_12(n) * (n / 1000) ** 2
 def _root_12(n): return betas_12(n) * (n / 1000) ** 0.5
 def _last_only_12(n): return torch.linspace(1e-4, 0.02 * 1000 / n, n, dtype=torch.float64)
@@ -833,61 +876,61 @@ _MISTAKES_12 = (
 def _cases_12() -> list[tuple]: return [(n,) for n in (50, 100, 250, 40)]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1013004
-def decode_13(decoder, z, shift, scale):
-    "latents z (n, c, h, w), each channel with mean 0 and std 1; shift, scale (c, 1, 1) -> images"
-    images = []
-    for part in z.split(4):
-        images.append(decoder(part * scale + shift))
-    return torch.cat(images)
+def sampler_13(model, x, ts, y):
+    "x (n, ...) at ts[0], y (n,) labels or None -> samples, by DDIM's steps"
+    for t, s in pairwise(ts.tolist()):
+        x1 = model(x, t, y=y).x1
+        alpha, sigma = model.schedule.weights(t)
+        eps = (x - alpha * x1) / sigma
+        alpha, sigma = model.schedule.weights(s)
+        x = alpha * x1 + sigma * eps
+    return x
 
 
-def _untouched_13(decoder, z, shift, scale):
-    "latents z (n, c, h, w), each channel with mean 0 and std 1; shift, scale (c, 1, 1) -> images"
-    images = []
-    for part in z.split(4):
-        images.append(decoder(part))
-    return torch.cat(images)
+def _told_13(model, x, ts, y, time):
+    for t, s in pairwise(ts.tolist()):
+        x1 = model(x, time(t, s), y=y).x1
+        alpha, sigma = model.schedule.weights(t)
+        eps = (x - alpha * x1) / sigma
+        alpha, sigma = model.schedule.weights(s)
+        x = alpha * x1 + sigma * eps
+    return x
 
 
-def _inverse_13(decoder, z, shift, scale): return decode_13(decoder, (z - shift) / scale, 0 * shift, 1 + 0 * scale)
-def _no_shift_13(decoder, z, shift, scale): return decode_13(decoder, z, 0 * shift, scale)
-def _no_scale_13(decoder, z, shift, scale): return decode_13(decoder, z, shift, 1 + 0 * scale)
-def _order_13(decoder, z, shift, scale): return decode_13(decoder, z + shift, 0 * shift, scale)
-def _divided_13(decoder, z, shift, scale): return decode_13(decoder, z, shift, 1 / scale)
+def _before_13(model, x, ts, y): return _told_13(model, x, ts, y, lambda t, s: max(2 * t - s, 0.0))
+def _halfway_13(model, x, ts, y): return _told_13(model, x, ts, y, lambda t, s: (t + s) / 2)
+def _backwards_13(model, x, ts, y): return _told_13(model, x, ts, y, lambda t, s: 1 - t)
+
+
+def _both_13(model, x, ts, y):
+    for s in ts[1:].tolist(): x = model(x, s, y=y).mix(*model.schedule.weights(s))
+    return x
 
 
 _MISTAKES_13 = (
-    Mistake(_inverse_13,
-            "That is the way into the diffusion model's units. Decoding needs the way back."),
-    Mistake(_no_shift_13,
-            "The scale is right, the means of the channels are still missing."),
-    Mistake(_no_scale_13,
-            "The means are right, the standard deviations of the channels are still missing."),
-    Mistake(_order_13,
-            "The right two operations in the wrong order: undo first what was done last."),
-    Mistake(_divided_13,
-            "You divide by the scale. Latents in units of their standard deviation are "
-            "multiplied by it to get back."),
+    Mistake(_before_13,
+            "One step too early now: the network takes x for noisier than it is, and takes "
+            "out too much."),
+    Mistake(_halfway_13,
+            "Half a step is still not the time that x has. At which time does x arrive here?"),
+    Mistake(_backwards_13,
+            "That is DDPM's direction of time. In this course t = 0 is noise."),
+    Mistake(_both_13,
+            "Now the estimate and the weights are all for time s: the same x is put together "
+            "again, and never moves."),
 )
 
 
 def _cases_13() -> list[tuple]:
-    def decoder(z): return z.sin() + z[:, :1] * z
-
-    shift, scale = normal(3, 1, 1, seed=8), 0.3 + 2 * uniform(3, 1, 1, seed=9)
-    return [(decoder, normal(n, 3, 2, 2, seed=n), shift, scale) for n in (3, 6)]
+    model = ExactDenoiser(running_mixture(), Linear())
+    grids = ([0.0, 0.3, 0.6, 0.8, 1.0], [0.2, 0.5, 0.77, 0.9, 1.0])
+    return [(model, normal(5, 2, seed=k), torch.tensor(ts).double(), y)
+            for k, (ts, y) in enumerate(zip(grids, (None, 1), strict=True))]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1014004
 def distance_14(x, real):
     "samples (n, 2), real (m, 2) -> their Fréchet distance, in units of the data's standard deviation"
     x = (x - real.mean(0)) / real.std(0)
-    real = (real - real.mean(0)) / real.std(0)
-    return frechet_distance(x, real)
-
-
-def _untouched_14(x, real):
-    "samples (n, 2), real (m, 2) -> their Fréchet distance, in units of the data's standard deviation"
-    x = (x - x.mean(0)) / x.std(0)
     real = (real - real.mean(0)) / real.std(0)
     return frechet_distance(x, real)
 
@@ -937,17 +980,6 @@ def sampler_15(model, x, ts, randn):
     return x
 
 
-def _untouched_15(model, x, ts, randn):
-    "x (n, 2) at ts[0] -> samples (n, 2); randn(x) draws noise of the shape of x"
-    for t, s in pairwise(ts.tolist()):
-        p = model(x, t)
-        g2 = 2 * (1 - t)
-        drift = p.velocity + g2 / 2 * p.score
-        noise = math.sqrt(g2 * (s - t)) * randn(x)
-        x = x + (s - t) * drift + noise * randn(x)
-    return x
-
-
 def _none_15(model, x, ts, randn): return _sde_4(model, x, ts, randn, 0.5, 0.0)
 def _abs_15(model, x, ts, randn): return _sde_4(model, x, ts, lambda x: randn(x).abs(), 0.5, 1.0)
 
@@ -992,7 +1024,7 @@ EXERCISES = {
         "and 7).",
         untouched=_untouched_1),
     "diagnosis_2": _question(
-        2, "axes",
+        2, "axes reshaped",
         "The numbers were all there, but reshape cut them into pixels across the channels "
         "(lesson 12)."),
     "repair_2": Exercise(
@@ -1016,7 +1048,7 @@ EXERCISES = {
         "velocity + g²/2 score with noise g leaves every marginal as it is (lesson 6).",
         untouched=_untouched_4),
     "diagnosis_5": _question(
-        5, "labels",
+        5, "labels left behind",
         "The digits were perfect, and about one in ten was the one asked for: chance (lessons "
         "9 and 16)."),
     "repair_5": Exercise(
@@ -1084,12 +1116,13 @@ EXERCISES = {
         "(lesson 8).",
         untouched=_untouched_12),
     "diagnosis_13": _question(
-        13, "latent scale",
-        "Drawn latents had standard deviation near 1, encoded ones several times that: two "
-        "units (lesson 18)."),
+        13, "off by one",
+        "Grain that fades with more steps and comes out the same in every run: noise that was "
+        "left over (lesson 8)."),
     "repair_13": Exercise(
-        decode_13, _cases_13, _MISTAKES_13,
-        "Each of the two networks gets its latents in its own unit (lesson 18).",
+        sampler_13, _cases_13, _MISTAKES_13,
+        "The network hears the time that x has, the mixing gets the time that comes next "
+        "(lesson 8).",
         untouched=_untouched_13),
     "diagnosis_14": _question(
         14, "own yardstick",
