@@ -235,7 +235,8 @@ def _answered(name: str, question: Question, answer: object) -> Report:
     if answer is ... or answer is None:
         return Report(name, "not attempted", "not attempted yet. Replace the ... above and run the cell again.")
     if not isinstance(answer, str):
-        raise ValueError(f"check({name!r}, …) was given {type(answer).__name__}: expected a name of the list, in quotes")
+        given = type(answer).__name__
+        raise ValueError(f"check({name!r}, …) was given {given}: expected a name of the list, in quotes")
     names = (question.answer, *question.hints)
     found = next((n for n in names if n.lower() == " ".join(answer.lower().split())), None)
     if found == question.answer: return Report(name, "solved", f"solved. {question.praise}".strip())

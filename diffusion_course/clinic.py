@@ -63,7 +63,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Chart:
-    """What is known of a patient: a picture, and what it was drawn from. None where there is no such thing.
+    """What is known of a patient: a picture, and what it was drawn from; None where there is none.
 
     Attributes:
         picture: what you see.
@@ -142,7 +142,8 @@ def _along_x(samples: Tensor, mixture: GaussianMixture, ax: object) -> None:
         z = (x[:, None] - mixture.means[:, 0]) / mixture.stds
         return (mixture.weights / mixture.stds * (-z**2 / 2).exp()).sum(1) / (2 * torch.pi) ** 0.5
 
-    show_histogram(samples[:, 0], density, extent=(-2.5, 2.5), bins=50, title="horizontal position", ax=ax)
+    show_histogram(samples[:, 0], density, extent=(-2.5, 2.5), bins=50,
+                   title="horizontal position", ax=ax)
 
 
 def _chart_1(sampler: Callable) -> Chart:
@@ -195,7 +196,9 @@ def _loss_curve(history: Tensor, ax: object) -> None:
     show_curves({"loss": (steps, smooth)}, xlabel="training step", title="loss", ax=ax)
 
 
-def _trained(number: int, samples: Tensor, model: Model, history: Tensor, raw: Model | None = None) -> Chart:
+def _trained(
+    number: int, samples: Tensor, model: Model, history: Tensor, raw: Model | None = None,
+) -> Chart:
     real = _real(running_mixture())
     fig, (ax,) = _two_clouds(number, samples, real)
     _loss_curve(history, ax)
@@ -211,13 +214,16 @@ def _chart_7(embed: Callable) -> Chart:
 
 
 def _chart_8(sampler: Callable) -> Chart:
-    model, start, counts = ExactDenoiser(running_mixture(), Linear()), _start().double(), (5, 10, 20, 40, 80)
+    model = ExactDenoiser(running_mixture(), Linear())
+    start = _start().double()
+    counts = (5, 10, 20, 40, 80)
     truth = sample(model, start[:300], uniform_grid(300, stop=0.95), heun())
 
     def error(x: Tensor) -> float: return (x - truth).norm(dim=1).mean().item()
 
-    by_euler = [error(sample(model, start[:300], uniform_grid(2 * n, stop=0.95), euler())) for n in counts]
-    by_patient = [error(sampler(model, start[:300], uniform_grid(n, stop=0.95))) for n in counts]
+    grids = [(uniform_grid(2 * n, stop=0.95), uniform_grid(n, stop=0.95)) for n in counts]
+    by_euler = [error(sample(model, start[:300], twice, euler())) for twice, _ in grids]
+    by_patient = [error(sampler(model, start[:300], ts)) for _, ts in grids]
     calls = [2 * n for n in counts]
     samples, real = sampler(model, start, uniform_grid(40, stop=0.999)), _real(running_mixture())
     fig, (ax,) = _two_clouds(8, samples, real)
@@ -306,7 +312,9 @@ def _one_of_each() -> Tensor:
     return torch.stack([x[y == k][0] for k in range(10)])
 
 
-def _remembered(images: Tensor, labels: Tensor | None, y: Tensor | None, noise: Tensor) -> tuple[Model, Tensor]:
+def _remembered(
+    images: Tensor, labels: Tensor | None, y: Tensor | None, noise: Tensor,
+) -> tuple[Model, Tensor]:
     "The perfect model of a training set, and its samples."
     model = EmpiricalDenoiser(images, Linear(), labels)
     cond = {} if y is None else {"y": y}
@@ -352,7 +360,8 @@ def _chart_9(guided: Callable) -> Chart:
         for t, s in pairwise(uniform_grid(20).tolist()): x = x + (s - t) * guided(model, x, t, y, w)
         rows.append(x)
     x = torch.cat(rows)
-    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=["real", *(f"w = {w:g}" for w in ws)])
+    names = ["real", *(f"w = {w:g}" for w in ws)]
+    picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=names)
     return Chart(picture, x, _real_digits()[0], y.repeat(len(ws)), model)
 
 
@@ -366,9 +375,11 @@ def _chart_11(dropped: Callable) -> Chart:
         return matching_loss(model, x1, y=seen, generator=generator)
 
     with torch.enable_grad():
-        run = fit(model, images.flatten(1), 600, labels=labels, drop=0.0, loss=loss, batch_size=256, progress=False)
+        run = fit(model, images.flatten(1), 600, labels=labels, drop=0.0, loss=loss,
+                  batch_size=256, progress=False)
     y = torch.cat([torch.full((10,), 10), torch.arange(10).repeat(2)])
-    x = sample(run.model, _digit_noise(30).flatten(1), uniform_grid(20), euler(), y=y).reshape(-1, 1, 8, 8)
+    x = sample(run.model, _digit_noise(30).flatten(1), uniform_grid(20), euler(), y=y)
+    x = x.reshape(-1, 1, 8, 8)
     rows = ["real", "no label", "0 to 9", ""]
     picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=rows)
     return Chart(picture, x, images, y, run.model, history=run.loss)
