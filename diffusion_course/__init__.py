@@ -11,7 +11,8 @@ Lessons: `distributions` data, densities, toy sets; `solvers` ODE and SDE steps;
 targets, exact models, what a model is; `matching` the loss, a small network, training in the plane; `sde` churn;
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
-`vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise.
+`vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise;
+`clinic` broken code to diagnose.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
 others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `seeds`,
@@ -60,7 +61,7 @@ _NAMES = {
     "unet": ("UNet", "UNetConfig"),
 }
 _MODULES = (
-    *_NAMES, "checking", "classifier", "cli", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
+    *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
     "player", "relations", "runs", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
 )

@@ -14,11 +14,11 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import CodeType, FrameType
+from types import CodeType, EllipsisType, FrameType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -30,14 +30,15 @@ from .relations import of_shape
 from .trials import Calls, Change, Trials
 
 # %% auto #0
-__all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 'uniform', 'Report', 'check']
+__all__ = ['LESSONS', 'Mistake', 'Exercise', 'Question', 'exercise', 'exercises', 'questions', 'normal', 'uniform', 'Report',
+           'check']
 
 # %% ../nbs/toolbox/checking.ipynb #f4530986
 # The modules of `diffusion_course.checks`, in the order of the lessons
 LESSONS = (
     "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
-    "vae", "latent", "few_step", "inpainting", "cold",
+    "vae", "latent", "few_step", "inpainting", "cold", "clinic",
 )
 
 
@@ -65,6 +66,8 @@ class Exercise:
         praise: what the learner now has, in one sentence.
         rtol: relative tolerance, wide enough for an answer computed in float32.
         atol: absolute tolerance.
+        untouched: where the learner repairs a function, that function: whoever gives its answers has
+            not begun.
     """
 
     reference: Callable
@@ -73,10 +76,26 @@ class Exercise:
     praise: str = ""
     rtol: float = 1e-4
     atol: float = 1e-6
+    untouched: Callable | None = None
 
 
-def exercise(name: str) -> Exercise:
-    """An exercise by its name.
+@dataclass(frozen=True)
+class Question:
+    """A question whose answer is one name out of a list.
+
+    Attributes:
+        answer: the right name.
+        hints: for each other name of the list, what speaks against it.
+        praise: what the learner now has, in one sentence.
+    """
+
+    answer: str
+    hints: Mapping[str, str]
+    praise: str = ""
+
+
+def exercise(name: str) -> Exercise | Question:
+    """An exercise or a question by its name.
 
     Args:
         name: "lesson.exercise".
@@ -100,11 +119,22 @@ def exercise(name: str) -> Exercise:
 
 def exercises() -> Iterator[tuple[str, Exercise]]:
     "Every exercise of the course with its name."
+    for name, e in _everything():
+        if isinstance(e, Exercise): yield name, e
+
+
+def questions() -> Iterator[tuple[str, Question]]:
+    "Every question of the course with its name."
+    for name, e in _everything():
+        if isinstance(e, Question): yield name, e
+
+
+def _everything() -> Iterator[tuple[str, Exercise | Question]]:
     for lesson in LESSONS:
         for key, e in _exercises_of(lesson).items(): yield f"{lesson}.{key}", e
 
 
-def _exercises_of(lesson: str) -> dict[str, Exercise]:
+def _exercises_of(lesson: str) -> dict[str, Exercise | Question]:
     return importlib.import_module(f"diffusion_course.checks.{lesson}").EXERCISES
 
 # %% ../nbs/toolbox/checking.ipynb #5e1a0c7d
@@ -168,22 +198,25 @@ class Report:
 _MARKS = {"solved": ("✓", "#009E73"), "not attempted": ("○", "#8C8C8C"), "not yet": ("✗", "#D55E00")}
 
 # %% ../nbs/toolbox/checking.ipynb #62bb8d12
-def check(name: str, f: Callable) -> Report:
-    """Try a function on seeded inputs and compare it with the reference of an exercise.
+def check(name: str, f: Callable | str | EllipsisType) -> Report:
+    """Try a function on seeded inputs and compare it with the reference of an exercise, or look at the
+    answer to a question.
 
     Each trial gets copies of its inputs, so a function that changes them spoils nothing for later.
 
     Args:
         name: "lesson.exercise".
-        f: your function.
+        f: your function; where a question was asked, your answer, a name out of its list.
 
     Returns:
         what was found: shows itself in a notebook, and is true when the exercise is solved.
 
     Raises:
-        ValueError: for a name that is not known, and where f is no function.
+        ValueError: for a name that is not known, and where f is no function (or no text, for a
+            question).
     """
     e = exercise(name)
+    if isinstance(e, Question): return _answered(name, e, f)
     if not callable(f):
         raise ValueError(f"check({name!r}, …) was given {type(f).__name__}: expected a function")
     if _is_stub(f):
@@ -193,12 +226,28 @@ def check(name: str, f: Callable) -> Report:
     with _notice(name):
         message, cause = _judged(f, e)
     if not cause: return Report(name, "solved", message)
+    if cause == "untouched": return Report(name, "not attempted", message)
     return Report(name, "not yet", message, cause)
+
+
+def _answered(name: str, question: Question, answer: object) -> Report:
+    "What is said to an answer; upper and lower case don't count."
+    if answer is ... or answer is None:
+        return Report(name, "not attempted", "not attempted yet. Replace the ... above and run the cell again.")
+    if not isinstance(answer, str):
+        given = type(answer).__name__
+        raise ValueError(f"check({name!r}, …) was given {given}: expected a name of the list, in quotes")
+    names = (question.answer, *question.hints)
+    found = next((n for n in names if n.lower() == " ".join(answer.lower().split())), None)
+    if found == question.answer: return Report(name, "solved", f"solved. {question.praise}".strip())
+    if found: return Report(name, "not yet", question.hints[found], "mistake")
+    return Report(name, "not yet", f"{answer!r} is no name of the list: {', '.join(sorted(names))}.", "unknown")
 
 
 _IN_PLACE = "your function changed its input in place (`x += …` does): write `x = x + …`."
 _RANDOM = ("your function gives another answer each time, for the same inputs: is there a random number in it that "
            "should be an argument?")
+_UNTOUCHED = "not attempted yet. This is still the code as it came: change one line of it, and run the cell again."
 _SECONDS = 10.0
 _STRICT = False  # tests let a diagnosis that fails be seen
 
@@ -235,6 +284,8 @@ def _judged(f: Callable, e: Exercise) -> tuple[str, str]:
     expected = _expected(e)
     wrong = [k for k, output in enumerate(outputs) if not _agree(output, expected[k], e)]
     if not wrong: return f"solved. {e.praise}".strip(), ""
+    if e.untouched and all(_agree(a, b, e) for a, b in zip(outputs, _of_untouched(e), strict=True)):
+        return _UNTOUCHED, "untouched"
     for mistake, found in zip(e.mistakes, _of_mistakes(e), strict=True):
         if all(_agree(a, b, e) for a, b in zip(outputs, found, strict=True)): return mistake.hint, "mistake"
     k = wrong[0]
@@ -268,6 +319,12 @@ def _expected(e: Exercise) -> list[object]:
 def _of_mistakes(e: Exercise) -> list[list[object]]:
     "What each mistake returns in each trial, or the error it raises."
     return [[_outcome(m.function, case) for case in e.cases()] for m in e.mistakes]
+
+
+@lru_cache(maxsize=256)
+def _of_untouched(e: Exercise) -> list[object]:
+    "What the function to be repaired gives in each trial."
+    return [] if e.untouched is None else [_outcome(e.untouched, case) for case in e.cases()]
 
 
 def _outcome(f: Callable, case: tuple) -> object:

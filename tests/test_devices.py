@@ -1006,7 +1006,7 @@ NOT_CALLED = set("""
     Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
     Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
-    own_classifier inception_fid
+    own_classifier inception_fid FAULTS Chart examine normals
 """.split())
 
 

@@ -9,9 +9,10 @@ import torch
 from conftest import LESSONS, NBS, SOLUTIONS, checks, code
 
 from diffusion_course.checking import LESSONS as MODULES
-from diffusion_course.checking import Exercise, check, exercises
+from diffusion_course.checking import Exercise, check, exercises, questions
 
 EXERCISES = dict(exercises())
+QUESTIONS = dict(questions())
 STUBS = [(path, source, name, function)
          for path in LESSONS for source in code(path) for name, function in checks(source)]
 
@@ -41,12 +42,23 @@ def solved() -> dict[str, tuple[str, object]]:
 
 
 def test_lessons_pose_the_exercises_there_are() -> None:
-    assert sorted(name for _, _, name, _ in STUBS) == sorted(EXERCISES)
+    assert sorted(name for _, _, name, _ in STUBS) == sorted([*EXERCISES, *QUESTIONS])
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_lesson_has_at_least_four(module: str) -> None:
     assert sum(name.startswith(f"{module}.") for name in EXERCISES) >= 4
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_is_open_in_the_lesson_and_answered_in_the_solution(name: str) -> None:
+    source, variable = next((s, f) for _, s, n, f in STUBS if n == name)
+    space: dict = {}
+    assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    exec(compile(ast.Module(assigned, []), name, "exec"), space)
+    assert check(name, space[variable]).status == "not attempted"
+    answers = [f for path in SOLUTIONS for s in code(path) for n, f in checks(s) if n == name]
+    assert [ast.literal_eval(answer) for answer in answers] == [QUESTIONS[name].answer]
 
 
 def test_stub_is_not_attempted(name: str) -> None:
