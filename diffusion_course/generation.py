@@ -22,7 +22,7 @@ from .options import option, settings
 from .files import file_format
 from .plots import FILM_FORMATS, IMAGE_FORMATS, Film, save_grid, tile
 from diffusion_course.predictions import (
-    Model, ModelWrapper, Prediction, device_of, latent_network, n_labels, network, sample_shape,
+    Model, ModelWrapper, Prediction, device_of, latent_network, n_cond, n_labels, network, sample_shape,
 )
 from diffusion_course.samplers import (
     Recorder,
@@ -198,17 +198,22 @@ def _prepare(
     if grid not in ("uniform", "karras"):
         raise ValueError(f"grid is {grid!r}: expected 'uniform' or 'karras'")
     expect.number("guidance", guidance, expected="a finite number, 1 for the label as it is")
-    if y is None and guidance not in (0, 1):
+    numbers, given = n_cond(model), cond.get("cond")
+    if y is None and (given is None or not numbers) and guidance not in (0, 1):
+        missing = "y or cond" if numbers else "y"
         raise ValueError(
-            f"guidance is {guidance} without a label: expected y, a label or one for each image"
+            f"guidance is {guidance} without a label: expected {missing}, a label or one for each image"
         )
+    if numbers: cond = cond | dict(cond=expect.as_cond(given, numbers, x))
+    elif given is not None and network(model) is not None:
+        raise ValueError(f"cond is {expect.short(given)}: expected None, for the model's network has no n_cond")
     if y is not None and labels:
         cond = cond | dict(y=expect.as_labels(y, labels, x, null=False))
     elif y is not None and network(model) is not None:
         raise ValueError(
             f"y is {expect.short(y)}: expected None, for the model knows no labels: its network has no n_labels"
         )
-    if guidance != 1 and (labels or y is not None):
+    if guidance != 1 and (labels or numbers or y is not None):
         model = classifier_free(model, guidance, interval=interval)
     elif tuple(interval) != (0, 1):
         raise ValueError(f"interval is {interval} with guidance 1: expected another guidance")
@@ -282,7 +287,8 @@ def generate(
             is, 1 forgets it; default 0.6.
         batch: images at a time, which saves memory; default: all. They stay the same but for rounding.
         progress: whether a bar is shown.
-        **cond: handed on to the model: y, a label from 0 or one for each image.
+        **cond: handed on to the model: y, a label from 0 or one for each image; cond, (n_cond,)
+            numbers or (n, n_cond), where the network takes them beside the label.
 
     Returns:
         (n, C, H, W), about [-1, 1], or of the shape that the model's samples have.
@@ -367,6 +373,7 @@ class SampleConfig:
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
     labels: str = option("", "their names, with commas between, in place of a number; none: all labels")
+    cond: tuple[float, ...] = option((), "attributes of all images, in the order of attributes.csv; none: not given")
     seed: int = option(0, "the same seed and settings give the same images")
     start: str = option("", "image to image: the file of an image to begin from, in place of noise")
     strength: float = option(
@@ -493,6 +500,7 @@ def sample_to_files(
     elif config.labels:
         given = f"labels is {config.labels!r}"
         raise ValueError(f"{given}: expected none, for the model knows no labels")
+    if config.cond: cond["cond"] = torch.tensor(config.cond)
     if config.start:
         image = read_image(config.start, _image_shape(model))[None].to(device_of(model))
         cond["start"] = as_samples(model, image)[0]
