@@ -332,7 +332,8 @@ class DenoiserRecipe(Recipe):
     ) -> Tensor:
         t = self.draw_times(len(x), generator)
         labels = y if self.net.n_labels else None
-        told = drop_conditions(labels, cond, self.drop, self.net.n_labels, generator)
+        null = self.net.n_labels
+        told: dict[str, Any] = drop_conditions(labels, cond, self.drop, null, generator)
         return matching_loss(model, x, t=t, generator=generator, **told)
 
     def floor(self, data: Any, n: int = 2048) -> float | None:
