@@ -37,7 +37,7 @@ __all__ = ['LESSONS', 'Mistake', 'Exercise', 'exercise', 'exercises', 'normal', 
 LESSONS = (
     "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
-    "vae", "latent", "few_step", "inpainting", "cold",
+    "vae", "latent", "few_step", "inpainting", "cold", "your_own",
 )
 
 
