@@ -239,7 +239,7 @@ def classifier_free(
     Raises:
         ValueError: for a w that is not finite, or an interval outside [0, 1].
     """
-    return ClassifierFree(model, w, null_label(model) if null is None else null, interval, keep)
+    return ClassifierFree(model, w, (null_label(model) or None) if null is None else null, interval, keep)
 
 
 def _extrapolate(p: Prediction, q: Prediction, w: float) -> Prediction:
