@@ -343,7 +343,7 @@ def sample(args: argparse.Namespace) -> int:
     model = _file_of(args.model)
     about = _noted_beside(model)
     generation.sample_to_files(_denoiser(model, config.device), config, names=_lesson("training").label_names(about),
-                               named="labels" in about)
+                               named="labels" in about, attributes=about.get("attributes", ()))
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 

@@ -457,7 +457,7 @@ def _said_of(broken: dict[str, str], n: int, root: Path) -> str:
     first = next(iter(broken.values()))
     rest = f"; nor can {_few(list(broken)[1:], 5)}" if len(broken) > 1 else ""
     return (f"{len(broken)} of {n} image files in {root}: {first}{rest}."
-            " Expected whole images: mend or remove them, or leave them out (on_error skip)")
+            " Expected whole images: mend or remove them, or leave them out (--on-error skip)")
 
 
 def _count(n: int, what: str) -> str: return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -5,6 +5,7 @@
 # %% ../nbs/15_sampling_pictures.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -373,7 +374,7 @@ class SampleConfig:
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
     labels: str = option("", "their names, with commas between, in place of a number; none: all labels")
-    cond: tuple[float, ...] = option((), "attributes of all images, in the order of attributes.csv; none: not given")
+    cond: str = option("", "attributes by name, as slant=1,weight=-0.5, or numbers in their order; others are not given")
     seed: int = option(0, "the same seed and settings give the same images")
     start: str = option("", "image to image: the file of an image to begin from, in place of noise")
     strength: float = option(
@@ -474,9 +475,23 @@ def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Ten
     return chosen[torch.arange(config.n) * len(chosen) // config.n]
 
 
+def _attributes_of(text: str, n: int, names: Sequence[str]) -> Tensor:
+    "(n,) the numbers that a text names, NaN for the others."
+    expected = f"expected {n} numbers" if n else "expected none, for the model takes no attributes"
+    if names: expected = f"expected numbers, as {','.join(f'{name}=0' for name in names)}"
+    found = [math.nan] * n
+    for k, part in enumerate(text.split(",")):
+        name, equals, number = part.rpartition("=")
+        same = [i for i, known in enumerate(names) if unicodedata.normalize("NFC", name.strip()) == known]
+        place = (same[0] if same else n) if equals else k
+        try: found[place] = float(number)
+        except (ValueError, IndexError): raise ValueError(f"cond is {text!r}: {expected}") from None
+    return torch.tensor(found)
+
+
 def sample_to_files(
     model: Model, config: SampleConfig, progress: bool = True, names: Sequence[str] = (),
-    named: bool = False,
+    named: bool = False, attributes: Sequence[str] = (),
 ) -> None:
     """Draw images and write them where the configuration says.
 
@@ -486,6 +501,7 @@ def sample_to_files(
         progress: whether a bar is shown.
         names: of the model's labels, for `config.labels`.
         named: write names beside the images, whose rows then hold one label each.
+        attributes: names of the numbers that the model takes beside a label, for `config.cond`.
 
     Raises:
         ValueError: for settings that do not fit, before the first image is drawn.
@@ -500,7 +516,7 @@ def sample_to_files(
     elif config.labels:
         given = f"labels is {config.labels!r}"
         raise ValueError(f"{given}: expected none, for the model knows no labels")
-    if config.cond: cond["cond"] = torch.tensor(config.cond)
+    if config.cond: cond["cond"] = _attributes_of(config.cond, n_cond(model), attributes)
     if config.start:
         image = read_image(config.start, _image_shape(model))[None].to(device_of(model))
         cond["start"] = as_samples(model, image)[0]

@@ -219,7 +219,8 @@ def test_parts_of_a_batch_are_told_their_own(guidance: float) -> None:
 
 def test_generate_names_what_is_missing() -> None:
     model = Denoiser(NETS["MLP"](), Linear())
-    with pytest.raises(ValueError, match="guidance is 2 without a label: expected y or cond"): generate(model, 2, guidance=2)
+    with pytest.raises(ValueError, match="guidance is 2 without a label: expected y or cond"):
+        generate(model, 2, guidance=2)
     with pytest.raises(ValueError, match=r"cond has shape \(3,\): expected \(2,\) for all, or \(5, 2\)"):
         generate(model, 5, cond=torch.zeros(3))
 
