@@ -63,7 +63,7 @@ _NAMES = {
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
-    "player", "relations", "runs", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "player", "relations", "runs", "sde", "seeds", "style", "training", "trials", "vae", "widgets", "your_own",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -38,7 +38,7 @@ __all__ = ['LESSONS', 'Mistake', 'Exercise', 'Question', 'exercise', 'exercises'
 LESSONS = (
     "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
-    "vae", "latent", "few_step", "inpainting", "cold", "clinic",
+    "vae", "latent", "few_step", "inpainting", "cold", "clinic", "your_own",
 )
 
 

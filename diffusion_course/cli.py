@@ -258,6 +258,8 @@ def _for_folder(config: Any, given: dict[str, Any], args: argparse.Namespace, sa
     images = read_folder(config.data, size, channels, on_error=args.on_error, progress=say)
     labels = len(images.names) if len(images.names) > 1 else 0
     config = config.for_images(tuple(images.x.shape[1:]), labels, len(images.x))
+    takes_numbers = isinstance(config, _lesson("training").DenoiserRecipe) and args.preset != "latent"
+    if images.attributes and takes_numbers: config = with_options(config, {"net.n_cond": len(images.attributes)})
     config = with_options(config, dict(flip=False))  # a mirrored letter is another one: to be asked for
     if not say: return config
     print(f"{config.data}: {images.about()}")
@@ -342,7 +344,7 @@ def sample(args: argparse.Namespace) -> int:
     model = _file_of(args.model)
     about = _noted_beside(model)
     generation.sample_to_files(_denoiser(model, config.device), config, names=_lesson("training").label_names(about),
-                               named="labels" in about)
+                               named="labels" in about, attributes=about.get("attributes", ()))
     print(" and ".join(filter(None, (config.out, config.gif))))
     return 0
 

@@ -211,18 +211,21 @@ class Restorer(UNet):
         seed: of the random weights.
     """
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | int | None = None, cond: Tensor | None = None,
+    ) -> Tensor:
         """The estimate of x1 for degraded images.
 
         Args:
             x: (B, C, H, W) degraded images.
             t: (B,) their times.
             y: which of DEGRADATIONS the damage is, one number or (B,); None: an unknown one.
+            cond: numbers that the network takes beside it, if it does.
 
         Returns:
             (B, C, H, W).
         """
-        return x + super().forward(x, t, y)
+        return x + super().forward(x, t, y, cond)
 
 
 @settings

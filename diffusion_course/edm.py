@@ -71,7 +71,7 @@ class ScaledInput(nn.Module):
         self.net = net
         self.schedule = schedule
         self.sigma_data = sigma_data
-        for name in ("shape", "n_labels"):
+        for name in ("shape", "n_labels", "n_cond"):
             if hasattr(net, name): setattr(self, name, getattr(net, name))
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -30,7 +30,7 @@ from .generation import SAMPLERS, as_images, generate
 from .images import Images, cifar10, to_bytes, to_float
 from .options import as_dict, option, settings
 from diffusion_course.predictions import (
-    Model, device_of, differentiable, eval_mode, latent_network, n_labels, sample_shape, singular,
+    Model, device_of, differentiable, eval_mode, latent_network, n_cond, n_labels, sample_shape, singular,
 )
 from .predictions import without_inference
 from .samplers import Stepper
@@ -905,6 +905,8 @@ def scores_of(
     if config.out: _write(scores, config.out)
     y = torch.arange(n) % labels if labels else None
     how: dict[str, Any] = {} if y is None else dict(y=y, guidance=config.guidance, interval=config.interval)
+    if n_cond(model): how |= _conditions_like(real, n, n_cond(model), config)
+    y = how.get("y")
     x = as_images(
         model,
         generate(
@@ -944,6 +946,15 @@ def scores_of(
 def _image_shape(model: Model) -> tuple[int, ...]:
     net = latent_network(model)
     return net.vae().shape if net else sample_shape(model)
+
+
+def _conditions_like(real: Images, n: int, n_cond: int, config: EvaluateConfig) -> dict[str, Any]:
+    "Labels and attributes of real images, chosen by chance: they may depend on each other."
+    if real.cond is None or real.cond.shape[1] != n_cond:
+        raise ValueError(f"the data have no attributes: expected {n_cond} for each image, as the model knows")
+    i = torch.randint(len(real), (n,), generator=torch.Generator().manual_seed(config.seed))
+    told = dict(cond=real.cond[i], guidance=config.guidance, interval=config.interval)
+    return told | (dict(y=real.y[i]) if len(real.names) > 1 else {})
 
 
 def _check_fits(model: Model, real: Images, data: str) -> None:

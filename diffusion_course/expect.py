@@ -14,7 +14,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['described', 'having', 'short', 'whole', 'number', 'as_scalar', 'as_floats', 'as_double', 'one_of', 'floats', 'finite',
-           'same_shape', 'one_or_each', 'as_labels', 'as_whole_numbers', 'device']
+           'same_shape', 'one_or_each', 'as_labels', 'as_cond', 'as_whole_numbers', 'device']
 
 # %% ../nbs/toolbox/expect.ipynb #5b268136
 def described(x: Any) -> str:
@@ -254,6 +254,40 @@ def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool =
         last = f"{n_labels}, the last for none" if null else f"{n_labels - 1}"
         raise ValueError(f"{name} holds labels {y.unique().tolist()}: expected 0 to {last}")
     return y.to(x.device).expand(len(x))
+
+
+def as_cond(cond: Any, n_cond: int, x: Tensor, *, name: str = "cond") -> Tensor:
+    """One vector of numbers for each sample, on the device of the samples: the one place where
+    conditions other than labels come in.
+
+    Args:
+        cond: (n_cond,) for all samples, or (B, n_cond); a tensor of another shape is flattened to
+            this; NaN where a number is not known, None for none at all.
+        n_cond: how many numbers a sample has.
+        x: (B, ...) the samples.
+        name: of the argument, for the message.
+
+    Returns:
+        (B, n_cond) of the dtype of x, NaN where a number is not known.
+
+    Raises:
+        ValueError: for another shape, for what is no numbers, and (on the CPU, where looking costs
+            nothing) for infinite ones.
+    """
+    if cond is None: return x.new_full((len(x), n_cond), math.nan)
+    try: found = cond if isinstance(cond, Tensor) else torch.as_tensor(cond, device="cpu")
+    except (TypeError, ValueError, RuntimeError): found = None
+    if found is None or found.is_complex():
+        raise ValueError(f"{name} is {short(cond)}: expected numbers")
+    for_each = found.ndim > 0 and len(found) == len(x) and found.numel() == len(x) * n_cond
+    if not for_each and found.numel() != n_cond:
+        raise ValueError(
+            f"{name} has shape {tuple(found.shape)}: expected ({n_cond},) for all, or ({len(x)}, {n_cond})"
+        )
+    looking = found.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would wait
+    if looking and found.isinf().any():
+        raise ValueError(f"{name} holds infinite numbers: expected finite ones, or NaN for unknown")
+    return found.to(x.device, x.dtype).reshape(-1, n_cond).expand(len(x), n_cond)
 
 
 def as_whole_numbers(name: str, y: Any) -> Tensor:

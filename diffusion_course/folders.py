@@ -5,6 +5,7 @@
 # %% ../nbs/toolbox/folders.ipynb #28cb3cfe
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -26,11 +27,13 @@ from .checkpoints import read_tensors, write_tensors
 from .files import whole_file
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'SIZES', 'LEAST', 'LEAST_OF_LABEL', 'Listing', 'list_folder', 'read_image', 'FolderImages', 'read_folder']
+__all__ = ['SUFFIXES', 'SIZES', 'ATTRIBUTES', 'LEAST', 'LEAST_OF_LABEL', 'Listing', 'list_folder', 'read_image', 'FolderImages',
+           'read_attributes', 'read_folder']
 
 # %% ../nbs/toolbox/folders.ipynb #f0a10004
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of image files
 SIZES = (28, 32, 64)  # pixels a side that the presets fit
+ATTRIBUTES = "attributes.csv"  # a table beside the images: numbers that describe them
 LEAST = 20  # images of a folder
 LEAST_OF_LABEL = 5  # images of each label
 _SPLITS = {"train", "training", "test", "val", "valid", "validation"}
@@ -117,14 +120,14 @@ def _images_in(folder: Path, deep: bool) -> tuple[list[str], int]:
             if name.startswith("."): continue
             path = Path(place, name)
             if path.suffix.lower() in SUFFIXES: found.append(path.relative_to(folder).as_posix())
-            else: others += 1
+            elif name != ATTRIBUTES: others += 1
     return sorted(found), others
 
 
 def _stamp(root: Path, files: tuple[str, ...]) -> str:
     "A checksum that changes with any file's name, size or time of change."
     digest = hashlib.sha256()
-    for name in files:
+    for name in (*files, *[ATTRIBUTES] * (root / ATTRIBUTES).is_file()):
         about = (root / name).stat()
         digest.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -196,6 +199,9 @@ class FolderImages:
         names: of the labels.
         held_out: how many of them, the last ones, are kept for tests: a tenth of each label.
         notes: what is worth knowing: files that were left out, and why.
+        cond: (n, k) numbers that describe each image, NaN where one is not known; None where the
+            folder has no `attributes.csv`.
+        attributes: the names of these k numbers.
     """
 
     x: Tensor
@@ -203,6 +209,16 @@ class FolderImages:
     names: tuple[str, ...]
     held_out: int
     notes: tuple[str, ...]
+    cond: Tensor | None = None
+    attributes: tuple[str, ...] = ()
+
+    def cond_of(self, split: str) -> Tensor | None:
+        """The numbers that describe the images of `split`.
+
+        Args:
+            split: "train" or "test".
+        """
+        return None if self.cond is None else self.cond[self._part(split)]
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
         """The images to learn from, or those held out.
@@ -213,9 +229,12 @@ class FolderImages:
         Returns:
             (n, C, S, S), (n,).
         """
-        if expect.one_of("split", name, ("train", "test")) == "train": part = slice(len(self.x) - self.held_out)
-        else: part = slice(len(self.x) - self.held_out, None)
+        part = self._part(name)
         return self.x[part], self.y[part]
+
+    def _part(self, name: str) -> slice:
+        n = len(self.x) - self.held_out
+        return slice(n) if expect.one_of("split", name, ("train", "test")) == "train" else slice(n, None)
 
     def about(self) -> str:
         "What there is, on one line."
@@ -224,14 +243,56 @@ class FolderImages:
         kinds = f"{len(each)} labels ({_few(each)})" if len(each) > 1 else "no labels"
         _, channels, size, _ = self.x.shape
         colours = "grey" if channels == 1 else "colour"
+        told = f", described by {', '.join(self.attributes)}" if self.attributes else ""
         return (f"{len(self.x):,} images of {kinds}, {self.held_out} of them held out;"
-                f" {size} x {size} pixels, {colours}")
+                f" {size} x {size} pixels, {colours}{told}")
 
 
 def _few(texts: list[str], most: int = 10) -> str:
     "Texts with commas between them, the first ones of many."
     more = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def read_attributes(folder: str | os.PathLike) -> tuple[tuple[str, ...], dict[str, list[float]]]:
+    """The numbers that describe the images of a folder: its table `attributes.csv`, if it has one.
+
+    Args:
+        folder: with a table of a column `file`, the path of an image in the folder with / between
+            names, and one or more columns of numbers; an empty place is a number that is not known.
+
+    Returns:
+        The names of the columns of numbers; and these numbers by file, NaN where one is not known.
+
+    Raises:
+        ValueError: for a table without such columns, and for what is no number: which line.
+    """
+    path = Path(folder).expanduser() / ATTRIBUTES
+    if not path.is_file(): return (), {}
+    found: dict[str, list[float]] = {}
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
+        reader = csv.DictReader(f)
+        columns = [name for name in reader.fieldnames or () if name and name != "file"]
+        if "file" not in (reader.fieldnames or ()) or not columns:
+            raise ValueError(f"{path} has columns {', '.join(reader.fieldnames or ())}: expected file, and"
+                             " one or more of numbers")
+        for row in reader:
+            try: numbers = [float(row[name] or "nan") for name in columns]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}; expected {len(columns)} numbers") from None
+            found[unicodedata.normalize("NFC", (row["file"] or "").replace(os.sep, "/"))] = numbers
+    return tuple(columns), found
+
+
+def _cond_of(root: Path, names: list[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+    "(n, k) what a folder's table says of these files, and the names of its columns."
+    columns, table = read_attributes(root)
+    if not columns: return None, ()
+    rows = [table.get(unicodedata.normalize("NFC", name)) for name in names]
+    missing = [name for name, row in zip(names, rows, strict=True) if row is None]
+    if missing:
+        raise ValueError(f"{root / ATTRIBUTES} says nothing of {_few(missing, 3)}: expected a row for each image")
+    return torch.tensor(rows), columns
 
 
 def read_folder(
@@ -246,7 +307,8 @@ def read_folder(
 
     They are read once and kept in `folder/.diffusion_course`, or in the user's cache where that can't
     be written; files whose names, sizes or times of change differ are read again. A tenth of each
-    label is held out: which ones follows from the files' names alone.
+    label is held out: which ones follows from the files' names alone. Numbers that describe the images,
+    as `read_attributes` finds them, are kept as they are: give them about unit size.
 
     Args:
         folder: with images in it, or with a sub-folder for each label.
@@ -259,8 +321,9 @@ def read_folder(
 
     Raises:
         FileNotFoundError: where there is no such folder.
-        ValueError: for what `list_folder` refuses, another size or number of channels, and files that
-            can't be read: which, and how many.
+        ValueError: for what `list_folder` and `read_attributes` refuse, another size or number of
+            channels, images that the table of attributes leaves out, and files that can't be read:
+            which, and how many.
     """
     if size is not None: size = expect.whole("size", size, 8, 1024, of="pixels")
     if channels not in (None, 1, 3): raise ValueError(f"channels is {channels!r}: expected 1 or 3")
@@ -290,7 +353,8 @@ def _from_cache(place: Path, size: int | None, channels: int | None, listing: Li
         tensors, about = read_tensors(place / f"{size}x{size}x{channels}.safetensors")
         if about["stamp"] != listing.stamp: return None
         names, notes = tuple(about["names"]), tuple(about["notes"])
-        return FolderImages(tensors["x"], tensors["y"], names, about["held_out"], notes)
+        told = tensors.get("cond"), tuple(about.get("attributes", ()))
+        return FolderImages(tensors["x"], tensors["y"], names, about["held_out"], notes, *told)
     except (OSError, ValueError, KeyError, TypeError): return None
 
 
@@ -327,15 +391,18 @@ def _read(
         red, green, blue = (x[:, k].astype(np.float32) for k in range(3))
         x = (0.299 * red + 0.587 * green + 0.114 * blue).round().astype(np.uint8)[:, None]  # ITU-R BT.601
     order, held_out = _held_out_last(names, labels)
+    cond, attributes = _cond_of(root, [names[i] for i in order])
     result = FolderImages(
         torch.from_numpy(x[order]), torch.tensor(labels)[order], listing.names, held_out,
-        tuple(_notes(listing, broken)),
+        tuple(_notes(listing, broken)), cond, attributes,
     )
-    about = dict(stamp=listing.stamp, names=result.names, held_out=held_out, notes=result.notes)
+    about = dict(stamp=listing.stamp, names=result.names, held_out=held_out, notes=result.notes,
+                 attributes=attributes)
+    tensors = dict(x=result.x, y=result.y) | ({} if cond is None else dict(cond=cond))
     file = f"{own_size}x{own_size}x{own_channels}.safetensors"
     for place in places:
         try:
-            write_tensors(place / file, dict(x=result.x, y=result.y), about)
+            write_tensors(place / file, tensors, about)
             _keep_scan(place, listing.stamp, size=None if size else own_size,
                        channels=None if channels else own_channels)
         except OSError: continue
@@ -390,7 +457,7 @@ def _said_of(broken: dict[str, str], n: int, root: Path) -> str:
     first = next(iter(broken.values()))
     rest = f"; nor can {_few(list(broken)[1:], 5)}" if len(broken) > 1 else ""
     return (f"{len(broken)} of {n} image files in {root}: {first}{rest}."
-            " Expected whole images: mend or remove them, or leave them out (on_error skip)")
+            " Expected whole images: mend or remove them, or leave them out (--on-error skip)")
 
 
 def _count(n: int, what: str) -> str: return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

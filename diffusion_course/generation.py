@@ -5,6 +5,7 @@
 # %% ../nbs/15_sampling_pictures.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from .options import option, settings
 from .files import file_format
 from .plots import FILM_FORMATS, IMAGE_FORMATS, Film, save_grid, tile
 from diffusion_course.predictions import (
-    Model, ModelWrapper, Prediction, device_of, latent_network, n_labels, network, sample_shape,
+    Model, ModelWrapper, Prediction, device_of, latent_network, n_cond, n_labels, network, sample_shape,
 )
 from diffusion_course.samplers import (
     Recorder,
@@ -198,17 +199,22 @@ def _prepare(
     if grid not in ("uniform", "karras"):
         raise ValueError(f"grid is {grid!r}: expected 'uniform' or 'karras'")
     expect.number("guidance", guidance, expected="a finite number, 1 for the label as it is")
-    if y is None and guidance not in (0, 1):
+    numbers, given = n_cond(model), cond.get("cond")
+    if y is None and (given is None or not numbers) and guidance not in (0, 1):
+        missing = "y or cond" if numbers else "y"
         raise ValueError(
-            f"guidance is {guidance} without a label: expected y, a label or one for each image"
+            f"guidance is {guidance} without a label: expected {missing}, a label or one for each image"
         )
+    if numbers: cond = cond | dict(cond=expect.as_cond(given, numbers, x))
+    elif given is not None and network(model) is not None:
+        raise ValueError(f"cond is {expect.short(given)}: expected None, for the model's network has no n_cond")
     if y is not None and labels:
         cond = cond | dict(y=expect.as_labels(y, labels, x, null=False))
     elif y is not None and network(model) is not None:
         raise ValueError(
             f"y is {expect.short(y)}: expected None, for the model knows no labels: its network has no n_labels"
         )
-    if guidance != 1 and (labels or y is not None):
+    if guidance != 1 and (labels or numbers or y is not None):
         model = classifier_free(model, guidance, interval=interval)
     elif tuple(interval) != (0, 1):
         raise ValueError(f"interval is {interval} with guidance 1: expected another guidance")
@@ -282,7 +288,8 @@ def generate(
             is, 1 forgets it; default 0.6.
         batch: images at a time, which saves memory; default: all. They stay the same but for rounding.
         progress: whether a bar is shown.
-        **cond: handed on to the model: y, a label from 0 or one for each image.
+        **cond: handed on to the model: y, a label from 0 or one for each image; cond, (n_cond,)
+            numbers or (n, n_cond), where the network takes them beside the label.
 
     Returns:
         (n, C, H, W), about [-1, 1], or of the shape that the model's samples have.
@@ -367,6 +374,7 @@ class SampleConfig:
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
     labels: str = option("", "their names, with commas between, in place of a number; none: all labels")
+    cond: str = option("", "attributes by name, as slant=1,weight=-0.5, or numbers in their order; others are not given")
     seed: int = option(0, "the same seed and settings give the same images")
     start: str = option("", "image to image: the file of an image to begin from, in place of noise")
     strength: float = option(
@@ -467,9 +475,23 @@ def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Ten
     return chosen[torch.arange(config.n) * len(chosen) // config.n]
 
 
+def _attributes_of(text: str, n: int, names: Sequence[str]) -> Tensor:
+    "(n,) the numbers that a text names, NaN for the others."
+    expected = f"expected {n} numbers" if n else "expected none, for the model takes no attributes"
+    if names: expected = f"expected numbers, as {','.join(f'{name}=0' for name in names)}"
+    found = [math.nan] * n
+    for k, part in enumerate(text.split(",")):
+        name, equals, number = part.rpartition("=")
+        same = [i for i, known in enumerate(names) if unicodedata.normalize("NFC", name.strip()) == known]
+        place = (same[0] if same else n) if equals else k
+        try: found[place] = float(number)
+        except (ValueError, IndexError): raise ValueError(f"cond is {text!r}: {expected}") from None
+    return torch.tensor(found)
+
+
 def sample_to_files(
     model: Model, config: SampleConfig, progress: bool = True, names: Sequence[str] = (),
-    named: bool = False,
+    named: bool = False, attributes: Sequence[str] = (),
 ) -> None:
     """Draw images and write them where the configuration says.
 
@@ -479,6 +501,7 @@ def sample_to_files(
         progress: whether a bar is shown.
         names: of the model's labels, for `config.labels`.
         named: write names beside the images, whose rows then hold one label each.
+        attributes: names of the numbers that the model takes beside a label, for `config.cond`.
 
     Raises:
         ValueError: for settings that do not fit, before the first image is drawn.
@@ -493,6 +516,7 @@ def sample_to_files(
     elif config.labels:
         given = f"labels is {config.labels!r}"
         raise ValueError(f"{given}: expected none, for the model knows no labels")
+    if config.cond: cond["cond"] = _attributes_of(config.cond, n_cond(model), attributes)
     if config.start:
         image = read_image(config.start, _image_shape(model))[None].to(device_of(model))
         cond["start"] = as_samples(model, image)[0]

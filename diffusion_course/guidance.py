@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from . import expect
 from .distributions import GaussianMixture
-from .predictions import Model, ModelWrapper, Prediction, differentiable, n_labels, null_label
-from .predictions import without_inference
+from diffusion_course.predictions import (
+    Model, ModelWrapper, Prediction, differentiable, n_cond, n_labels, null_label, without_inference,
+)
 from .schedules import per_sample
 
 # %% auto #0
@@ -25,12 +26,8 @@ def _check_w(w: float) -> float:
     return expect.number("w", w, expected="a finite number, 1 for the label as it is")
 
 
-def _as_labels(y: Tensor | int | None, x: Tensor, w: float) -> Tensor:
+def _as_labels(y: Tensor | int, x: Tensor) -> Tensor:
     "One label for each of the points."
-    if y is None:
-        raise ValueError(
-            f"guidance w = {w:g} without a label: expected y, a label or one for each sample"
-        )
     return expect.one_or_each("y", expect.as_whole_numbers("y", y).to(x.device), x).expand(len(x))
 
 # %% ../nbs/09_guidance.ipynb #4bb39247
@@ -83,7 +80,11 @@ class ClassifierGuided(ModelWrapper):
         inside = dict(y=y) if self._labelled else {}
         p = self.model(x, t, **inside, **cond)
         if self.w == 0: return p
-        log_prob_gradient = self._gradient(x, p.t, _as_labels(y, x, self.w))
+        if y is None:
+            raise ValueError(
+                f"guidance w = {self.w:g} without a label: expected y, a label or one for each sample"
+            )
+        log_prob_gradient = self._gradient(x, p.t, _as_labels(y, x))
         alpha, sigma = self.schedule.alpha(p.t), self.schedule.sigma(p.t)
         eps = p.eps - per_sample(self.w * sigma, x) * log_prob_gradient
         x1 = p.x1 + per_sample(self.w * sigma**2 / alpha, x) * log_prob_gradient
@@ -136,44 +137,64 @@ class ClassifierFree(ModelWrapper):
         w: 0: no label, 1: the label, above: more than the label.
         null: the label that stands for none; None: the model is called without y.
         interval: of the times at which w holds; elsewhere it is 1.
+        keep: "y" or "cond", which both predictions are told; "": neither.
     """
 
     def __init__(
-        self, model: Model, w: float, null: int | None, interval: tuple[float, float] = (0.0, 1.0)
+        self, model: Model, w: float, null: int | None, interval: tuple[float, float] = (0.0, 1.0),
+        keep: str = "",
     ):
         super().__init__(model)
         lo, hi = interval
         if not 0 <= lo <= hi <= 1:
             raise ValueError(f"interval is {interval}: expected times (lo, hi) with 0 <= lo <= hi <= 1")
+        if keep not in ("", "y", "cond"): raise ValueError(f"keep is {keep!r}: expected 'y', 'cond' or ''")
         self.w = _check_w(w)
         self.null = null
         self.interval = (lo, hi)
+        self.keep = keep
+        self.n_cond = n_cond(model)
 
-    def forward(
-        self, x: Tensor, t: Tensor | float, *, y: Tensor | int | None = None, **cond: Any
-    ) -> Prediction:
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
         """The guided prediction.
 
         Args:
             x: (B, ...) points.
             t: () or (B,) their time.
-            y: a label or (B,) labels.
-            **cond: handed on to the model.
+            **cond: y, a label or (B,) labels; cond, (n_cond,) or (B, n_cond) numbers, where the
+                network takes them; others are handed on to the model in both predictions.
         """
         w = self._w_at(t)
-        null = {} if self.null is None else dict(y=torch.full((len(x),), self.null, device=x.device))
-        if w == 0: return self.model(x, t, **null, **cond)
-        y = _as_labels(y, x, w)
-        if w == 1: return self.model(x, t, y=y, **cond)
-        if self.null is None:
-            return _extrapolate(self.model(x, t, **cond), self.model(x, t, y=y, **cond), w)
+        less, more = self._told(x, w, cond)
+        if w == 0: return self.model(x, t, **less)
+        if w == 1: return self.model(x, t, **more)
+        if less.keys() != more.keys():
+            return _extrapolate(self.model(x, t, **less), self.model(x, t, **more), w)
 
-        # One doubled batch: first without the label, then with it
-        twice = lambda a: torch.cat([a, a]) if isinstance(a, Tensor) and a.ndim and len(a) == len(x) else a
-        cond = {k: twice(v) for k, v in cond.items()} | dict(y=torch.cat([null["y"], y]))
-        p = self.model(twice(x), twice(t), **cond)
+        # One doubled batch: first without the conditions, then with them
+        each = lambda a: isinstance(a, Tensor) and a.ndim and len(a) == len(x)
+        twice = lambda a: torch.cat([a, a]) if each(a) else a
+        both = {k: torch.cat([less[k], v]) if each(v) else v for k, v in more.items()}
+        p = self.model(twice(x), twice(t), **both)
         half = lambda i: Prediction(x, p.t[i] if p.t.ndim else p.t, p.schedule, p.x1[i], p.eps[i])
         return _extrapolate(half(slice(len(x))), half(slice(len(x), None)), w)
+
+    def _told(self, x: Tensor, w: float, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        "What the model is told in the prediction without conditions and in the one with them."
+        y, numbers = given.get("y"), given.get("cond")
+        others = {k: v for k, v in given.items() if k != "y"}
+        less, more = dict(others), dict(others)
+        if w != 0 and y is None and (numbers is None or not self.n_cond):
+            missing = "y or cond" if self.n_cond else "y"
+            raise ValueError(
+                f"guidance w = {w:g} without a label: expected {missing}, a label or one for each sample"
+            )
+        if self.n_cond:
+            more["cond"] = expect.as_cond(numbers, self.n_cond, x)
+            less["cond"] = more["cond"] if self.keep == "cond" else torch.full_like(more["cond"], torch.nan)
+        null = {} if self.null is None else dict(y=torch.full((len(x),), self.null, device=x.device))
+        label = null if y is None or (w == 0 and self.keep != "y") else dict(y=_as_labels(y, x))
+        return less | (label if self.keep == "y" else null), more | label
 
     def cost(self, t: float) -> int:
         """Evaluations of the network in one call at t.
@@ -198,9 +219,10 @@ class ClassifierFree(ModelWrapper):
 
 def classifier_free(
     model: Model, w: float, null: int | None = None, interval: tuple[float, float] = (0.0, 1.0),
+    keep: str = "",
 ) -> ClassifierFree:
     """Classifier-free guidance, (1 - w) u(x) + w u(x | y), as a model that takes y, a label or (B,)
-    labels.
+    labels, and cond, where the network takes numbers beside them.
 
     Ho and Salimans (2022, eq. 6), whose w is ours minus 1. w = 0 and w = 1 call the model once;
     others twice, as one doubled batch where the null label is known, else (exact models) in two
@@ -211,11 +233,13 @@ def classifier_free(
         w: 0: no label, 1: the label, above: more than the label.
         null: the label that stands for none; default: n_labels of the network, if it has it.
         interval: (lo, hi) of the times at which w holds; elsewhere it is 1 (Kynkäänniemi et al. 2024).
+        keep: "cond": guide by the label alone, u(x | cond) against u(x | y, cond); "y": by cond
+            alone; "": by both at once.
 
     Raises:
         ValueError: for a w that is not finite, or an interval outside [0, 1].
     """
-    return ClassifierFree(model, w, null_label(model) if null is None else null, interval)
+    return ClassifierFree(model, w, (null_label(model) or None) if null is None else null, interval, keep)
 
 
 def _extrapolate(p: Prediction, q: Prediction, w: float) -> Prediction:

@@ -74,18 +74,22 @@ class Images:
         y: (n,) labels, whole numbers from 0; a list, a NumPy array or a tensor of any dtype becomes
             a tensor of torch.int64 on the device of x.
         names: of the labels 0, 1, ...
+        cond: (n, k) numbers that describe each image beside its label, of about unit size, NaN where
+            one is not known; None: there are none.
 
     Raises:
-        ValueError: for images of another dtype or shape, and labels that are no whole numbers, out
-            of range, or not one for each image.
+        ValueError: for images of another dtype or shape, labels that are no whole numbers, out of
+            range, or not one for each image, and for a cond that is not so.
     """
 
     x: Tensor
     y: Tensor
     names: tuple[str, ...]
+    cond: Tensor | None = None
 
     def __post_init__(self) -> None:
         x, y, names = _as_images(self.x, self.y, self.names)
+        if self.cond is not None: object.__setattr__(self, "cond", _as_attributes(self.cond, x))
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "names", names)
@@ -119,7 +123,8 @@ class Images:
         Args:
             device: "cpu", "cuda", ...
         """
-        return Images(self.x.to(device), self.y.to(device), self.names)
+        cond = None if self.cond is None else self.cond.to(device)
+        return Images(self.x.to(device), self.y.to(device), self.names, cond)
 
 # %% ../nbs/12_pictures.ipynb #7c41d0e2
 def _check_bytes(x: Any) -> None:
@@ -150,6 +155,17 @@ def _as_images(x: Any, y: Any, names: Sequence[str]) -> tuple[Tensor, Tensor, tu
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(names):
         raise ValueError(f"labels {int(y.min())} to {int(y.max())}: expected 0 to {len(names) - 1}")
     return x, y, tuple(names)
+
+
+def _as_attributes(cond: Any, x: Tensor) -> Tensor:
+    cond = _tensor(cond)
+    if not isinstance(cond, Tensor) or cond.ndim != 2 or len(cond) != len(x) or not cond.shape[1]:
+        raise ValueError(f"cond is {expect.described(cond)}: expected numbers ({len(x)}, k), k for each image")
+    cond = cond.to(x.device, torch.float32)
+    largest = cond.nan_to_num(0, torch.inf, torch.inf).abs().max().item() if len(cond) else 0
+    if largest > 100:
+        raise ValueError(f"cond holds {largest:g}: expected numbers of about unit size, as (cond - mean) / std")
+    return cond
 
 
 def _as_index(i: Any, device: torch.device) -> Tensor | slice:
@@ -329,7 +345,8 @@ def image_folder(
     """Images of your own: files in a folder, with a sub-folder for each label, or without labels.
 
     Of each the middle square is taken and resized; see `folders.read_folder`, which reads them once and
-    keeps what it read.
+    keeps what it read. A table `attributes.csv` beside them becomes `cond`: a column `file` with paths
+    in the folder, and columns of numbers.
 
     Args:
         folder: `folder/label/*.png`, or `folder/*.png`; any of the usual kinds of image files.
@@ -348,7 +365,7 @@ def image_folder(
             otherwise: it says what is expected.
     """
     found = read_folder(folder, size, channels, on_error=on_error, progress=progress)
-    return Images(*found.split(split), found.names)
+    return Images(*found.split(split), found.names, found.cond_of(split))
 
 # %% ../nbs/12_pictures.ipynb #0aa28ef4
 def radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:

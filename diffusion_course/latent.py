@@ -286,6 +286,8 @@ class LatentRecipe(DenoiserRecipe):
         super().__post_init__()
         if self.posterior not in ("sample", "mean"):
             raise ValueError(f"posterior is {self.posterior!r}: expected 'sample' or 'mean'")
+        if self.net.n_cond:
+            raise ValueError(f"net.n_cond is {self.net.n_cond}: expected 0, for latents carry no attributes")
 
     def pictures(self) -> Latents:
         "The data to train on, encoded."
@@ -320,7 +322,9 @@ class LatentRecipe(DenoiserRecipe):
             attention=(height // 2 ** (len(widths) - 1),),
         ))
 
-    def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator, cond: Tensor | None = None,
+    ) -> Tensor:
         """`matching_loss` of a latent drawn for each image: z1 = mean + std · eta, or z1 = mean.
 
         Args:
@@ -328,6 +332,7 @@ class LatentRecipe(DenoiserRecipe):
             x: (B, 2 c, h, w) means and standard deviations of `Latents.batch`.
             y: (B,) labels.
             generator: source of randomness, on the device of x.
+            cond: not used: latents carry no attributes.
 
         Returns:
             ().

@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from . import expect
 from .expect import as_labels
-from .predictions import Denoiser, Model, n_labels, target_kind, target_row
+from .predictions import Denoiser, Model, n_cond, n_labels, target_kind, target_row
 from .schedules import combine
 from .seeds import seeded_weights, stratified
 from .solvers import standard_normal
 
 # %% auto #0
-__all__ = ['MLP', 'matching_loss', 'one_thread_if_small', 'History', 'fit']
+__all__ = ['MLP', 'ConditionEmbedding', 'matching_loss', 'one_thread_if_small', 'drop_conditions', 'History', 'fit']
 
 # %% ../nbs/05_flow_matching.ipynb #a0d24061
 class MLP(nn.Module):
@@ -40,15 +40,20 @@ class MLP(nn.Module):
         depth: how many hidden layers.
         n_labels: labels 0 to n_labels - 1, and n_labels for none; 0: the network is told none.
         seed: of the weights.
+        n_cond: numbers in a condition beside the label; 0: none.
     """
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, n_labels: int = 0, seed: int = 0):
+    def __init__(
+        self, dim: int = 2, width: int = 128, depth: int = 3, n_labels: int = 0, seed: int = 0,
+        n_cond: int = 0,
+    ):
         super().__init__()
         self.x_waves: Tensor
         self.t_waves: Tensor
-        self.config = dict(dim=dim, width=width, depth=depth, n_labels=n_labels)
+        self.config = dict(dim=dim, width=width, depth=depth, n_labels=n_labels, n_cond=n_cond)
         self.shape = (dim,)
         self.n_labels = n_labels
+        self.n_cond = n_cond
         with seeded_weights(seed):
             self.embed_y = nn.Embedding(n_labels + 1, width)  # the last label is the null label: none given
             self.first = nn.Linear(dim * 9 + 17, width)
@@ -56,18 +61,22 @@ class MLP(nn.Module):
             self.last = nn.Linear(width, dim)
             x_waves = math.pi / 4 * 2.0 ** torch.arange(4)
             t_waves = math.pi / 2 * 30.0 ** torch.linspace(0, 1, 8)
+            self.embed_cond = ConditionEmbedding(n_cond, width) if n_cond else None
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.register_buffer("x_waves", x_waves, persistent=False)
         self.register_buffer("t_waves", t_waves, persistent=False)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | int | None = None, cond: Tensor | None = None,
+    ) -> Tensor:
         """The network's output at points x of time t.
 
         Args:
             x: (B, dim).
             t: (B,).
             y: a label, (B,) labels, or None for the null label.
+            cond: (n_cond,) or (B, n_cond) numbers, NaN where one is not known; None: none is.
 
         Returns:
             (B, dim).
@@ -77,8 +86,42 @@ class MLP(nn.Module):
         waves = [*_waves(x, self.x_waves), *_waves(t[:, None], self.t_waves)]
         h = self.first(torch.cat([x, t[:, None], *waves], 1).to(self.first.weight.dtype))
         if self.n_labels or y is not None: h = h + self.embed_y(as_labels(y, self.n_labels, x))
+        if self.embed_cond is not None: h = h + self.embed_cond(cond, x)
+        elif cond is not None:
+            raise ValueError(f"cond is {expect.short(cond)}: expected None, for the network's n_cond is 0")
         for layer in self.hidden: h = h + layer(F.silu(h))
         return self.last(F.silu(h))
+
+
+class ConditionEmbedding(nn.Module):
+    """Numbers that describe a sample as a vector, embed(cond (B, n), x (B, ...)) -> (B, width).
+
+    Two layers see each number and whether it is known: an unknown one, NaN, counts as 0 and not known.
+
+    Args:
+        n: numbers of a sample.
+        width: of the vectors.
+    """
+
+    def __init__(self, n: int, width: int):
+        super().__init__()
+        self.n = n
+        self.layers = nn.Sequential(nn.Linear(2 * n, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, cond: Tensor | None, x: Tensor) -> Tensor:
+        """The vectors of conditions.
+
+        Args:
+            cond: (n,) or (B, n) numbers, NaN where one is not known; None: none is.
+            x: (B, ...) the samples that they describe.
+
+        Returns:
+            (B, width), of the dtype of the weights.
+        """
+        numbers = expect.as_cond(cond, self.n, x)
+        unknown = numbers.isnan()
+        both = torch.cat([numbers.masked_fill(unknown, 0), (~unknown).to(numbers)], 1)
+        return self.layers(both.to(next(self.layers.parameters(), both).dtype))
 
 
 def _waves(a: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,10 +199,41 @@ def _as_data(name: str, data: Any, like: Tensor) -> Tensor:
     return data.to(like)
 
 
-def _drop_labels(labels: Tensor, drop: float, null: int, generator: torch.Generator) -> Tensor:
-    "Labels, of which a fraction is replaced by the null label."
-    dropped = torch.rand(len(labels), generator=generator) < drop
-    return labels.masked_fill(dropped.to(labels.device), null)
+def _as_cond_of(model: Model, cond: Any, x1: Tensor) -> Tensor:
+    "Numbers (n, n_cond) that describe the data."
+    n = n_cond(model)
+    if not n: raise ValueError("cond is given, and the network's n_cond is 0: expected how many numbers it takes")
+    numbers = expect.as_cond(cond, n, x1)
+    largest = numbers.nan_to_num(0).abs().max().item()
+    if largest > 100:
+        raise ValueError(f"cond holds {largest:g}: expected numbers of about unit size, as (cond - mean) / std")
+    return numbers
+
+
+def drop_conditions(
+    y: Tensor | None, cond: Tensor | None, drop: float, null: int, generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """What a model is told in training, so that it learns to be told less: a fraction `drop` of the
+    labels and of the conditions is missing, half of each together (Brooks et al. 2023, section 3.2.1).
+
+    Args:
+        y: (B,) labels, or None.
+        cond: (B, ...) numbers beside them, or None.
+        drop: the fraction, in [0, 1].
+        null: the label that says "no label".
+        generator: source of randomness.
+
+    Returns:
+        y and cond, where they are given, some replaced by the null label and by NaN.
+    """
+    first = y if y is not None else cond
+    if first is None: return {}
+    u = torch.rand(len(first), generator=generator, device=generator.device).to(first.device)
+    told = {} if y is None else dict(y=y.masked_fill(u < drop, null))
+    if cond is None: return told
+    shift = 0.0 if y is None else drop / 2  # where both are given, every other loss is of one of them
+    lost = ((u - shift) % 1 < drop).reshape(-1, *[1] * (cond.ndim - 1))
+    return told | dict(cond=cond.masked_fill(lost, math.nan))
 
 # %% ../nbs/05_flow_matching.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -180,7 +254,7 @@ def fit(
     model: Denoiser, data: Tensor | tuple[Tensor, Tensor], steps: int = 2000, *,
     labels: Tensor | None = None, drop: float = 0.1, loss: Callable[..., Tensor] = matching_loss,
     batch_size: int = 512, lr: float = 3e-3, seed: int = 0, progress: bool = True,
-    watch: Callable[[int, Denoiser], None] | None = None,
+    watch: Callable[[int, Denoiser], None] | None = None, cond: Tensor | None = None,
 ) -> History:
     """Train a model: random batches, Adam, and a moving average of the weights over the last
     twentieth or so of the way.
@@ -192,13 +266,16 @@ def fit(
             arrays.
         steps: how many batches.
         labels: (n,) whole numbers, handed to the model as y.
-        drop: fraction of the labels that is replaced by the null label.
+        drop: fraction of the labels that is replaced by the null label, and of cond that is left
+            out, half of each together.
         loss: loss(model, x1, generator=, ...) -> scalar.
         batch_size: samples in a batch.
         lr: learning rate at its highest, after a short warm-up; it falls to zero along a cosine.
         seed: of everything random; the same seed gives the same model.
         progress: whether a bar is shown.
         watch: watch(step, averaged model), called 25 times.
+        cond: (n, n_cond) numbers beside the labels, of about unit size, handed on as cond; NaN where
+            one is not known.
 
     Raises:
         ValueError: for data, labels or settings that do not fit, before the first step; and where
@@ -214,18 +291,21 @@ def fit(
     batch_size = expect.whole("batch_size", batch_size)
     expect.number("lr", lr, 0, 1e3, "a positive number, at most 1000", above=True)
     expect.number("drop", drop, 0, 1, "a fraction in [0, 1]")
+    null = n_labels(model)
     if labels is not None:
         labels = expect.as_whole_numbers("labels", labels)
         if labels.shape != x1.shape[:1]:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}: expected ({len(x1)},), one for each sample"
             )
-        null = n_labels(model)
         if not null:
             raise ValueError(
                 "the network has no n_labels: expected the number of its labels, which is its null label too"
             )
         labels = as_labels(labels, null, x1, name="labels", null=False)
+    numbers = None if cond is None else _as_cond_of(model, cond, x1)
+    if cond is None and n_cond(model):
+        raise ValueError(f"cond is None: expected ({len(x1)}, {n_cond(model)}) numbers, for the network takes them")
     g = torch.Generator().manual_seed(seed)
     fused = weight.device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=fused)
@@ -237,9 +317,10 @@ def fit(
     bar = tqdm(range(steps), disable=not progress, leave=False, unit="step", mininterval=0.5)
     for k in bar:
         i = torch.randint(len(x1), (batch_size,), generator=g).to(weight.device)
-        cond = {} if labels is None else dict(y=_drop_labels(labels[i], drop, null, g))
-        if x0 is not None: cond |= dict(x0=x0[i])
-        value = loss(model, x1[i], generator=g, **cond)
+        part = lambda a, i=i: None if a is None else a[i]
+        told = drop_conditions(part(labels), part(numbers), drop, null, g)
+        if x0 is not None: told |= dict(x0=x0[i])
+        value = loss(model, x1[i], generator=g, **told)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()

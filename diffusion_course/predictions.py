@@ -21,7 +21,7 @@ from .schedules import Schedule, as_time, combine, per_sample
 
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
-           'has_cost', 'network', 'target_kind', 'n_labels', 'null_label', 'latent_network', 'sample_shape',
+           'has_cost', 'network', 'target_kind', 'n_labels', 'null_label', 'n_cond', 'latent_network', 'sample_shape',
            'device_of', 'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
@@ -299,10 +299,11 @@ class Denoiser(nn.Module):
     """A network trained for a target, as a model: (x, t, **cond) -> Prediction.
 
     The contract of a network: `net(x, t, **cond) -> y` with x and y (B, ...) in the precision of
-    its weights and t (B,) in single precision or better. Three attributes are optional, and asked
+    its weights and t (B,) in single precision or better. Four attributes are optional, and asked
     for where they are needed: `shape`, that of one sample (`generate` makes noise of it);
     `n_labels`, the number of labels, where label n_labels is the null label that says "no label"
-    (guidance and label dropout); `config`, a dataclass or the arguments of its constructor
+    (guidance and label dropout); `n_cond`, how many numbers it takes as `cond` beside the label,
+    NaN where one is not known; `config`, a dataclass or the arguments of its constructor
     (`checkpoints.save`; `checkpoints.register` makes a network of yours known to `load`).
 
     Args:
@@ -488,6 +489,15 @@ def null_label(model: Model) -> int | None:
         model: any model.
     """
     return _part(network(model), "n_labels")
+
+
+def n_cond(model: Model) -> int:
+    """How many numbers a model's network takes as `cond`, a condition beside the label; 0: none.
+
+    Args:
+        model: any model.
+    """
+    return _part(network(model), "n_cond", 0)
 
 
 def latent_network(model: Model | nn.Module) -> Any:

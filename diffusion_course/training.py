@@ -25,10 +25,11 @@ from tqdm.auto import tqdm
 
 from . import expect
 from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
+from .folders import read_attributes
 from .former import former
 from .guidance import classifier_free
 from .images import CIFAR10_NAMES, Images, cifar10, digits, image_folder
-from .matching import matching_loss
+from .matching import drop_conditions, matching_loss
 from .options import as_dict, option, settings
 from .plots import save_grid
 from .predictions import KINDS, Denoiser, EmpiricalDenoiser
@@ -156,12 +157,21 @@ class Recipe:
         self.image_shape()  # refuses
         return self
 
+    def conditions(self, data: Any, i: Tensor) -> dict[str, Tensor]:
+        """What `loss` is given of a batch beside images and labels.
+
+        Args:
+            data: what is trained on.
+            i: (B,) which of it.
+        """
+        return {}
+
     def build(self) -> nn.Module:
         "The model at the beginning."
         raise NotImplementedError
 
     def loss(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, a scalar.
+        """The loss of a batch, a scalar. A recipe with `conditions` takes them as further arguments.
 
         Args:
             model: that is trained.
@@ -297,6 +307,9 @@ class DenoiserRecipe(Recipe):
             raise ValueError(
                 f"net.n_labels is {n}: expected {len(data.names)}, as the data has, or 0 for none"
             )
+        has = 0 if data.cond is None else data.cond.shape[1]
+        if self.net.n_cond and self.net.n_cond != has:
+            raise ValueError(f"net.n_cond is {self.net.n_cond}: expected {has or '0'}, as the data have attributes")
         check_previews(self, shape, of_test_images=False)
 
     def draw_times(self, n: int, generator: torch.Generator) -> Tensor:
@@ -310,13 +323,17 @@ class DenoiserRecipe(Recipe):
         if self.times == "uniform": return u
         return normal_quantile(u.clamp(1e-6, 1 - 1e-6)).sigmoid()  # Esser et al. 2024, section 3.1
 
-    def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def conditions(self, data: Any, i: Tensor) -> dict[str, Tensor]:
+        return dict(cond=data.cond[i]) if self.net.n_cond else {}
+
+    def loss(
+        self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator, cond: Tensor | None = None,
+    ) -> Tensor:
         t = self.draw_times(len(x), generator)
-        cond: dict[str, Any] = {}
-        if self.net.n_labels:
-            lost = torch.rand(len(y), generator=generator, device=y.device) < self.drop
-            cond = dict(y=torch.where(lost, self.net.n_labels, y))
-        return matching_loss(model, x, t=t, generator=generator, **cond)
+        labels = y if self.net.n_labels else None
+        null = self.net.n_labels
+        told: dict[str, Any] = drop_conditions(labels, cond, self.drop, null, generator)
+        return matching_loss(model, x, t=t, generator=generator, **told)
 
     def floor(self, data: Any, n: int = 2048) -> float | None:
         """The loss of the perfect model of these very images, which can only give them back. For
@@ -326,7 +343,7 @@ class DenoiserRecipe(Recipe):
             data: a small set.
             n: draws that the mean is taken over.
         """
-        if len(data) > 5000 or self.kind != "velocity": return None
+        if len(data) > 5000 or self.kind != "velocity" or self.net.n_cond: return None
         g = torch.Generator().manual_seed(self.seed)
         i = torch.randint(len(data), (n,), generator=g)
         t = self.draw_times(n, g)
@@ -357,6 +374,7 @@ class DenoiserRecipe(Recipe):
 def started(start: str, fresh: Denoiser) -> Denoiser:
     """A trained model to go on with. Where it knows another number of labels, its body, with a new
     table of labels: that of `fresh`, in which only the null label, "no label", is the trained one.
+    Where it takes other attributes, theirs are those of `fresh` too.
 
     Args:
         start: the name of a shipped model, or a file.
@@ -369,19 +387,27 @@ def started(start: str, fresh: Denoiser) -> Denoiser:
     made: Any = (type(model).__name__, "no target")
     if isinstance(model, Denoiser): made = (model.net.config, model.kind)
     if made == (fresh.net.config, fresh.kind): return model.train()
-    body = lambda config: dataclasses.replace(config, n_labels=0, dropout=0.0)  # dropout has no weights
+    body = lambda config: dataclasses.replace(config, n_labels=0, n_cond=0, dropout=0.0)  # dropout has no weights
     alike = isinstance(model, Denoiser) and type(model.net).__name__ == type(fresh.net).__name__
     if not alike or body(made[0]) != body(fresh.net.config) or made[1] != fresh.kind:
         raise ValueError(f"start is {start!r}, a model of {made[1]} with {made[0]}:"
                          f" expected {fresh.kind} with {fresh.net.config}")
     own_labels = made[0].n_labels == fresh.net.config.n_labels
+    own_cond = made[0].n_cond == fresh.net.config.n_cond
     weights = model.net.state_dict()
-    kept = {k: v for k, v in weights.items() if own_labels or not k.startswith("embed_y.")}
+    same = dict(embed_y=own_labels, embed_cond=own_cond)
+    kept = {k: v for k, v in weights.items() if same.get(k.split(".")[0], True)}
     fresh.net.load_state_dict(fresh.net.state_dict() | kept)
     tables = (model.net.embed_y, fresh.net.embed_y)
     if not own_labels and None not in tables:
         with torch.no_grad(): fresh.net.embed_y.weight[-1] = weights["embed_y.weight"][-1]
     return fresh.train()
+
+
+def _attributes_of(folder: str) -> dict[str, list[str]]:
+    "The names of the numbers that describe the images of a folder, as they are noted beside a model."
+    names = read_attributes(folder)[0]
+    return dict(attributes=list(names)) if names else {}
 
 
 def label_names(info: dict[str, Any]) -> tuple[str, ...]:
@@ -528,8 +554,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return self.config.loss(self.model, x, y, generator)
+    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator, **cond: Tensor) -> Tensor:
+        loss: Callable[..., Tensor] = self.config.loss
+        return loss(self.model, x, y, generator, **cond)
 
 
 class Run:
@@ -611,7 +638,7 @@ class Run:
         for group in self.optimizer.param_groups: group["lr"] = c.lr * c.rate(self.seen)
         with torch.random.fork_rng(devices=[]):  # of the CPU: an accelerator's state is kept by `train`
             torch.manual_seed(seeded("cpu", c.seed, 3, self.steps, self.rank).initial_seed())  # of dropout
-            with autocast(self.device, c.precision): loss = self.objective(x, y, g)
+            with autocast(self.device, c.precision): loss = self.objective(x, y, g, **c.conditions(self.data, i))
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.weights, c.clip)
@@ -805,7 +832,8 @@ def train(
     cpu = device == "cpu" or not torch.accelerator.is_available()
     run = Run(config, folder, Accelerator(mixed_precision="no", cpu=cpu), resume)
     main = run.accelerator.is_main_process
-    if is_folder(config.data): info = dict(labels=list(config.data_of("train").names)) | info
+    if is_folder(config.data):
+        info = dict(labels=list(config.data_of("train").names), **_attributes_of(config.data)) | info
     with folder_lock(folder) if main else nullcontext(), interruptions() as received:
         if resume: run.restore()
         with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import expect
 from .images import check_input, sinusoidal
+from .matching import ConditionEmbedding
 from .options import option, settings
 from .seeds import seeded_weights
 
@@ -271,6 +272,7 @@ class UNetConfig:
     head: int = option(32, "channels of an attention head")
     patch: int = option(2, "side of the squares of pixels that the stem takes as one position")
     n_labels: int = option(10, "labels 0 to n_labels - 1; 0: the network is told none")
+    n_cond: int = option(0, "numbers beside the label, as attributes of an image; 0: none")
     dropout: float = option(0.0, "fraction of numbers dropped inside each block while training")
     embedding: str = option("sinusoidal", "of the time; or fourier, waves of random lengths")
     modulate: bool = option(True, "time and label scale and shift a norm; else they are added")
@@ -289,6 +291,7 @@ def _check_config(c: UNetConfig) -> None:
         raise ValueError(f"widths is {c.widths}: expected multiples of 16")
     for name, value in dict(blocks=c.blocks, head=c.head, patch=c.patch).items(): expect.whole(name, value)
     expect.whole("n_labels", c.n_labels, 0)
+    expect.whole("n_cond", c.n_cond, 0)
     expect.number("dropout", c.dropout, 0, 1, "a fraction in [0, 1)", below=True)
     expect.one_of("embedding", c.embedding, EMBEDDINGS)
     scale = c.patch * 2 ** (len(c.widths) - 1)
@@ -319,6 +322,7 @@ class UNet(nn.Module):
         self.config = config or UNetConfig()
         self.shape = self.config.shape
         self.n_labels = self.config.n_labels
+        self.n_cond = self.config.n_cond
         with seeded_weights(seed): self._build(self.config)
 
     def _build(self, c: UNetConfig) -> None:
@@ -353,14 +357,18 @@ class UNet(nn.Module):
             height *= 2
         self.norm = _norm(width)
         self.last = _zeroed(nn.Conv2d(width, c.shape[0] * c.patch**2, 3, padding=1))
+        self.embed_cond = ConditionEmbedding(c.n_cond, E) if c.n_cond else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | int | None = None, cond: Tensor | None = None,
+    ) -> Tensor:
         """The network's output for images x of time t.
 
         Args:
             x: (B, C, H, W), of the dtype of the weights.
             t: (B,), of any floating-point dtype.
             y: a label, (B,) labels, or None for n_labels, the null label.
+            cond: (n_cond,) or (B, n_cond) numbers, NaN where one is not known; None: none is.
 
         Returns:
             (B, C, H, W).
@@ -372,6 +380,9 @@ class UNet(nn.Module):
         e = self.embed_t(t)
         if self.n_labels or y is not None: y = expect.as_labels(y, self.n_labels, x)
         if self.embed_y is not None: e = e + self.embed_y(y)
+        if self.embed_cond is not None: e = e + self.embed_cond(cond, x)
+        elif cond is not None:
+            raise ValueError(f"cond is {expect.short(cond)}: expected None, for the network's n_cond is 0")
         e = F.silu(e)
         h = self.stem(x)
         skips = [h]

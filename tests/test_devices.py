@@ -47,7 +47,7 @@ from diffusion_course.inpainting import (
     paste_back, reconstruction_guided, resampling, seam,
 )
 from diffusion_course.latent import LatentUNet, LatentUNetConfig, encode_all, perceptual_loss
-from diffusion_course.matching import MLP, fit, matching_loss
+from diffusion_course.matching import MLP, ConditionEmbedding, drop_conditions, fit, matching_loss
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, to_prediction
 from diffusion_course.samplers import (
     BrownianPath,
@@ -517,6 +517,14 @@ class TestPartI:
         for data_at in (CPU, device):
             torch.testing.assert_close(losses(device, data_at), expected, atol=1e-3, rtol=1e-2)
 
+    def test_fit_told_numbers(self, device):
+        net = Denoiser(MLP(2, 16, n_labels=3, n_cond=2), Linear()).to(device)
+        numbers, labels = torch.randn(64, 2), torch.arange(64) % 3
+        fit(net, torch.randn(64, 2), 3, labels=labels, cond=numbers, batch_size=16, progress=False)
+        g = torch.Generator().manual_seed(0)
+        told = drop_conditions(labels.to(device), numbers.to(device), 0.5, 3, g)
+        assert {v.device for v in told.values()} == {device}
+
     def test_fit_on_pairs(self, device):
         x = points(40).to(device)
         fit(
@@ -672,6 +680,11 @@ class TestImages:
         for net in map(shaken, (UNet(config), DenoiseNet(width=16, n_labels=10), cold.Restorer(config))):
             for label in (None, 3, Stays(y), y):
                 agree(device, lambda net, *args: net(*args), net, pixels(3), t, label)
+        net = shaken(UNet(dataclasses.replace(TINY, n_cond=2)))
+        cond = torch.tensor([[0.5, -1.0], [torch.nan, 0.3], [0.0, 2.0]])
+        for numbers in (None, Stays(cond[0]), Stays(cond), cond):
+            agree(device, lambda net, *args: net(*args), net, pixels(3), t, y, numbers)
+        agree(device, lambda embed, c, x: embed(c, x), ConditionEmbedding(2, 4), cond, pixels(3))
 
     @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "euler_maruyama", "ancestral"])
     def test_generate(self, device, sampler):
@@ -685,6 +698,9 @@ class TestImages:
             agree(device, draw, unet(), y, **options, atol=0.2 if options.get("precision") else 0.02)
         for start in (pixels(4), pixels(1)[0]):
             agree(device, draw, unet(), y, start=start, strength=0.5, atol=0.02)
+        told = unet(dataclasses.replace(TINY, n_cond=2))
+        for numbers in (Stays(torch.tensor([0.5, -1.0])), torch.randn(4, 2)):
+            agree(device, draw, told, y, cond=numbers, guidance=2.0, atol=0.02)
         *_, last = previews(unet().to(device), 4, 2, sampler, 2.0, seed=1, y=y)
         assert last.x.device == last.x1.device == noise(unet().to(device), 4, 1).device == device
 
@@ -1006,7 +1022,7 @@ NOT_CALLED = set("""
     Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
     Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
-    own_classifier inception_fid FAULTS Chart examine normals
+    own_classifier inception_fid FAULTS Chart examine normals n_cond FONTS draw_letter write_letters
 """.split())
 
 
