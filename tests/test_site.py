@@ -1,6 +1,7 @@
 """The web edition: whole, without a dead link, sufficient to itself, and alive in a browser, on a phone too."""
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import importlib.util
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -18,8 +20,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from conftest import LESSONS, NBS, NOTEBOOKS, ROOT, SOLUTIONS, checks, code, name_of, read
-from interface import NO_BROWSER, exercise_player, find_browser, open_browser
+from interface import NO_BROWSER, PATIENCE, exercise_player, find_browser, open_browser
+
+from diffusion_course.checkpoints import load
+from diffusion_course.generation import as_images, generate, noise
 
 sys.path.insert(0, str(ROOT / "site"))
 
@@ -335,3 +341,147 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves files and says nothing."""
 
     def log_message(self, *args: object) -> None: pass
+
+
+# ---- images drawn in the page --------------------------------------------------------------------
+
+ASK = """async ([base, question]) => {
+  const noise = Uint8Array.from(atob(question.noise), (c) => c.charCodeAt(0));
+  const worker = new Worker(base + "_static/live/worker.js");
+  const previews = [];
+  const ask = (id) => new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }) => {
+      if (data.type === "failed") reject(data.why);
+      if (data.type === "picture") previews.push(data.step);
+      if (data.type === "done") resolve(data);
+    };
+    worker.postMessage({ ...question, id, noise: new Float32Array(noise.buffer.slice(0)), keepNumbers: true });
+  });
+  await ask(1);
+  previews.length = 0;
+  const { x, images, rgba, ms } = await ask(2);  // warm
+  worker.terminate();
+  return { x: [...x], images: [...images], rgba: [...rgba], ms, previews };
+}"""
+
+
+@pytest.fixture(scope="module")
+def served(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The site's address below a path of a server; skips where the build could not have pages draw."""
+    if not (site / "_static/live/ort.mjs").exists():
+        pytest.skip("the site was built without ONNX Runtime Web, or without the package onnx")
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "course").symlink_to(site, target_is_directory=True)
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/course/"
+    server.shutdown()
+
+
+def wait_for(page, state: str) -> None:
+    """Until the sampler of the front page is in this state; at once where it has failed."""
+    state_is = "state => [state, 'failed'].includes(document.querySelector('.draw').dataset.state)"
+    page.wait_for_function(state_is, arg=state, timeout=PATIENCE)
+    assert page.locator(".draw").get_attribute("data-state") == state, page.inner_text(".draw .status")
+
+
+class TestDrawing:
+    """The page computes what Python computes, and the front page lets one ask for it."""
+
+    pytestmark = in_browser
+
+    @pytest.mark.parametrize("name, steps, sampler, w, n", [
+        ("few-step", 2, "euler", 1.0, 8), ("cifar10-latent", 5, "dpmpp_2m", 3.0, 8),
+        ("cifar10-latent", 4, "ddim", 0.0, 2), ("cifar10", 2, "euler", 2.0, 2),
+    ])
+    def test_a_page_draws_what_python_draws(
+        self, served: str, visit, name: str, steps: int, sampler: str, w: float, n: int,
+    ) -> None:
+        model, labels = load(name), list(range(n))
+        x0 = noise(model, n, seed=7)
+        begin = time.perf_counter()
+        x = generate(model, n, steps, sampler, w, seed=7, y=torch.tensor(labels), precision="fp32")
+        images = as_images(model, x)
+        seconds = time.perf_counter() - begin
+        page = visit(f"{served}index.html", served)
+        question = dict(model=name, steps=steps, sampler=sampler, guidance=w, labels=labels,
+                        noise=base64.b64encode(x0.numpy().tobytes()).decode(), seed=0)
+        found = page.evaluate(ASK, [served, question])
+        print(f"{name}, {steps} steps, {n} images: {found['ms'] / 1000:.2f} s in the page with a picture"
+              f" after each step, {found['ms'] / 1000 / seconds:.1f} times that of torch")
+        assert found["previews"] == list(range(1, steps))
+        torch.testing.assert_close(torch.tensor(found["x"]), x.flatten(), atol=1e-3, rtol=0)
+        difference = (torch.tensor(found["images"]) - images.flatten()).abs().max()
+        assert difference < 2 / 255 * 2  # of the range from -1 to 1
+        pixels = torch.tensor(found["rgba"]).reshape(n, 32, 32, 4)[..., :3].permute(0, 3, 1, 2)
+        assert (pixels - to_bytes(images)).abs().max() <= 2
+        assert not page.complaints
+
+    def test_the_front_page_draws(self, served: str, visit) -> None:
+        page = visit(f"{served}index.html", served)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        wait_for(page, "ready")
+        page.click(".go")
+        wait_for(page, "done")
+        drawn = page.evaluate(PIXELS)
+        assert len({tuple(image) for image in drawn}) == 10 and not asked_again(asked)
+        student = load("few-step")
+        images = as_images(student, generate(student, 10, 2, "euler", seed=0, y=torch.arange(10)))
+        assert (torch.tensor(drawn) - to_bytes(images).flatten(1)).abs().max() <= 2
+        label = page.locator(".draw canvas").nth(3).get_attribute("aria-label")
+        assert label == "cat, drawn with seed 0"
+        fetched = len(asked)
+        page.get_by_label("Class").select_option("frog")  # draws at once, and fetches nothing
+        page.wait_for_function("document.querySelector('.draw canvas').ariaLabel.startsWith('frog, drawn')")
+        assert len(asked) == fetched and page.evaluate(PIXELS) != drawn
+        page.get_by_label("Model").select_option("latent flow")
+        assert page.locator(".draw .go").inner_text() == "Draw (fetches 4 MB once)"
+        page.locator(".draw .go").press("Enter")
+        wait_for(page, "done")
+        assert "20 evaluations" in page.inner_text(".draw .status")
+        page.get_by_label("Guidance").press("Home")  # to 0, where one evaluation a step is enough
+        page.wait_for_function("document.querySelector('.draw .status').innerText.includes('10 evaluations')")
+        assert not page.complaints
+
+    def test_a_second_visit_fetches_nothing(self, served: str, visit) -> None:
+        page = visit(f"{served}index.html", served)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for _ in range(2):
+            asked.clear()
+            page.reload()
+            wait_for(page, "ready")
+            page.click(".go")
+            wait_for(page, "done")
+        assert not [url for url in asked if ".onnx" in url or ".wasm" in url]
+
+    def test_a_file_says_that_it_needs_a_server(self, site: Path, served: str, visit) -> None:
+        page = visit((site / "index.html").as_uri(), site.as_uri())
+        wait_for(page, "unable")
+        assert "needs a server" in page.inner_text(".draw .status")
+        assert page.locator(".draw .go").is_disabled()
+
+    def test_a_browser_without_webassembly_is_told_so(self, served: str, visit) -> None:
+        page = visit(f"{served}index.html", served)
+        page.add_init_script("delete window.WebAssembly")
+        page.reload()
+        wait_for(page, "unable")
+        assert "WebAssembly" in page.inner_text(".draw .status")
+
+
+PIXELS = """() => [...document.querySelectorAll(".draw canvas")].map((canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, 32, 32);
+  return [0, 1, 2].flatMap((c) => Array.from({ length: 1024 }, (_, p) => data[4 * p + c]));
+})"""
+
+
+def asked_again(addresses: list[str]) -> list[str]:
+    """Addresses that were asked for twice."""
+    return [address for address in addresses if addresses.count(address) > 1]
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] as numbers from 0 to 255."""
+    return (127.5 * (images + 1)).clamp(0, 255).round().int()

@@ -25,8 +25,9 @@
 
   function describe() {
     out("steps").textContent = count();
+    steps.setAttribute("aria-valuetext", `${count()} steps`);
     out("guidance").textContent = student() ? "3, built in" : Number(guidance.value).toFixed(1);
-    guidance.disabled = sampler.disabled = student();
+    guidance.disabled = sampler.disabled = student() || root.dataset.state === "unable";
     if (student()) sampler.value = "euler";
     const bytes = missing();
     go.textContent = bytes ? `Draw (fetches ${Math.round(bytes / 1e6)} MB once)` : "Draw";
