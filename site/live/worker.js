@@ -52,8 +52,10 @@ async function prepare(model, say) {
   const total = names.reduce((sum, name) => sum + TABLES.files[name][1], 0);
   let here = 0;
   const count = (bytes) => say((here += bytes), total), buffers = {};
-  await Promise.all(names.map(async (name) => { buffers[name] = await fetched(name, count); }));
-  runtime ??= await start(buffers["ort.wasm.gz"]);
+  await Promise.all(names.map(async (name) => {
+    buffers[name] = await fetched(name, count);
+    if (name === "ort.wasm.gz") runtime = await start(buffers[name]);  // while weights are still on their way
+  }));
   for (const name of missing) sessions.set(name, await runtime.InferenceSession.create(new Uint8Array(buffers[`${name}.onnx`])));
   if (buffers[noise]) sessions.set(noise, new Float32Array(buffers[noise]));
   return sessions.get(noise);
