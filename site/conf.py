@@ -101,6 +101,9 @@ def on_page(
         app.add_js_file("players.js")
     if docname == "index" and context["live"]:
         for script in ("tables", "core", "pictures"): app.add_js_file(f"live/{script}.js")
+    if docname == "site/play":
+        app.add_js_file("players.js")
+        for script in ("tables", "plane-data", "core", "plane", "columns"): app.add_js_file(f"live/{script}.js")
     if docname.startswith("nbs/") and docname != root_doc:
         copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
         row = (f'<a href="{COLAB}/{docname}.ipynb">Open in Colab</a>'

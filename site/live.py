@@ -19,6 +19,7 @@ from typing import Any
 
 import pooch
 import torch
+from matplotlib.colors import to_hex
 from torch import Tensor, nn
 
 from diffusion_course.checkpoints import load
@@ -30,6 +31,7 @@ from diffusion_course.panes import FRAMES
 from diffusion_course.predictions import Denoiser
 from diffusion_course.samplers import uniform_grid
 from diffusion_course.schedules import Cosine, Linear, Schedule
+from diffusion_course.style import color_of
 
 RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
 RUNTIME_HASH = "sha256:d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
@@ -85,7 +87,8 @@ def plane() -> dict[str, Any]:
     moments = torch.linspace(0.001, 0.999, FRAMES, dtype=torch.float64)
     columns = {name: numbers(vars(mixture)[name].flatten()) for name in ("means", "stds", "weights", "labels")}
     frames = {name: rows(schedule, moments) for name, schedule in SCHEDULES.items()}
-    return dict(mixture=columns, frames=frames, network=layers(model.net))
+    colors = {role: to_hex(color_of(role)) for role in ("exact", "learned")}
+    return dict(mixture=columns, frames=frames, network=layers(model.net), colors=colors)
 
 
 def small_model(steps: int = 3000) -> Denoiser:

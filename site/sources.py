@@ -242,7 +242,7 @@ def contents(cells: list[Cell]) -> str:
         cells: of nbs/index.ipynb.
     """
     lessons = [toctree(title, [row[3] for row in rows]) for title, rows in parts(cells).items()]
-    rest = ["/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks"]
+    rest = ["/site/play", "/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks"]
     return toctree("", ["The map <self>"]) + "".join(lessons) + toctree("Beside the lessons", rest)
 
 
