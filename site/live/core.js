@@ -165,21 +165,21 @@ function network(data) {
   };
 }
 
-// x (n, inputs) times weights (outputs, inputs) transposed, plus a bias: four points at a time share what is read.
+// x (n, inputs) times weights (outputs, inputs) transposed, plus a bias, for an even number of outputs: four points and
+// two outputs at a time share what is read.
 function product(x, weights, bias, n, inputs, outputs) {
   const out = new Float32Array(n * outputs);
   for (let i = 0; i < n; i += 4) {
-    const a = i * inputs, b = Math.min(i + 1, n - 1) * inputs, c = Math.min(i + 2, n - 1) * inputs, d = Math.min(i + 3, n - 1) * inputs;
-    for (let j = 0; j < outputs; j++) {
-      let p = bias[j], q = p, r = p, s = p;
+    const rows = [i, i + 1, i + 2, i + 3].map((r) => Math.min(r, n - 1)), [a, b, c, d] = rows.map((r) => r * inputs), [e, f, g, h] = rows.map((r) => r * outputs);
+    for (let j = 0; j < outputs; j += 2) {
+      let p = bias[j], q = p, r = p, s = p, P = bias[j + 1], Q = P, R = P, S = P;
       for (let k = 0, w = j * inputs; k < inputs; k++, w++) {
-        const v = weights[w];
-        p += v * x[a + k]; q += v * x[b + k]; r += v * x[c + k]; s += v * x[d + k];
+        const u = weights[w], v = weights[w + inputs], x0 = x[a + k], x1 = x[b + k], x2 = x[c + k], x3 = x[d + k];
+        p += u * x0; q += u * x1; r += u * x2; s += u * x3;
+        P += v * x0; Q += v * x1; R += v * x2; S += v * x3;
       }
-      out[i * outputs + j] = p;
-      if (i + 1 < n) out[(i + 1) * outputs + j] = q;
-      if (i + 2 < n) out[(i + 2) * outputs + j] = r;
-      if (i + 3 < n) out[(i + 3) * outputs + j] = s;
+      out[e + j] = p; out[f + j] = q; out[g + j] = r; out[h + j] = s;
+      out[e + j + 1] = P; out[f + j + 1] = Q; out[g + j + 1] = R; out[h + j + 1] = S;
     }
   }
   return out;
