@@ -132,6 +132,7 @@
     const calls = q.steps * (q.label !== null && q.w !== 0 && q.w !== 1 ? 2 : 1);
     status.textContent = `${N} points, ${q.steps} ${q.steps === 1 ? "step" : "steps"}, ${calls} ${calls === 1 ? "evaluation" : "evaluations"} each: ${Math.round(ms)} ms`;
     root.dataset.milliseconds = ms; root.dataset.revision = revision;
+    // where the points end, for whoever wants to look
     root.points = panes.map((pane) => pane.xs.at(-1));
   }
 
