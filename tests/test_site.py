@@ -354,7 +354,8 @@ ASK = """async ([base, questions]) => {
     worker.onmessage = ({ data }) => {
       if (data.type === "failed") reject(data.why);
       if (data.type === "picture") previews.push(data.step);
-      if (data.type === "done") resolve({ ms: data.ms, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
+      if (data.type !== "done") return;
+      resolve({ ms: data.ms, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
     };
     worker.postMessage({ ...question, id, noise: new Float32Array(noise.buffer), keepNumbers: true });
   });
@@ -406,7 +407,8 @@ class TestDrawing:
             expected.append((x, decoded(model, x)))
             seconds.append(time.perf_counter() - begin)
             x0 = base64.b64encode(noise(model, n, seed=7).numpy().tobytes()).decode()
-            questions.append(dict(model=name, steps=steps, sampler=sampler, guidance=w, labels=labels, noise=x0, seed=0))
+            question = dict(model=name, steps=steps, sampler=sampler, guidance=w, labels=labels)
+            questions.append(question | dict(noise=x0, seed=0))
         page = visit(f"{served}index.html", served)
         found = page.evaluate(ASK, [served, questions])
         for (name, steps, _, _, n), (x, images), answer, torchs in zip(cases, expected, found, seconds, strict=True):
