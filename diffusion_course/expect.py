@@ -253,7 +253,7 @@ def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool =
     if looking and not ((y >= 0) & (y <= n_labels - (not null))).all():
         last = f"{n_labels}, the last for none" if null else f"{n_labels - 1}"
         raise ValueError(f"{name} holds labels {y.unique().tolist()}: expected 0 to {last}")
-    return y.to(x.device).expand(len(x))
+    return y.to(x.device).expand(x.shape[0])  # a traced network keeps the size of its batch free
 
 
 def as_cond(cond: Any, n_cond: int, x: Tensor, *, name: str = "cond") -> Tensor:

@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "site"))
 
+import live  # noqa: E402
 import sources  # noqa: E402
 
 settings = ConfigParser(delimiters=["="])
@@ -68,7 +69,7 @@ mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "globa
 html_css_files = ["course.css"]
 html_js_files = ["course.js"]
 html_additional_pages = {"index": "front.html"}
-html_context = {**sources.front(ROOT), "github": GITHUB}
+html_context = {**sources.front(ROOT), "github": GITHUB, "classes": live.CIFAR10_NAMES, "step_choices": len(live.STEPS)}
 html_sourcelink_suffix = ""  # notebooks are copied to _sources/ for the links that download them
 html_use_index = False
 html_show_sphinx = False
@@ -98,6 +99,11 @@ def on_page(
     context["master_doc"] = "index"
     if docname == "index" or "dc-scene" in context.get("body", ""):
         app.add_js_file("players.js")
+    if docname == "index" and context["live"]:
+        for script in ("tables", "core", "pictures"): app.add_js_file(f"live/{script}.js")
+    if docname == "site/play":
+        app.add_js_file("players.js")
+        for script in ("tables", "plane-data", "core", "plane", "columns"): app.add_js_file(f"live/{script}.js")
     if docname.startswith("nbs/") and docname != root_doc:
         copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
         row = (f'<a href="{COLAB}/{docname}.ipynb">Open in Colab</a>'
@@ -108,10 +114,13 @@ def on_page(
 
 
 def on_start(app: Sphinx) -> None:
-    "The player's script, for all scenes of a page."
+    "The player's script, for all scenes of a page, and what pages compute with."
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
     (static / "players.js").write_text(sources.players(ROOT), encoding="utf-8")
+    why = live.build(ROOT / "site" / "live", static / "live")
+    if why: print(f"The front page cannot draw images: {why}.")
+    app.config.html_context["live"] = not why
 
 
 def on_end(app: Sphinx, error: Exception | None) -> None:

@@ -8,3 +8,5 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "600px" });
 document.querySelectorAll("[data-dc]").forEach((host) => near.observe(host));
+// Scripts that compute scenes in the page show them with the same player.
+window.diffusionPlayer = mount;

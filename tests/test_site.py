@@ -1,6 +1,7 @@
 """The web edition: whole, without a dead link, sufficient to itself, and alive in a browser, on a phone too."""
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import importlib.util
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -18,8 +20,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from conftest import LESSONS, NBS, NOTEBOOKS, ROOT, SOLUTIONS, checks, code, name_of, read
-from interface import NO_BROWSER, exercise_player, find_browser, open_browser
+from interface import NO_BROWSER, PATIENCE, exercise_player, find_browser, open_browser
+
+from diffusion_course.checkpoints import load
+from diffusion_course.generation import generate, noise
+from diffusion_course.predictions import Denoiser, latent_network
 
 sys.path.insert(0, str(ROOT / "site"))
 
@@ -224,8 +231,8 @@ class TestFiles:
 
 SAMPLE = ["index", "nbs/index", "nbs/01_distributions", "nbs/06_score_matching",
           "nbs/15_sampling_pictures", "nbs/last_page", "nbs/solutions/06_score_matching",
-          "docs/reference/samplers", "docs/five-tasks"]
-MOVING = "index", "nbs/01_distributions", "nbs/06_score_matching", "nbs/last_page"
+          "docs/reference/samplers", "docs/five-tasks", "site/play"]
+PLAYING = "index", "nbs/01_distributions", "nbs/06_score_matching", "nbs/last_page", "site/play"  # of these pages
 # Of the captions below panels, or else of any paragraph.
 TEXT_AND_PAGE = """() => {
   const shade = (color) => {
@@ -294,7 +301,7 @@ class TestBrowser:
     def test_a_page_opens_as_a_file(self, site: Path, visit, name: str) -> None:
         page = visit((site / f"{name}.html").as_uri(), site.as_uri())
         players = start_players(page)
-        assert bool(players) == (name in MOVING)
+        assert bool(players) == (name in PLAYING)
         assert not page.locator("mjx-merror").count()
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
@@ -346,3 +353,215 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves files and says nothing."""
 
     def log_message(self, *args: object) -> None: pass
+
+
+# ---- images drawn in the page --------------------------------------------------------------------
+
+ASK = """async ([base, questions]) => {
+  const worker = new Worker(base + "_static/live/worker.js"), answers = [];
+  const ask = (question, id) => new Promise((resolve, reject) => {
+    const noise = Uint8Array.from(atob(question.noise), (c) => c.charCodeAt(0)), previews = [];
+    worker.onmessage = ({ data }) => {
+      if (data.type === "failed") reject(data.why);
+      if (data.type === "picture") previews.push(data.step);
+      if (data.type !== "done") return;
+      resolve({ ms: data.ms, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
+    };
+    worker.postMessage({ ...question, id, noise: new Float32Array(noise.buffer), keepNumbers: true });
+  });
+  for (const question of questions) {
+    await ask({ ...question, steps: 1 }, 2 * answers.length);  // warm
+    answers.push(await ask(question, 2 * answers.length + 1));
+  }
+  worker.terminate();
+  return answers;
+}"""
+
+
+@pytest.fixture(scope="module")
+def served(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The site's address below a path of a server; skips where the build could not have pages draw."""
+    if not (site / "_static/live/ort.mjs").exists():
+        pytest.skip("the site was built without ONNX Runtime Web, or without the package onnx")
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "course").symlink_to(site, target_is_directory=True)
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/course/"
+    server.shutdown()
+
+
+def wait_for(page, state: str) -> None:
+    """Until the sampler of the front page is in this state; at once where it has failed."""
+    state_is = "state => [state, 'failed'].includes(document.querySelector('.draw').dataset.state)"
+    page.wait_for_function(state_is, arg=state, timeout=PATIENCE)
+    assert page.locator(".draw").get_attribute("data-state") == state, page.inner_text(".draw .status")
+
+
+class TestDrawing:
+    """The page computes what Python computes, and the front page lets one ask for it."""
+
+    pytestmark = in_browser
+
+    def test_a_page_draws_what_python_draws(self, served: str, visit) -> None:
+        cases: list[tuple[str, int, str, float, int]] = [
+            ("few-step", 2, "euler", 1.0, 8), ("cifar10-latent", 5, "dpmpp_2m", 3.0, 8),
+            ("cifar10-latent", 4, "ddim", 0.0, 2), ("cifar10", 2, "euler", 2.0, 2),
+        ]
+        expected, seconds, questions = [], [], []
+        for name, steps, sampler, w, n in cases:
+            model, labels = load(name), list(range(n))
+            begin = time.perf_counter()
+            x = generate(model, n, steps, sampler, w, seed=7, y=torch.tensor(labels), precision="fp32")
+            expected.append((x, decoded(model, x)))
+            seconds.append(time.perf_counter() - begin)
+            x0 = base64.b64encode(noise(model, n, seed=7).numpy().tobytes()).decode()
+            question = dict(model=name, steps=steps, sampler=sampler, guidance=w, labels=labels)
+            questions.append(question | dict(noise=x0, seed=0))
+        page = visit(f"{served}index.html", served)
+        found = page.evaluate(ASK, [served, questions])
+        for (name, steps, _, _, n), (x, images), answer, torchs in zip(cases, expected, found, seconds, strict=True):
+            print(f"{name}, {steps} steps, {n} images: {answer['ms'] / 1000:.2f} s in the page with a picture after"
+                  f" each step, {answer['ms'] / 1000 / torchs:.1f} times the time of torch with one at the end")
+            assert answer["previews"] == list(range(1, steps))
+            torch.testing.assert_close(torch.tensor(answer["x"]), x.flatten(), atol=1e-4, rtol=0)
+            assert (torch.tensor(answer["images"]) - images.flatten()).abs().max() < 2 / 255
+            pixels = torch.tensor(answer["rgba"]).reshape(n, 32, 32, 4)[..., :3].permute(0, 3, 1, 2)
+            assert (pixels - to_bytes(images)).abs().max() <= 2
+        assert not page.complaints
+
+    def test_the_front_page_draws(self, served: str, visit) -> None:
+        page = visit(f"{served}index.html", served)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        wait_for(page, "ready")
+        page.click(".go")
+        wait_for(page, "done")
+        drawn = page.evaluate(PIXELS)
+        assert len({tuple(image) for image in drawn}) == 10 and not asked_again(asked)
+        student = load("few-step")
+        x = generate(student, 10, 2, "euler", seed=0, y=torch.arange(10), precision="fp32")
+        images = decoded(student, x)
+        assert (torch.tensor(drawn) - to_bytes(images).flatten(1)).abs().max() <= 2
+        label = page.locator(".draw canvas").nth(3).get_attribute("aria-label")
+        assert label == "cat, drawn with seed 0"
+        fetched = len(asked)
+        page.get_by_label("Class").select_option("frog")  # draws at once, and fetches nothing
+        page.wait_for_function("document.querySelector('.draw canvas').ariaLabel.startsWith('frog, drawn')")
+        assert len(asked) == fetched and page.evaluate(PIXELS) != drawn
+        page.get_by_label("Model").select_option("latent flow")
+        assert page.locator(".draw .go").inner_text() == "Draw (fetches 4 MB once)"
+        page.locator(".draw .go").press("Enter")
+        wait_for(page, "done")
+        assert "20 evaluations" in page.inner_text(".draw .status")
+        page.get_by_label("Guidance").press("Home")  # to 0, where one evaluation a step is enough
+        page.wait_for_function("document.querySelector('.draw .status').innerText.includes('10 evaluations')")
+        asked.clear()
+        page.reload()
+        wait_for(page, "ready")
+        page.click(".go")
+        wait_for(page, "done")
+        assert not [url for url in asked if ".onnx" in url or ".wasm" in url]  # the second visit fetches nothing
+        assert not page.complaints
+
+    def test_a_file_says_that_it_needs_a_server(self, site: Path, served: str, visit) -> None:
+        page = visit((site / "index.html").as_uri(), site.as_uri())
+        wait_for(page, "unable")
+        assert "needs a server" in page.inner_text(".draw .status")
+        assert page.locator(".draw .go").is_disabled()
+
+    def test_a_browser_without_webassembly_is_told_so(self, served: str, visit) -> None:
+        page = visit(f"{served}index.html", served)
+        page.add_init_script("delete window.WebAssembly")
+        page.reload()
+        wait_for(page, "unable")
+        assert "WebAssembly" in page.inner_text(".draw .status")
+
+
+class TestPlay:
+    """The page that computes in the plane, and its table of images."""
+
+    pytestmark = in_browser
+
+    def test_points_follow_a_centre(self, site: Path, visit) -> None:
+        page = visit((site / "site/play.html").as_uri(), site.as_uri())
+        exact, learned = points_after(page, 0)
+        assert len(exact) == len(learned) == 500
+        centre = page.locator(".plane .centres button").nth(2)
+        for _ in range(5): centre.press("ArrowRight")
+        page.wait_for_function("document.querySelector('.centres').children[2].ariaLabel.includes('at 1.80')")
+        moved, same = points_after(page, 1)
+        assert torch.equal(same, learned)  # the network stays with what it learned
+        pulled = moved[:, 0] - exact[:, 0]
+        assert (pulled > 0.3).float().mean() > 0.1 and pulled.abs().median() < 0.1
+        box = centre.bounding_box()
+        assert box and min(box["width"], box["height"]) >= 24
+        page.mouse.move(box["x"] + 14, box["y"] + 14)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 14, box["y"] + 74, steps=3)
+        page.mouse.up()
+        page.wait_for_function("/, -?0\\.[0-5]/.test(document.querySelector('.centres').children[2].ariaLabel)")
+        page.get_by_role("button", name="Put the centres back").click()
+        page.wait_for_function("document.querySelector('.centres').children[2].ariaLabel.includes('at 1.30, 0.70')")
+        assert not page.complaints
+
+    def test_controls_without_effect_are_greyed(self, site: Path, visit) -> None:
+        page = visit((site / "site/play.html").as_uri(), site.as_uri())
+        points_after(page, 0)
+        plane = page.locator(".plane")
+        churn, guidance = (plane.locator(f"[name={name}]") for name in ("churn", "guidance"))
+        assert churn.is_disabled() and guidance.is_disabled()
+        plane.locator("[name=sampler]").select_option("Euler-Maruyama")
+        plane.locator("[name=label]").select_option("1")
+        page.wait_for_function("!document.querySelector('.plane [name=guidance]').disabled")
+        assert churn.is_enabled()
+        plane.locator("[name=path]").select_option("cosine")  # which the network has not learned
+        page.wait_for_function("document.querySelectorAll('.plane .dc-canvas').length === 1")
+        assert not page.complaints
+
+    def test_more_steps_begin_with_the_same_noise(self, served: str, visit) -> None:
+        page = visit(f"{served}site/play.html", served)
+        page.locator(".columns .go").click()
+        done = "['done', 'failed'].includes(document.querySelector('.columns').dataset.state)"
+        page.wait_for_function(done, timeout=PATIENCE)
+        drawn = torch.tensor(page.evaluate(PIXELS.replace(".draw", ".columns"))).reshape(4, 6, -1)
+        model = load("cifar10-latent")
+        for column, steps in ((0, 1), (3, 8)):
+            x = generate(model, 4, steps, "euler", 3.0, seed=0, y=torch.full((4,), 7), precision="fp32")
+            assert (drawn[:, column] - to_bytes(decoded(model, x)).flatten(1)).abs().max() <= 2
+        assert not page.complaints
+
+
+def points_after(page, revision: int) -> torch.Tensor:
+    """(panes, points, 2) where the last drawing of the plane ended, after this many others."""
+    page.wait_for_function("n => Number(document.querySelector('.plane').dataset.revision) > n", arg=revision)
+    found = page.evaluate("document.querySelector('.plane').points.map((x) => [...x])")
+    return torch.tensor(found).reshape(len(found), -1, 2)
+
+
+PIXELS = """() => [...document.querySelectorAll(".draw canvas")].map((canvas) => {
+  const copy = Object.assign(document.createElement("canvas"), { width: 32, height: 32 });
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0);
+  const { data } = context.getImageData(0, 0, 32, 32);
+  return [0, 1, 2].flatMap((c) => Array.from({ length: 1024 }, (_, p) => data[4 * p + c]));
+})"""
+
+
+def asked_again(addresses: list[str]) -> list[str]:
+    """Addresses that were asked for twice."""
+    return [address for address in addresses if addresses.count(address) > 1]
+
+
+def decoded(model: Denoiser, x: torch.Tensor) -> torch.Tensor:
+    """The images of samples, in single precision, as pages compute: `as_images` may take 16 bits."""
+    net = latent_network(model)
+    if net is None: return x
+    vae = net.vae()
+    with torch.no_grad(): return vae.decode(vae.from_unit(x))
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] as numbers from 0 to 255."""
+    return (127.5 * (images + 1)).clamp(0, 255).round().int()
