@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from .seeds import seeded_weights
 from .style import figure
 
 # %% auto #0
-__all__ = ['FAULTS', 'POINTS', 'Chart', 'normals', 'examine']
+__all__ = ['FAULTS', 'Chart', 'normals', 'examine']
 
 # %% ../nbs/22_clinic.ipynb #c1000004
 FAULTS = {
@@ -117,14 +118,14 @@ def examine(number: int, patient: Callable) -> Chart:
     with torch.no_grad(): return _CHARTS[number](patient)
 
 # %% ../nbs/22_clinic.ipynb #c1000005
-POINTS = 2000
+_POINTS = 2000
 
 
-def _start(seed: int = 0, n: int = POINTS) -> Tensor:
+def _start(seed: int = 0, n: int = _POINTS) -> Tensor:
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
 
 
-def _real(mixture: GaussianMixture, n: int = POINTS) -> Tensor:
+def _real(mixture: GaussianMixture, n: int = _POINTS) -> Tensor:
     return mixture.sample(n, torch.Generator().manual_seed(1))
 
 
@@ -136,7 +137,7 @@ def _two_clouds(number: int, samples: Tensor, real: Tensor, panels: int = 3) -> 
     return fig, axes[2:]
 
 
-def _along_x(samples: Tensor, mixture: GaussianMixture, ax: object) -> None:
+def _along_x(samples: Tensor, mixture: GaussianMixture, ax: Axes) -> None:
     "Where the points lie from left to right, under the exact density."
     def density(x: Tensor) -> Tensor:
         z = (x[:, None] - mixture.means[:, 0]) / mixture.stds
@@ -157,7 +158,9 @@ def _chart_1(sampler: Callable) -> Chart:
 
 def _walk(number: int, sampler: Callable, steps: int, seed: int) -> Chart:
     "An SDE sampler on the exact model; its path is what it asks noise for."
-    mixture, ts, xs, randn = running_mixture(), uniform_grid(steps), [], normals(seed)
+    mixture, randn = running_mixture(), normals(seed)
+    ts = uniform_grid(steps)
+    xs: list[Tensor] = []
     model = ExactDenoiser(mixture, Linear())
 
     def noting(x: Tensor) -> Tensor:
@@ -190,7 +193,7 @@ class _Embedded(nn.Module):
         return self.body(torch.cat([x, *waves, self.embed(t, 16).to(x)], 1))
 
 
-def _loss_curve(history: Tensor, ax: object) -> None:
+def _loss_curve(history: Tensor, ax: Axes) -> None:
     smooth = history.unfold(0, 25, 5).mean(1)
     steps = 25 + 5 * torch.arange(len(smooth))
     show_curves({"loss": (steps, smooth)}, xlabel="training step", title="loss", ax=ax)
@@ -278,7 +281,7 @@ def _chart_14(distance: Callable) -> Chart:
     mixture, counts = running_mixture(), (2, 3, 4, 6, 8, 16)
     model, real = ExactDenoiser(mixture, Linear()), _real(mixture)
     walks = [sample(model, _start(), uniform_grid(n), euler()) for n in counts]
-    others = mixture.sample(POINTS, torch.Generator().manual_seed(5))
+    others = mixture.sample(_POINTS, torch.Generator().manual_seed(5))
     floor = distance(others, real)
     curves = {"Euler's samples": (counts, [distance(x, real) for x in walks]),
               "other real points": (counts, [floor] * len(counts))}
@@ -317,8 +320,7 @@ def _remembered(
 ) -> tuple[Model, Tensor]:
     "The perfect model of a training set, and its samples."
     model = EmpiricalDenoiser(images, Linear(), labels)
-    cond = {} if y is None else {"y": y}
-    return model, sample(model, noise, uniform_grid(20), euler(), **cond)
+    return model, sample(model, noise, uniform_grid(20), euler(), y=y)
 
 
 def _chart_2(to_pixels: Callable) -> Chart:

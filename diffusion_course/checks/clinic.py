@@ -22,7 +22,7 @@ from ..schedules import Linear, VarianceExploding
 
 def _fixed_noise(x):
     "Numbers that follow from x, in the place of noise: two calls at the same x agree."
-    return 2**0.5 * (1000 * x).sin()
+    return 2**0.5 * (7 * x).sin()
 
 
 # What each fault would look like, and the measurement that would show it
