@@ -28,6 +28,7 @@ from diffusion_course.schedules import Linear
 from diffusion_course.training import DenoiserRecipe, images_of, is_folder, label_names
 from diffusion_course.unet import UNet, UNetConfig
 from diffusion_course.vae import VAE, VAEConfig, VAERecipe
+from diffusion_course.your_own import write_letters
 
 
 @pytest.fixture(autouse=True)
@@ -461,6 +462,35 @@ def test_wrong_commands_are_one_clear_line(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and re.search(message, said[0]), said
     assert not (tmp_path / "runs").exists()
+
+
+def call_in(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    """What the command says, called in a folder."""
+    command = [sys.executable, "-m", "diffusion_course.cli", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_three_commands_with_odd_sizes_kinds_and_attributes(tmp_path: Path) -> None:
+    """Grey, colour and transparent files of 24 to 60 pixels, names with spaces and accents, a table beside them."""
+    folder = write_letters(tmp_path / "Schöne Buchstaben", each=20)
+    (folder / "K").rename(folder / "lettre K é")
+    table = folder / "attributes.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("K/", "lettre K é/"), encoding="utf-8")
+    trained = call_in(tmp_path, "train", "images", "--data", folder.name, "--steps", "4", "--size", "28", "--device", "cpu")
+    assert trained.returncode == 0, trained.stderr
+    for text in ("60 images of 3 labels (A 20, S 20, lettre K é 20)", "28 x 28 pixels, grey", "described by slant, weight"):
+        assert text in trained.stdout, trained.stdout
+    noted = info(tmp_path / "runs" / "images" / "model.safetensors")
+    assert noted["attributes"] == ["slant", "weight"] and noted["labels"] == ["A", "S", "lettre K é"]
+    quick = ["runs/images", "--steps", "2", "--device", "cpu"]
+    sampled = call_in(tmp_path, "sample", *quick, "--n", "3", "--cond", "weight=-1")
+    assert sampled.returncode == 0 and (tmp_path / "samples.png").exists(), sampled.stderr
+    wrong = call_in(tmp_path, "sample", *quick, "--cond", "height=1")
+    assert wrong.returncode == 2 and "cond is 'height=1': expected numbers, as slant=0,weight=0" in wrong.stderr
+    scored = call_in(tmp_path, "evaluate", *quick)
+    assert scored.returncode == 0, scored.stderr
+    assert "label agreement" in scored.stdout and "(27 images" in scored.stdout, scored.stdout
 
 
 @pytest.mark.slow
