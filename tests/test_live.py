@@ -1,4 +1,4 @@
-"""What pages compute, against Python: the loop and its steps, the models of the plane, and what a build ships."""
+"""What pages compute, against Python: the loop, its steps, the models of the plane, and a build."""
 from __future__ import annotations
 
 import json
@@ -25,7 +25,9 @@ import live  # noqa: E402
 
 in_browser = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
 SCRIPTS = ROOT / "site" / "live"
-SAMPLERS = {"euler": euler(), "ddim": ddim(), "dpmpp_2m": dpmpp_2m(), "churned": euler_maruyama(1.5)}
+SAMPLERS = {
+    "euler": euler(), "ddim": ddim(), "dpmpp_2m": dpmpp_2m(), "churned": euler_maruyama(1.5),
+}
 SCHEDULES = {"linear": Linear(), "cosine": Cosine()}
 RUN = """async ([noise, { path, steps, sampler, label, w, learned }]) => {
   const table = TABLES.grids[path][steps], n = noise[0].length;
@@ -35,7 +37,8 @@ RUN = """async ([noise, { path, steps, sampler, label, w, learned }]) => {
   const step = sampler === "churned" ? churned(1.5) : STEPS[sampler];
   let used = 0, last = null;
   const begin = performance.now();
-  for await (const { x } of walk(model, Float32Array.from(noise[0]), table, step, () => noise[++used])) last = x;
+  const iterates = walk(model, Float32Array.from(noise[0]), table, step, () => noise[++used]);
+  for await (const { x } of iterates) last = x;
   return { x: [...last], ms: performance.now() - begin };
 }"""
 
@@ -43,15 +46,18 @@ RUN = """async ([noise, { path, steps, sampler, label, w, learned }]) => {
 def small_network() -> Denoiser:
     """A network of the plane as pages have it, with weights that are random but not zero."""
     net = MLP(width=64, n_labels=3, seed=1)
-    with torch.no_grad(): net.last.weight.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad(): net.last.weight.normal_(std=0.05, generator=g)
     return Denoiser(net, Linear()).eval()
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator:
     """An empty page with the scripts, the tables, and the models."""
-    mixture = {name: live.numbers(value.flatten()) for name, value in vars(running_mixture()).items()}
-    constants = dict(TABLES=live.tables(), MIXTURE=mixture, NETWORK=live.layers(small_network().net))
+    columns = vars(running_mixture()).items()
+    mixture = {name: live.numbers(value.flatten()) for name, value in columns}
+    net = live.layers(small_network().net)
+    constants = dict(TABLES=live.tables(), MIXTURE=mixture, NETWORK=net)
     with open_browser() as browser:
         opened = browser.new_page()
         for name, value in constants.items():
@@ -85,14 +91,21 @@ class TestPoints:
     pytestmark = in_browser
 
     @pytest.mark.parametrize("path", SCHEDULES)
-    @pytest.mark.parametrize("steps, label, w", [(1, None, 1.0), (10, None, 1.0), (10, 2, 1.0), (50, 1, 3.0)])
-    def test_exact(self, page, path: str, sampler: str, steps: int, label: int | None, w: float) -> None:
-        mine, expected, _ = both(page, path=path, sampler=sampler, steps=steps, label=label, w=w, learned=False)
+    @pytest.mark.parametrize(
+        "steps, label, w", [(1, None, 1.0), (10, None, 1.0), (10, 2, 1.0), (50, 1, 3.0)])
+    def test_exact(
+        self, page, path: str, sampler: str, steps: int, label: int | None, w: float,
+    ) -> None:
+        q = dict(path=path, sampler=sampler, steps=steps, label=label, w=w, learned=False)
+        mine, expected, _ = both(page, **q)
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize("n, steps, label, w", [(99, 10, None, 1.0), (100, 20, 1, 3.0)])
-    def test_learned(self, page, sampler: str, n: int, steps: int, label: int | None, w: float) -> None:
-        mine, expected, _ = both(page, n, path="linear", sampler=sampler, steps=steps, label=label, w=w, learned=True)
+    def test_learned(
+        self, page, sampler: str, n: int, steps: int, label: int | None, w: float,
+    ) -> None:
+        q = dict(path="linear", sampler=sampler, steps=steps, label=label, w=w, learned=True)
+        mine, expected, _ = both(page, n, **q)
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
 
@@ -129,7 +142,9 @@ def test_there_is_no_second_library() -> None:
     assert len((SCRIPTS / "core.js").read_text(encoding="utf-8").splitlines()) <= 300
 
 
-def test_without_a_network_pages_do_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_pages_do_without_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def cut(*args: object, **kwargs: object) -> str: raise ConnectionError("no network")
 
     monkeypatch.setattr(live, "find_spec", lambda name: True)

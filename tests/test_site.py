@@ -380,7 +380,7 @@ ASK = """async ([base, questions]) => {
 
 @pytest.fixture(scope="module")
 def served(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The site's address below a path of a server; skips where the build could not have pages draw."""
+    """The site's address on a server; skips where the build could not have pages draw."""
     if not (site / "_static/live/ort.mjs").exists():
         pytest.skip("the site was built without ONNX Runtime Web, or without the package onnx")
     folder = tmp_path_factory.mktemp("served")
@@ -413,7 +413,8 @@ class TestDrawing:
         for name, steps, sampler, w, n in cases:
             model, labels = load(name), list(range(n))
             begin = time.perf_counter()
-            x = generate(model, n, steps, sampler, w, seed=7, y=torch.tensor(labels), precision="fp32")
+            y = torch.tensor(labels)
+            x = generate(model, n, steps, sampler, w, seed=7, y=y, precision="fp32")
             expected.append((x, decoded(model, x)))
             seconds.append(time.perf_counter() - begin)
             x0 = base64.b64encode(noise(model, n, seed=7).numpy().tobytes()).decode()
@@ -421,7 +422,8 @@ class TestDrawing:
             questions.append(question | dict(noise=x0, seed=0))
         page = visit(f"{served}index.html", served)
         found = page.evaluate(ASK, [served, questions])
-        for (name, steps, _, _, n), (x, images), answer, torchs in zip(cases, expected, found, seconds, strict=True):
+        answers = zip(cases, expected, found, seconds, strict=True)
+        for (name, steps, _, _, n), (x, images), answer, torchs in answers:
             print(f"{name}, {steps} steps, {n} images: {answer['ms'] / 1000:.2f} s in the page with a picture after"
                   f" each step, {answer['ms'] / 1000 / torchs:.1f} times the time of torch with one at the end")
             assert answer["previews"] == list(range(1, steps))
@@ -462,7 +464,8 @@ class TestDrawing:
         wait_for(page, "ready")
         page.click(".go")
         wait_for(page, "done")
-        assert not [url for url in asked if ".onnx" in url or ".wasm" in url]  # the second visit fetches nothing
+        # the second visit fetches nothing
+        assert not [url for url in asked if ".onnx" in url or ".wasm" in url]
         assert not page.complaints
 
     def test_a_file_says_that_it_needs_a_server(self, site: Path, served: str, visit) -> None:
@@ -528,7 +531,8 @@ class TestPlay:
         drawn = torch.tensor(page.evaluate(PIXELS.replace(".draw", ".columns"))).reshape(4, 6, -1)
         model = load("cifar10-latent")
         for column, steps in ((0, 1), (3, 8)):
-            x = generate(model, 4, steps, "euler", 3.0, seed=0, y=torch.full((4,), 7), precision="fp32")
+            y = torch.full((4,), 7)
+            x = generate(model, 4, steps, "euler", 3.0, seed=0, y=y, precision="fp32")
             assert (drawn[:, column] - to_bytes(decoded(model, x)).flatten(1)).abs().max() <= 2
         assert not page.complaints
 
@@ -555,7 +559,7 @@ def asked_again(addresses: list[str]) -> list[str]:
 
 
 def decoded(model: Denoiser, x: torch.Tensor) -> torch.Tensor:
-    """The images of samples, in single precision, as pages compute: `as_images` may take 16 bits."""
+    """The images of samples in single precision, as in pages: `as_images` may take 16 bits."""
     net = latent_network(model)
     if net is None: return x
     vae = net.vae()
