@@ -274,7 +274,7 @@ def _sharp(x: Tensor) -> Tensor: return -2 * (x[:, 0] - 0.5).square()
 
 def _particle_cases() -> list[tuple]:
     return [(normal(8, 2, seed=28), 0.4, 0.5 * normal(8, 2, seed=29), 1.5, normal(8, 2, seed=30), _near,
-             -0.3 * uniform(8, seed=31), 0.3 * normal(8, seed=32), 0.3),
+             -1 - 0.3 * uniform(8, seed=31), 0.3 * normal(8, seed=32), 0.3),
             (normal(10, 3, seed=205), 0.7, 0.5 * normal(10, 3, seed=206), 0.8, normal(10, 3, seed=207), _sharp,
              -uniform(10, seed=208), normal(10, seed=209), 0.35)]
 
