@@ -120,6 +120,183 @@ def _count_nfe(ts, w, lo, hi):
     return sum(2 if w not in (0, 1) and lo <= t <= hi else 1 for t in calls)
 
 
+def _gated_block(x, e, W, kernel):
+    C = x.shape[1]
+    given = (e / (1 + torch.exp(-e))) @ W
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    normed = (x - mean) / (x.var(dim=(1, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+    h = normed + given[:, :C].reshape(-1, C, 1, 1) * normed + given[:, C : 2 * C].reshape(-1, C, 1, 1)
+    h = F.pad(h * h.sigmoid(), (1, 1, 1, 1))
+    return given[:, 2 * C :].reshape(-1, C, 1, 1) * F.conv2d(h, kernel) + x
+
+
+def _unet_forward(x, e, down, middle, up):
+    if not down:
+        return middle(x, e)
+    skip = down[0](x, e)
+    coarse = (skip[:, :, ::2, ::2] + skip[:, :, 1::2, ::2] + skip[:, :, ::2, 1::2] + skip[:, :, 1::2, 1::2]) / 4
+    h = _unet_forward(coarse, e, down[1:], middle, up[:-1])
+    return up[-1](torch.cat((h.repeat_interleave(2, -1).repeat_interleave(2, -2), skip), dim=1), e)
+
+
+def _denoiser_step(K, V, waves, x1, eps, t, lr):
+    x = torch.lerp(eps, x1, _four(t))
+    K.requires_grad_()
+    V.requires_grad_()
+    loss = F.mse_loss(F.conv2d(x, K, padding="same") + _four_axes(waves(t) @ V), x1)
+    loss.backward()
+    with torch.no_grad():
+        return K - lr * K.grad, V - lr * V.grad, loss.item()
+
+
+def _four_axes(v):
+    return v.unsqueeze(-1).unsqueeze(-1)
+
+
+def _heun_images(predict, x0, n):
+    ts = torch.linspace(0, 1, n + 1, dtype=torch.float64).tolist()
+    x = x0.clone()
+    for i, (t, s) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+        guess = predict(x, torch.full((len(x),), t, dtype=x.dtype)).clip(-1, 1)
+        if i == n - 1:
+            return guess
+        u = (guess - x) / (1 - t)
+        y = x + (s - t) * u
+        v = (predict(y, torch.full((len(x),), s, dtype=x.dtype)).clip(-1, 1) - y) / (1 - s)
+        x += (s - t) * 0.5 * (u + v)
+    return x
+
+
+def _latent_step(W, mean, std, shift, scale, eta, eps, t, lr):
+    z1 = (mean + std * eta - shift.reshape(1, -1, 1, 1)) / scale.reshape(1, -1, 1, 1)
+    z = torch.lerp(eps, z1, _four(t))
+    given = torch.cat([z.movedim(1, -1), _four(t).expand(len(z), *z.shape[2:], 1)], dim=-1)
+    given = given.reshape(-1, W.shape[1])
+    error = given @ W.T - (z1 - eps).movedim(1, -1).reshape(-1, W.shape[0])
+    return W - lr * 2 * error.T @ given / error.numel()
+
+
+def _redraw(encode, decode, u0, u1, x, eps, factor, start, n, w):
+    z = torch.lerp(eps, factor * encode(x), start)
+    ts = torch.linspace(start, 1, n + 1, dtype=torch.float64)
+    for t, s in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
+        at = torch.full((len(z),), t, dtype=z.dtype)
+        with_label, without = u1(z, at), u0(z, at)
+        z = z + (s - t) * (w * with_label + (1 - w) * without)
+    return decode(z * (1 / factor))
+
+
+def _repaint(predict, x, x1, known, alpha, sigma, ts, jump, repeats, z):
+    used = 0
+    k = 0
+    walked = 1
+    while k < len(ts) - 1:
+        guess = predict(x, ts[k])
+        x = alpha(ts[k + 1]) * guess + sigma(ts[k + 1]) * (x - alpha(ts[k]) * guess) / sigma(ts[k])
+        x[:, known] = (alpha(ts[k + 1]) * x1 + sigma(ts[k + 1]) * z[used])[:, known]
+        used += 1
+        k += 1
+        if k % jump:
+            continue
+        if walked == repeats:
+            walked = 1
+            continue
+        kept = alpha(ts[k - jump]) / alpha(ts[k])
+        x = kept * x + math.sqrt(sigma(ts[k - jump]) ** 2 - (kept * sigma(ts[k])) ** 2) * z[used]
+        used += 1
+        walked += 1
+        k -= jump
+    return x
+
+
+def _particle_step(mean, std, pull, strength, z, twist, old, log_w, u):
+    x = mean + std * (z + strength * std * pull)
+    p = Independent(Normal(mean, std), 1).log_prob(x)
+    q = Independent(Normal(mean + strength * std**2 * pull, std), 1).log_prob(x)
+    log_w = log_w + twist(x) + p - q - old
+    w = torch.exp(log_w - torch.logsumexp(log_w, 0))
+    n = len(w)
+    if torch.sum(w**2) * n <= 2:
+        return x, log_w
+    chosen, end, i = [], w[0].item(), 0
+    for k in range(n):
+        while (k + u) / n > end:
+            i += 1
+            end += w[i].item()
+        chosen.append(i)
+    return x[chosen], torch.zeros(n, dtype=w.dtype)
+
+
+def _sharpen_all(restore, x, block):
+    def squares(v, b):
+        B, C, H, W = v.shape
+        parts = v.reshape(B, C, H // b, b, W // b, b)
+        return parts.mean(dim=(3, 5), keepdim=True).expand_as(parts).reshape(v.shape)
+
+    for b in (2**k for k in range(round(math.log2(block)), 0, -1)):
+        guess = torch.clip(restore(x, b), -1, 1)
+        x = x - squares(guess, b) + squares(guess, b // 2)
+    return x
+
+
+def _restorer_step(K, x1, mask, little, lr):
+    K = K.detach().requires_grad_()
+    x = x1 * mask
+    correction = F.conv2d(x, K, padding=1)
+    total = 0.0
+    for n in range(len(x1)):
+        damage = (x[n] - x1[n]).norm()
+        total = total + (x[n] + correction[n] - x1[n]).norm() / (damage + little)
+    loss = total / len(x1)
+    loss.backward()
+    return (K - lr * K.grad).detach(), loss.detach()
+
+
+def _multistep(f, x, sigmas, sigma_min, z):
+    for k in range(len(sigmas)):
+        if k:
+            x = x + torch.sqrt((sigmas[k] - sigma_min) * (sigmas[k] + sigma_min)) * z[k - 1]
+        x = f(x, sigmas[k])
+    return x
+
+
+def _consistency_step(W, average, u, x1, eps, t, h, lr, decay):
+    c, s = t.reshape(-1, 1), (t + h).reshape(-1, 1)
+    x = eps + c * (x1 - eps)
+    a = u(x, t)
+    b = u(x + h * a, t + h)
+    y = x + h * (a + b) / 2
+    goal = y + (1 - s) * (y @ average[:-1] + s * average[-1])
+    given = torch.cat((x, c), dim=1)
+    error = x + (1 - c) * (given @ W) - goal
+    new = W - lr * 2 * given.T @ ((1 - c) * error) / error.numel()
+    return new, average + (1 - decay) * (new - average)
+
+
+def _reflow_step(W, u, x0, t, n, lr):
+    x = x0.clone()
+    for time in torch.linspace(0, 1, n + 1, dtype=x.dtype)[:-1]:
+        x += u(x, time.expand(len(x))) / n
+    given = torch.cat((torch.lerp(x0, x, t[:, None]), t[:, None]), dim=1)
+    error = given @ W + x0 - x
+    return W - lr * 2 * given.T @ error / error.numel()
+
+
+def _stochastic_run(D, x, n, high, low, rho, s_churn, window, a, z):
+    sigmas = torch.linspace(high ** (1 / rho), low ** (1 / rho), n, dtype=torch.float64).pow(rho)
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]).tolist()
+    for now, after, noise in zip(sigmas[:-1], sigmas[1:], z, strict=True):
+        gamma = min(s_churn / n, math.sqrt(2) - 1) if window[0] <= now <= window[1] else 0.0
+        hat = now + gamma * now
+        x = x + math.sqrt(hat**2 - now**2) * noise
+        d = (x - D(x, hat)) / hat
+        middle = (1 - a) * hat + a * after
+        y = x + (middle - hat) * d
+        d2 = (y - D(y, middle)) / middle
+        x = x + (after - hat) * (d + (d2 - d) / (2 * a))
+    return x
+
+
 RIGHT = {
     "distributions.gaussian_log_prob": [
         lambda x, mean, std: Independent(Normal(mean, std), 1).log_prob(x),
@@ -154,6 +331,20 @@ RIGHT = {
     "inpainting.safe_pixels": [_safe_pixels],
     "cold.end_of_walk": [lambda guesses, ts: torch.einsum("t,tbd->bd", ts.diff(), guesses)],
     "cold.reveal": [lambda x, guess, mask, later: x - mask * guess + later * guess],
+    "unet.gated_block": [_gated_block],
+    "unet.unet_forward": [_unet_forward],
+    "images.denoiser_step": [_denoiser_step],
+    "images.heun_images": [_heun_images],
+    "latent.latent_step": [_latent_step],
+    "latent.redraw": [_redraw],
+    "inpainting.repaint": [_repaint],
+    "inpainting.particle_step": [_particle_step],
+    "cold.sharpen_all": [_sharpen_all],
+    "cold.restorer_step": [_restorer_step],
+    "few_step.multistep": [_multistep],
+    "few_step.consistency_step": [_consistency_step],
+    "couplings.reflow_step": [_reflow_step],
+    "edm.stochastic_run": [_stochastic_run],
 }
 
 

@@ -269,14 +269,14 @@ PARTICLE_STEP = (
 
 
 def _near(x: Tensor) -> Tensor: return -(x[:, 0] - 0.3).square() / 2
-def _sharp(x: Tensor) -> Tensor: return -4 * (x[:, 0] - 0.5).square()
+def _sharp(x: Tensor) -> Tensor: return -2 * (x[:, 0] - 0.5).square()
 
 
 def _particle_cases() -> list[tuple]:
     return [(normal(8, 2, seed=28), 0.4, 0.5 * normal(8, 2, seed=29), 1.5, normal(8, 2, seed=30), _near,
-             -0.3 * uniform(8, seed=31), 0.3 * normal(8, seed=32), 0.3),
-            (normal(10, 3, seed=33), 0.7, normal(10, 3, seed=34), 0.8, normal(10, 3, seed=35), _sharp,
-             -uniform(10, seed=36), normal(10, seed=37), 0.15)]
+             -1 - 0.3 * uniform(8, seed=31), 0.3 * normal(8, seed=32), 0.3),
+            (normal(10, 3, seed=205), 0.7, 0.5 * normal(10, 3, seed=206), 0.8, normal(10, 3, seed=207), _sharp,
+             -uniform(10, seed=208), normal(10, seed=209), 0.35)]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #5626fee0
 def safe_pixels(changed, side, reach):
