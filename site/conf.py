@@ -4,6 +4,7 @@ The root of the sources is the root of the project, so that links between notebo
 """
 from __future__ import annotations
 
+import shutil
 import sys
 from configparser import ConfigParser
 from importlib.metadata import files
@@ -96,8 +97,9 @@ def on_page(
 ) -> None:
     "Links above a notebook; the script of the players where there are any; Home is the front page."
     context["master_doc"] = "index"
-    if docname == "index" or "dc-scene" in context.get("body", ""):
-        app.add_js_file("players.js")
+    body = context.get("body", "")
+    if docname == "index" or "dc-scene" in body or 'class="ahead"' in body: app.add_js_file("players.js")
+    if 'class="ahead"' in body: app.add_js_file("panels.js", defer="defer")
     if docname.startswith("nbs/") and docname != root_doc:
         copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
         row = (f'<a href="{COLAB}/{docname}.ipynb">Open in Colab</a>'
@@ -108,10 +110,12 @@ def on_page(
 
 
 def on_start(app: Sphinx) -> None:
-    "The player's script, for all scenes of a page."
+    "The player's script, for all scenes of a page; the panels that were computed ahead."
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
     (static / "players.js").write_text(sources.players(ROOT), encoding="utf-8")
+    if (ROOT / "site" / "panels").exists():
+        shutil.copytree(ROOT / "site" / "panels", static / "panels", dirs_exist_ok=True)
 
 
 def on_end(app: Sphinx, error: Exception | None) -> None:

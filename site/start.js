@@ -8,3 +8,5 @@ const near = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "600px" });
 document.querySelectorAll("[data-dc]").forEach((host) => near.observe(host));
+// Panels mount the scenes that were computed ahead.
+window.dcPlayer = mount;
