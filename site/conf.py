@@ -80,6 +80,8 @@ html_show_sphinx = False
 def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
     "What a page shows in the place of what the notebook or the Markdown file says."
     source[0] = sources.prepared(ROOT, docname, source[0], f"{COLAB}/{docname}.ipynb")
+    panels = ROOT / "site" / "panels" / Path(docname).name / "index.json"
+    if panels.exists(): app.env.note_dependency(str(panels))
 
 
 def on_doctree(app: Sphinx, doctree: nodes.document) -> None:

@@ -145,7 +145,8 @@ def _use_panel(cell: Cell, docname: str, entry: dict[str, Any]) -> None:
         names = ", ".join(html.escape(c["label"]) for c in entry["controls"])
         words = SLIDERS.sub("", f'<div style="color:#777{caption}')
         output["data"]["text/html"] = (
-            f'<div class="ahead" role="group" aria-label="Panel: {names}" data-panel="{cell["id"]}" data-source="{source}">'
+            f'<div class="ahead" role="group" aria-label="Panel: {names}"'
+            f' data-panel="{cell["id"]}" data-source="{source}">'
             f'<script type="application/json">{data}</script>'
             f'<div class="ahead-parts">{still}</div><noscript>{words}</noscript></div>')
 

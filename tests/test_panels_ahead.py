@@ -22,6 +22,8 @@ import panels_ahead as ahead  # noqa: E402
 from diffusion_course.widgets import choice, slider, toggle  # noqa: E402
 
 MEGABYTE = 2**20
+# Lessons whose panels are not computed yet: their pages show stills.
+STILLS: set[str] = {"x"}
 WITH_PANELS = [path for path in LESSONS if (ahead.SITE / path.stem).exists()]
 
 
@@ -39,6 +41,9 @@ def results(lesson: str, cell: str) -> dict:
 def test_every_panel_of_a_lesson_is_there_and_of_today(path: Path) -> None:
     called = sum(ahead.calls(source, "panel") for source in code(path))
     entries = ahead.index(path.stem)
+    if path.stem in STILLS:
+        assert not entries, "it is computed by now: take it out of STILLS"
+        return
     assert called == len(ahead.panel_cells(path)) == len(entries)
     stale = [cell for cell, entry in entries.items() if entry["hash"] != ahead.fingerprint(path, cell)]
     assert not stale, f"run `make panels ARGS={path.stem}`"
@@ -169,7 +174,8 @@ def test_every_control_changes_its_panel(site: Path, browser, name: str) -> None
     complaints: list[str] = []
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((site.as_uri(), "blob:", "data:")) else complaints.append(r.url))
+    at_home = (site.as_uri(), "blob:", "data:")
+    page.on("request", lambda r: None if r.url.startswith(at_home) else complaints.append(r.url))
     page.goto((site / "nbs" / f"{name}.html").as_uri())
     found = page.query_selector_all(".ahead")
     assert len(found) == len(ahead.index(name)) > 0

@@ -163,7 +163,8 @@ def positions(control: w.Widget, count: int) -> list[Any]:
         places.add(at)
     values = [lo + step * p for p in sorted(places)]
     if isinstance(control, (w.SelectionSlider, w.IntSlider)): return [round(v) for v in values]
-    if isinstance(control, w.FloatLogSlider): return [control.value if v == start else float(f"{10**v:.3g}") for v in values]
+    if isinstance(control, w.FloatLogSlider):
+        return [control.value if abs(v - start) < 1e-9 else float(f"{10**v:.3g}") for v in values]
     return [round(v, 10) for v in values]
 
 
