@@ -22,8 +22,12 @@ import panels_ahead as ahead  # noqa: E402
 from diffusion_course.widgets import choice, slider, toggle  # noqa: E402
 
 MEGABYTE = 2**20
-# Lessons whose panels are not computed yet: their pages show stills.
-STILLS: set[str] = {"x"}
+# Lessons whose panels are not computed yet: their pages show stills, or some of them.
+STILLS = {
+    "10_design_space", "11_straight_flows", "12_pictures", "13_unet", "14_training",
+    "15_sampling_pictures", "16_evaluation", "17_vae", "18_latent", "19_few_step",
+    "20_inpainting", "21_cold",
+}
 WITH_PANELS = [path for path in LESSONS if (ahead.SITE / path.stem).exists()]
 
 
@@ -42,7 +46,7 @@ def test_every_panel_of_a_lesson_is_there_and_of_today(path: Path) -> None:
     called = sum(ahead.calls(source, "panel") for source in code(path))
     entries = ahead.index(path.stem)
     if path.stem in STILLS:
-        assert not entries, "it is computed by now: take it out of STILLS"
+        assert len(entries) < called, "it is computed by now: take it out of STILLS"
         return
     assert called == len(ahead.panel_cells(path)) == len(entries)
     stale = [cell for cell, entry in entries.items() if entry["hash"] != ahead.fingerprint(path, cell)]
@@ -183,7 +187,7 @@ def test_every_control_changes_its_panel(site: Path, browser, name: str) -> None
         root.scroll_into_view_if_needed()
         page.wait_for_function(READY, arg=root)
         moved = 0
-        inputs = root.query_selector_all("input, select")
+        inputs = root.query_selector_all(".ahead-controls input, .ahead-controls select")
         for control in inputs:
             before = root.evaluate(SEEN)
             setting = root.get_attribute("data-setting")
