@@ -10,7 +10,7 @@ ARGS ?=
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-quick types export lessons hooks lowest bench site clean
+.PHONY: help lab test test-quick types export lessons hooks lowest bench site panels clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ bench: $(DEV)  ## measure what the README claims
 site: $(SITE)  ## build the web edition in _site/ from the stored notebooks
 	$(BIN)/python -m sphinx -q -W --keep-going -c site -d build/site . _site $(ARGS)
 	@echo "Open _site/index.html."
+
+panels: $(DEV)  ## compute the panels of the web edition that have changed (ARGS=01_distributions for one lesson)
+	$(BIN)/python tools/panels_ahead.py $(ARGS)
 
 clean:  ## remove everything that can be made again, .venv too
 	rm -rf $(VENV) build dist out _site jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ The root of the sources is the root of the project, so that links between notebo
 """
 from __future__ import annotations
 
+import shutil
 import sys
 from configparser import ConfigParser
 from importlib.metadata import files
@@ -80,6 +81,8 @@ html_show_sphinx = False
 def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
     "What a page shows in the place of what the notebook or the Markdown file says."
     source[0] = sources.prepared(ROOT, docname, source[0], f"{COLAB}/{docname}.ipynb")
+    panels = ROOT / "site" / "panels" / Path(docname).name / "index.json"
+    if panels.exists(): app.env.note_dependency(str(panels))
 
 
 def on_doctree(app: Sphinx, doctree: nodes.document) -> None:
@@ -97,12 +100,12 @@ def on_page(
 ) -> None:
     "Links above a notebook; the script of the players where there are any; Home is the front page."
     context["master_doc"] = "index"
-    if docname == "index" or "dc-scene" in context.get("body", ""):
-        app.add_js_file("players.js")
+    body = context.get("body", "")
+    if docname in ("index", "site/play") or "dc-scene" in body or 'class="ahead"' in body: app.add_js_file("players.js")
+    if 'class="ahead"' in body: app.add_js_file("panels.js", defer="defer")
     if docname == "index" and context["live"]:
         for script in ("tables", "core", "pictures"): app.add_js_file(f"live/{script}.js")
     if docname == "site/play":
-        app.add_js_file("players.js")
         for script in ("tables", "plane-data", "core", "plane", "columns"): app.add_js_file(f"live/{script}.js")
     if docname.startswith("nbs/") and docname != root_doc:
         copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
@@ -114,10 +117,12 @@ def on_page(
 
 
 def on_start(app: Sphinx) -> None:
-    "The player's script, for all scenes of a page, and what pages compute with."
+    "The player's script, for all scenes of a page; panels computed ahead; and what pages compute with."
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
     (static / "players.js").write_text(sources.players(ROOT), encoding="utf-8")
+    if (ROOT / "site" / "panels").exists():
+        shutil.copytree(ROOT / "site" / "panels", static / "panels", dirs_exist_ok=True)
     why = live.build(ROOT / "site" / "live", static / "live")
     if why: print(f"The front page cannot draw images: {why}.")
     app.config.html_context["live"] = not why

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
     module = next((m[1] for m in map(_module, cells) if m), "")
     anchors = documented(root, module)
     if docname.startswith("nbs/solutions/"): _mark_solutions(cells)
+    ahead = computed(root, Path(docname).name) if docname.count("/") == 1 else {}
     for cell in cells:
         if cell["cell_type"] == "markdown":
             for aside in ASIDES: cell["source"] = cell["source"].replace(aside, "")
@@ -81,6 +83,7 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
         if _module(cell): continue
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
+        if cell.get("id") in ahead: _use_panel(cell, docname, ahead[cell["id"]])
         for output in cell["outputs"]: _rewrite(output, docname, colab)
         names = sorted(_public(cell["source"]) & set(anchors))
         if names: yield _markdown("".join(f"({_label(module, name)})=\n" for name in names))
@@ -130,6 +133,36 @@ def scenes(text: str) -> str:
     """
     data = r'<script type="application/json" class="dc-scene" data-scene="\1">[\2]</script>'
     return PLAYER.sub(data, text)
+
+
+def computed(root: Path, lesson: str) -> dict[str, Any]:
+    """The panels of a lesson that `tools/panels_ahead.py` has computed, by the ids of their cells.
+
+    Args:
+        root: of the project.
+        lesson: the name of its notebook, without the ending.
+    """
+    path = root / "site" / "panels" / lesson / "index.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _use_panel(cell: Cell, docname: str, entry: dict[str, Any]) -> None:
+    "In the place of a panel's still: the still where scripts are off, and what panels.js makes of the entry."
+    for output in cell["outputs"]:
+        text = "".join(output.get("data", {}).get("text/html", ""))
+        if not SLIDERS.search(text): continue
+        still, caption = text.rsplit('<div style="color:#777', 1)
+        still = re.sub(r'<script[^>]*>.*?</script>| data-dc="[^"]*"', "", still, flags=re.S)
+        kept = {"controls": entry["controls"]}
+        data = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+        source = f'{"../" * docname.count("/")}_static/panels/{Path(docname).name}/{cell["id"]}.js'
+        names = ", ".join(html.escape(c["label"]) for c in entry["controls"])
+        words = SLIDERS.sub("", f'<div style="color:#777{caption}')
+        output["data"]["text/html"] = (
+            f'<div class="ahead" role="group" aria-label="Panel: {names}"'
+            f' data-panel="{cell["id"]}" data-source="{source}">'
+            f'<script type="application/json">{data}</script>'
+            f'<div class="ahead-parts">{still}</div><noscript>{words}</noscript></div>')
 
 
 # ---- exercises and their solutions ---------------------------------------------------------------

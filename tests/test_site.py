@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -112,9 +112,10 @@ def pages(site: Path) -> dict[str, Page]:
 
 # ---- before Sphinx -------------------------------------------------------------------------------
 
-def stored(path: Path) -> Iterator[str]:
-    """The HTML that a notebook stores."""
+def stored(path: Path, leave: Iterable[str] = ()) -> Iterator[str]:
+    """The HTML that a notebook stores, but in the cells with these ids."""
     for cell in read(path)["cells"]:
+        if cell.get("id") in leave: continue
         for output in cell.get("outputs", []): yield "".join(output.get("data", {}).get("text/html", ""))
 
 
@@ -151,11 +152,14 @@ def test_links_to_headings_hold_on_the_site(written: str, on_the_site: str) -> N
 def test_every_notebook_has_its_page(pages: dict[str, Page], path: Path) -> None:
     name = path.relative_to(ROOT).with_suffix(".html").as_posix()
     page = pages[name]
-    assert page.scenes == sum(text.count('boot("') for text in stored(path))
+    panels = sources.computed(ROOT, path.stem) if path in LESSONS else {}
+    assert page.scenes == sum(text.count('boot("') for text in stored(path, leave=panels))
+    assert page.text.count('class="ahead"') == len(panels)
     assert "#| default_exp" not in page.text and "const REACH" not in page.text
     for leftover in ("run this cell", "run the cell again", "Shift+Enter") if path in LESSONS else ():
         assert leftover not in page.text, leftover
-    assert sum("_static/players.js" in r for r in page.resources) == bool(page.scenes)
+    assert sum("_static/players.js" in r for r in page.resources) == bool(page.scenes or panels)
+    assert sum("_static/panels.js" in r for r in page.resources) == bool(panels)
     if path.stem == "index": return
     assert any(link.endswith(f"{path.stem}.ipynb") and not outside(link) for link in page.links)
     assert any("colab" in link for link in page.links)
@@ -196,6 +200,7 @@ class TestFiles:
     def test_pages_are_light(self, pages: dict[str, Page]) -> None:
         for name, page in pages.items():
             files = {page.at(r) for r in page.resources if not r.startswith("data:")}
+            files |= set((site / "_static" / "panels" / page.path.stem).glob("*.js"))
             size = sum(f.stat().st_size for f in {page.path, *files}) / MEGABYTE
             if "/" not in name or page.scenes: print(f"{name:45} {size:5.2f} MB")
             assert size <= (1 if name == "index.html" else 6), name

@@ -1,0 +1,210 @@
+"""Panels that were computed ahead for the web edition: all there, of today's cells, small, and right."""
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LESSONS, ROOT, code, name_of
+from interface import NO_BROWSER, find_browser, open_browser
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import panels_ahead as ahead  # noqa: E402
+
+from diffusion_course.widgets import choice, slider, toggle  # noqa: E402
+
+MEGABYTE = 2**20
+# Lessons whose panels are not computed yet: their pages show stills, or some of them.
+STILLS = {
+    "10_design_space", "11_straight_flows", "12_pictures", "13_unet", "14_training",
+    "15_sampling_pictures", "16_evaluation", "17_vae", "18_latent", "19_few_step",
+    "20_inpainting", "21_cold",
+}
+WITH_PANELS = [path for path in LESSONS if (ahead.SITE / path.stem).exists()]
+
+
+def results(lesson: str, cell: str) -> dict:
+    """What the script of a panel holds."""
+    text = (ahead.SITE / lesson / f"{cell}.js").read_text(encoding="utf-8")
+    before, _, rest = text.partition(", ")
+    assert before == f'dcPanels.take("{cell}"'
+    return json.loads(rest.removesuffix(");\n"))
+
+
+# ---- the stored files ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", LESSONS, ids=name_of)
+def test_every_panel_of_a_lesson_is_there_and_of_today(path: Path) -> None:
+    called = sum(ahead.calls(source, "panel") for source in code(path))
+    entries = ahead.index(path.stem)
+    if path.stem in STILLS:
+        assert len(entries) < called, "it is computed by now: take it out of STILLS"
+        return
+    assert called == len(ahead.panel_cells(path)) == len(entries)
+    stale = [cell for cell, entry in entries.items() if entry["hash"] != ahead.fingerprint(path, cell)]
+    assert not stale, f"run `make panels ARGS={path.stem}`"
+    files = {file.stem for file in (ahead.SITE / path.stem).glob("*.js")}
+    assert files == set(entries)
+
+
+@pytest.mark.parametrize("path", WITH_PANELS, ids=name_of)
+def test_every_setting_has_its_parts(path: Path) -> None:
+    for cell, entry in ahead.index(path.stem).items():
+        held = results(path.stem, cell)
+        starts = ",".join(str(control["start"]) for control in entry["controls"])
+        assert starts == next(iter(held["results"]))
+        assert len(held["results"]) == entry["settings"]
+        for k, control in enumerate(entry["controls"]):
+            reached = {int(setting.split(",")[k]) for setting in held["results"]}
+            assert reached == set(range(len(control["values"]))), control["name"]
+            assert len(control["shown"]) == len(control["values"]) >= 2
+        for parts in held["results"].values():
+            for kind, *rest in parts:
+                assert kind in ("text", "image", "scene")
+                if kind == "image": assert rest[0] < len(held["blobs"]) and min(rest[1:3]) > 0
+
+
+def test_they_are_small() -> None:
+    total = 0.0
+    for path in WITH_PANELS:
+        size = sum(f.stat().st_size for f in (ahead.SITE / path.stem).iterdir()) / MEGABYTE
+        print(f"{path.stem:25} {size:5.2f} MB")
+        assert size <= 4, path.stem
+        total += size
+    print(f"{'all':25} {total:5.2f} MB")
+    assert total <= 20
+
+
+def test_the_first_panels_show_what_draw_gives() -> None:
+    path = LESSONS[0]
+    cell = ahead.panel_cells(path)[0]
+    entry, held = ahead.index(path.stem)[cell], results(path.stem, cell)
+    (_, panel), = ahead.panels(path, {cell})
+    for setting in list(held["results"])[:: len(held["results"]) // 2][:3]:
+        places = list(map(int, setting.split(",")))
+        chosen = {name: ahead.argument(control, stored["values"][k]) for (name, control), stored, k
+                  in zip(panel.controls.items(), entry["controls"], places, strict=True)}
+        figure, = ahead.final(panel.draw(**chosen))
+        (kind, blob, _, _, _), = held["results"][setting]
+        assert kind == "image"
+        kept = Image.open(io.BytesIO(base64.b64decode(held["blobs"][blob]))).convert("RGB")
+        drawn = Image.open(io.BytesIO(ahead.png(figure))).convert("RGB")
+        assert kept.size == drawn.size
+        error = np.abs(np.asarray(kept, float) - np.asarray(drawn, float)).mean()
+        other = held["results"][next(s for s in held["results"] if s != setting)]
+        other = Image.open(io.BytesIO(base64.b64decode(held["blobs"][other[0][1]]))).convert("RGB")
+        assert error < 3 < 1 + np.abs(np.asarray(other, float) - np.asarray(drawn, float)).mean()
+
+
+# ---- which settings ------------------------------------------------------------------------------
+
+def test_a_slider_keeps_its_ends_and_its_start() -> None:
+    assert ahead.positions(slider(0, 9), 4) == [0, 3, 6, 9]
+    assert ahead.positions(slider(1, 3, 2), 7) == [1, 2, 3]
+    values = ahead.positions(slider(0.0, 1.5, 0.2), 5)
+    assert values[0] == 0 and values[-1] == 1.5 and 0.2 in values and len(values) == 5
+    powers = slider(20, 20_000, 500, log=True)
+    shown = [ahead.written(powers, v) for v in ahead.positions(powers, 5)]
+    assert shown[0] == "20" and shown[-1] == "20,000" and "500" in shown
+
+
+def test_all_combinations_where_they_fit_else_lines_through_the_start() -> None:
+    controls = dict(name=choice(["a", "b", "c"], "b"), on=toggle(), x=slider(0.0, 1.0, 0.5))
+    values, chosen = ahead.settings(controls, 60)
+    assert len(chosen) == len(set(chosen)) == np.prod([len(v) for v in values]) <= 60
+    assert [v[k] for v, k in zip(values, chosen[0], strict=True)] == [1, False, 0.5]
+    many = {f"x{k}": slider(0.0, 1.0, 0.5) for k in range(5)}
+    values, chosen = ahead.settings(many, 40)
+    assert len(chosen) <= 40
+    for k, v in enumerate(values): assert {s[k] for s in chosen} == set(range(len(v)))
+
+
+def test_a_change_above_a_panel_makes_it_stale(tmp_path: Path) -> None:
+    def saved(*sources: str) -> Path:
+        cells = [dict(id=f"c{k}", cell_type="code", source=s) for k, s in enumerate(sources)]
+        path = tmp_path / "x.ipynb"
+        path.write_text(json.dumps(dict(cells=cells)), encoding="utf-8")
+        return path
+
+    panel = "def look(k): return f(k)\npanel(look, k=slider(0, 3))"
+    one = ahead.fingerprint(saved("a = 1", "def f(k): return k + a", "b = 2", panel), "c3")
+    assert one == ahead.fingerprint(saved("a = 1", "def f(k): return k + a", "b = 3", panel), "c3")
+    assert one != ahead.fingerprint(saved("a = 2", "def f(k): return k + a", "b = 2", panel), "c3")
+    assert one != ahead.fingerprint(saved("a = 1", "def f(k): return k - a", "b = 2", panel), "c3")
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+# Kinds of parts: figures, scenes and text, and pages of images where they are stored.
+SAMPLE = [name for name in ("01_distributions", "02_simulation", "10_first_images", "18_latent")
+          if (ahead.SITE / name).exists()]
+SEEN = """root => root.querySelector('.ahead-parts').innerText + [...root.querySelectorAll('.ahead-parts img')]
+  .map(i => i.src).join() + (root.querySelector('.dc-player')?.dataset.revision ?? '')"""
+READY = "root => root.dataset.setting && !root.hasAttribute('aria-busy')"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built."""
+    folder = tmp_path_factory.mktemp("ahead")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "site",
+               "-d", str(folder / "work"), ".", str(folder / "_site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "_site"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """One browser for all tests."""
+    with open_browser() as opened: yield opened
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("name", SAMPLE)
+def test_every_control_changes_its_panel(site: Path, browser, name: str) -> None:
+    context = browser.new_context(viewport={"width": 1000, "height": 800}, reduced_motion="reduce")
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    at_home = (site.as_uri(), "blob:", "data:")
+    page.on("request", lambda r: None if r.url.startswith(at_home) else complaints.append(r.url))
+    page.goto((site / "nbs" / f"{name}.html").as_uri())
+    found = page.query_selector_all(".ahead")
+    assert len(found) == len(ahead.index(name)) > 0
+    for root in found:
+        root.scroll_into_view_if_needed()
+        page.wait_for_function(READY, arg=root)
+        moved = 0
+        inputs = root.query_selector_all(".ahead-controls input, .ahead-controls select")
+        for control in inputs:
+            before = root.evaluate(SEEN)
+            setting = root.get_attribute("data-setting")
+            control.evaluate("""c => {
+              if (c.type === 'checkbox') return c.click();
+              c.value = c.tagName === 'SELECT' ? (+c.value ? 0 : 1) : (+c.value === +c.max ? 0 : c.max);
+              c.dispatchEvent(new Event(c.tagName === 'SELECT' ? 'change' : 'input'));
+            }""")
+            page.wait_for_function("([root, old]) => root.dataset.setting !== old && !root.hasAttribute('aria-busy')",
+                                   arg=[root, setting])
+            moved += root.evaluate(SEEN) != before
+            assert control.get_attribute("id") and control.evaluate("c => c.labels.length") == 1
+        assert moved == len(inputs)
+        root.query_selector(".ahead-reset").click()
+        starts = ",".join(str(c["start"]) for c in ahead.index(name)[root.get_attribute("data-panel")]["controls"])
+        page.wait_for_function("([root, s]) => root.dataset.setting === s", arg=[root, starts])
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not complaints
+    context.close()
