@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 SITE = ROOT / "site" / "panels"
 SETTINGS = 40  # at most, of a panel
-SECONDS = 40.0  # of drawing, of a panel
+SECONDS = 12.0  # of the processor for drawing, of a panel
 ITERATES = 33  # at most, of a scene
 POINTS = 300  # at most, of a pane
 Setting = tuple[int, ...]  # for each control the place of its value among those computed
@@ -120,7 +120,7 @@ def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
     here = Path.cwd()
     found: list[Recorded] = []
 
-    def record(draw: Any, controls: dict[str, w.Widget]) -> Recorded:
+    def record(draw: Any, controls: dict[str, w.Widget], needs: Any = None) -> Recorded:
         found.append(Recorded(draw, controls))
         return found[-1]
 
@@ -303,9 +303,9 @@ def scene(item: Scene, store: Store) -> dict[str, Any]:
 def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) -> tuple[dict[str, Any], dict[str, Any]]:
     """A panel's entry in the index, without id and hash, and what its script holds."""
     store, results, texts = Store(), {}, {}
-    begin = time.perf_counter()
+    begin = time.process_time()  # which doesn't depend on what else the machine is doing
     first = _drawn(panel, {name: _start(c) for name, c in panel.controls.items()})
-    once = time.perf_counter() - begin
+    once = max(time.process_time() - begin, 1e-3)
     values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once))))
     for setting in tqdm(chosen, unit="setting", leave=False, dynamic_ncols=True):
         chose = {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
@@ -316,7 +316,7 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     for (name, control), v, k in zip(panel.controls.items(), values, chosen[0], strict=True):
         kind = ("toggle" if isinstance(control, w.Checkbox) else
                 "choice" if isinstance(control, (w.ToggleButtons, w.Dropdown)) else "slider")
-        controls.append(dict(name=name, label=control.description or name, kind=kind, start=k, values=v,
+        controls.append(dict(name=name, label=widgets._name(control, name), kind=kind, start=k, values=v,
                              shown=[written(control, value) for value in v]))
     full = len(chosen) == math.prod(map(len, values))
     return dict(controls=controls, settings=len(chosen), full=full), dict(results=results, blobs=list(store.blobs))
