@@ -18,8 +18,6 @@ from importlib.resources import files
 from math import floor, log10
 from typing import Any, ClassVar
 
-import anywidget
-import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -30,6 +28,9 @@ except ImportError as error:
 from .player import Player, Scene
 from .plots import Film
 from .style import side_by_side, shrink
+
+import anywidget  # after the player, which says how to install it
+import traitlets
 
 # %% auto #0
 __all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']
