@@ -44,6 +44,7 @@ NBS = ROOT / "nbs"
 SITE = ROOT / "site" / "panels"
 SETTINGS = 40  # at most, of a panel
 SECONDS = 12.0  # of the processor for drawing, of a panel
+ROOM = 600_000  # characters that the images and scenes of a panel may take, about
 ITERATES = 33  # at most, of a scene
 POINTS = 300  # at most, of a pane
 Setting = tuple[int, ...]  # for each control the place of its value among those computed
@@ -306,7 +307,10 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     begin = time.process_time()  # which doesn't depend on what else the machine is doing
     first = _drawn(panel, {name: _start(c) for name, c in panel.controls.items()})
     once = max(time.process_time() - begin, 1e-3)
-    values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once))))
+    trial = Store()
+    for item in first: stored(item, trial)
+    size = sum(map(len, trial.blobs)) + 1
+    values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once), ROOM // size)))
     for setting in tqdm(chosen, unit="setting", leave=False, dynamic_ncols=True):
         chose = {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
         parts = first if setting == chosen[0] else _drawn(panel, chose)

@@ -37,6 +37,9 @@ _SIGNS = {
     "channel order":
         "Exchanged colours leave every shape as it is, and make grass blue. Are shapes right "
         "here and colours wrong?",
+    "coarse time":
+        "Then the answer of the model would change with the time in a few jumps. Call it at "
+        "the same points with t = 0.1, 0.15 and 0.9: which of the answers agree?",
     "coupled across labels":
         "Then the label would say from which part of the noise a sample may start, and "
         "conditional samples stray. Is data paired with noise anywhere here?",
@@ -49,9 +52,12 @@ _SIGNS = {
     "labels left behind":
         "Then the samples would be good ones of the data, and only one in ten of the label "
         "that was asked for. Are the samples good here, and their labels wrong?",
+    "labels renumbered":
+        "Then all labels would be wrong by one rule: whoever asks for a 3 would always get "
+        "the same other digit. Are the samples good here, and is there such a rule?",
     "last noise":
         "Noise of the last step would lie over the samples like grain, as strong where real "
-        "data never vary, and half as strong with twice the steps. Measure it there, or ask "
+        "data never vary, and weaker with more steps. Measure it there, or ask "
         "how a walk without any noise could have it.",
     "latent scale":
         "That would change latents by a factor and a shift for each channel. Compare the "
@@ -70,8 +76,8 @@ _SIGNS = {
         "without one (w = 0). Is it that way round?",
     "off by one":
         "A network told a wrong time leaves some of the old noise, or takes out too much, the "
-        "less so the shorter the steps are. Take four times the steps: does the trouble fade, "
-        "and do two runs from one start agree?",
+        "less so the shorter the steps are. Take four times the steps: does the trouble fade? "
+        "And, if the walk draws no noise, do two runs from one start agree?",
     "own yardstick":
         "That is a fault of a measurement, not of the samples: bad samples would get a good "
         "score. Does a number here praise what your eyes reject?",
@@ -92,6 +98,9 @@ _SIGNS = {
         "Then the samples would be right in the limit of many steps, and only the order would "
         "be 1 instead of 2. Is there a method of order 2 here, and what is the slope of its "
         "error?",
+    "slopes added":
+        "Then each step would go twice as far as it should, and more steps would not mend "
+        "that. Are there two slopes in a step here, and does the error stay with more steps?",
     "start scale":
         "Then the walk would begin with the wrong spread. Compare the standard deviation of "
         "the first x with `schedule.sigma(0.0)`: do they differ?",
@@ -99,7 +108,7 @@ _SIGNS = {
         "Velocities that are added without the length of the step carry points far beyond the "
         "data, and the farther the more steps there are. Compare the standard deviations.",
     "terminal SNR":
-        "Print `schedule.log_snr(0.0)`. Where it is below -5, hardly any data are left at the "
+        "If there is a path, print `schedule.log_snr(0.0)`. Where it is below -5, hardly any data are left at the "
         "start of the path, and noise is a good start. Is it below that here?",
     "unweighted score":
         "Then the loss would be huge, jump from batch to batch as 1/sigma² does, and drown "
@@ -107,6 +116,9 @@ _SIGNS = {
     "variance for std":
         "Then too little noise comes in, as variances here are below 1. Divide the increments "
         "of a path by sqrt(g² h), if there is noise: is their standard deviation below 1?",
+    "wrong ruler":
+        "Then narrow samples would seem far from the data, and wide ones near. Is there a "
+        "number here that judges samples, and does it err that way?",
 }
 
 # Where that is not enough to tell the two apart
@@ -135,19 +147,19 @@ _SIGNS_OF = {
         "times the steps: the width stays as narrow as it is.",
     (5, "null always"):
         "A network that never saw a label cannot tell labels apart, or makes noise of them. "
-        "Start all ten labels from one noise: here they give ten different digits, all of "
+        "Start all ten labels from one noise: here they give ten different images, all of "
         "them clean.",
     (5, "guidance off"):
         "There is no w here. And with w = 1 each label should give its own digit.",
     (5, "coupled across labels"):
-        "Then samples would be drawn to places between the digits, and look it. Here every "
-        "sample is as clean as a real digit.",
+        "Then noise would have been paired with images in training. Here nothing was paired: "
+        "the model is the perfect one of what the patient returned.",
     (6, "noise twice"):
         "A product of two normal numbers would give a few huge specks and nearly nothing "
         "elsewhere. The grain in the corners is even: its kurtosis is near 3.",
     (6, "off by one"):
-        "A wrong time would leave some of the *old* noise. Start twice from the same x with "
-        "other fresh noise: the grain is another one each time, so it isn't left over.",
+        "A wrong time would leave noise of *earlier* steps. Hand `sampler_6` a `randn` that "
+        "gives zeros at its eighth call: the grain goes, so it came in there.",
     (6, "pixel range"):
         "The digits themselves go from about -1 to 1. The trouble is that pixels which should "
         "be -1 differ from sample to sample.",
@@ -163,9 +175,8 @@ _SIGNS_OF = {
     (7, "terminal SNR"):
         "The schedule is linear: alpha(0) is 0, and the path begins in pure noise.",
     (8, "off by one"):
-        "A wrong time would spoil Euler's half of each step too, and the patient would do "
-        "worse than Euler with as many steps. Compare them at equal steps: it does a little "
-        "better.",
+        "You are near: one of the two calls does hear a wrong time. The list has a narrower "
+        "name for that. Which call is it?",
     (8, "step length"):
         "Then the samples would fly far beyond the data. Here they are right, and all that is "
         "wrong is how fast the error falls.",
@@ -206,8 +217,8 @@ _SIGNS_OF = {
         "The model is the exact one for this data, and nothing was trained. The proportions "
         "go wrong on the way, or before it.",
     (12, "off by one"):
-        "A wrong time would blur every cluster, or sharpen it. Here most of all their "
-        "proportions are wrong.",
+        "A wrong time would leave the shares of the clusters nearly as they are. Here the "
+        "smaller one has most of the points.",
     (13, "last noise"):
         "Then the grain would be fresh noise, another one in each run. Call `sampler_13` "
         "twice from the same x: do the two results differ?",
@@ -528,7 +539,12 @@ def _less_noise_4(model, x, ts, randn): return _sde_4(model, x, ts, randn, 1.0, 
 def _more_noise_4(model, x, ts, randn): return _sde_4(model, x, ts, randn, 1.0, 2**0.5)
 
 
+def _half_4(model, x, ts, randn): return _sde_4(model, x, ts, randn, 0.5, 0.5**0.5)
+
+
 _MISTAKES_4 = (
+    Mistake(_half_4,
+            "You halve the noise as well, so the score is still twice what this noise needs."),
     Mistake(_minus_4,
             "The half is right, the sign is not: in whichever direction the process runs, the "
             "score enters with a plus."),
@@ -630,7 +646,20 @@ def _not_late_6(model, x, ts, randn, y):
 def _faded_6(model, x, ts, randn, y): return _noisy_6(model, x, ts, randn, y, lambda t, s: 1 - s)
 
 
+def _smaller_6(model, x, ts, randn, y):
+    sigma = model.schedule.sigma
+    return _noisy_6(model, x, ts, randn, y, lambda t, s: sigma(s) / sigma(t))
+
+
+def _stops_6(model, x, ts, randn, y): return sampler_6(model, x, ts[:-1], randn, y)
+
+
 _MISTAKES_6 = (
+    Mistake(_smaller_6,
+            "That is DDPM's smaller noise, which vanishes at the end as well; the docstring asks "
+            "for the larger one."),
+    Mistake(_stops_6,
+            "Now the walk stops before t = 1, and what is left at its end stays."),
     Mistake(_never_6,
             "Now there is no noise at all, and samples crowd together. Which step alone must "
             "do without?"),
@@ -667,7 +696,12 @@ def _reversed_7(t, width): return embed_7(1 - t, width)
 def _wide_7(t, width): return embed_7(10 * t, width)
 
 
+def _coarse_7(t, width): return embed_7((10 * t).long() / 10, width)
+
+
 _MISTAKES_7 = (
+    Mistake(_coarse_7,
+            "Still whole numbers: ten times are all that the network can tell apart."),
     Mistake(_small_7,
             "Now t gets through, but the 10 is lost: the fastest wave should reach the angle "
             "10 at t = 1."),
@@ -1138,8 +1172,8 @@ EXERCISES = {
         untouched=_untouched_13),
     "diagnosis_14": _question(
         14, "own yardstick",
-        "A score below the floor is no triumph, it is a symptom: real points did worse than "
-        "samples (lesson 16)."),
+        "Samples that the eye rejects scored like real points: mean and spread had been divided "
+        "away (lesson 16)."),
     "repair_14": Exercise(
         distance_14, _cases_14, _MISTAKES_14,
         "One ruler for both, and it is made of real data (lesson 16).",
