@@ -150,7 +150,7 @@ def test_answers_are_read_kindly() -> None:
 @pytest.mark.parametrize("k", NUMBERS)
 def test_the_untouched_patient_is_not_attempted(k: int) -> None:
     report = check(f"clinic.repair_{k}", broken(k))
-    assert report.status == "not attempted" and "as it came" in report.message
+    assert report.status == "not attempted" and "when it came" in report.message
     assert check(f"clinic.repair_{k}", right(k))
 
 
