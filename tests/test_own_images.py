@@ -477,9 +477,11 @@ def test_three_commands_with_odd_sizes_kinds_and_attributes(tmp_path: Path) -> N
     (folder / "K").rename(folder / "lettre K é")
     table = folder / "attributes.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("K/", "lettre K é/"), encoding="utf-8")
-    trained = call_in(tmp_path, "train", "images", "--data", folder.name, "--steps", "4", "--size", "28", "--device", "cpu")
+    train = ["train", "images", "--data", folder.name, "--steps", "4", "--size", "28", "--device", "cpu"]
+    trained = call_in(tmp_path, *train)
     assert trained.returncode == 0, trained.stderr
-    for text in ("60 images of 3 labels (A 20, S 20, lettre K é 20)", "28 x 28 pixels, grey", "described by slant, weight"):
+    said = "60 images of 3 labels (A 20, S 20, lettre K é 20)", "28 x 28 pixels, grey, described by slant, weight"
+    for text in said:
         assert text in trained.stdout, trained.stdout
     noted = info(tmp_path / "runs" / "images" / "model.safetensors")
     assert noted["attributes"] == ["slant", "weight"] and noted["labels"] == ["A", "S", "lettre K é"]
