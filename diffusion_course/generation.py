@@ -374,7 +374,7 @@ class SampleConfig:
     )
     label: int = option(-1, "of all images; -1: each in turn, where the model knows labels")
     labels: str = option("", "their names, with commas between, in place of a number; none: all labels")
-    cond: str = option("", "attributes by name, as slant=1,weight=-0.5, or numbers in their order; others are not given")
+    cond: str = option("", "attributes by name, as slant=1,weight=-0.5, or in their order; others are unknown")
     seed: int = option(0, "the same seed and settings give the same images")
     start: str = option("", "image to image: the file of an image to begin from, in place of noise")
     strength: float = option(

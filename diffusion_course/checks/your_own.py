@@ -263,7 +263,7 @@ def _not_shuffled(points, orders, n, metric):
 
 
 SPLITS = (
-    Mistake(_mean_of_them, "This is the mean. Half of all honest results would lie above it: which quantile is asked for?"),
+    Mistake(_mean_of_them, "This is the mean, and half of all honest results lie above it. Which quantile is asked for?"),
     Mistake(_largest, "This is the largest value, which grows with the number of splits. Which quantile is asked for?"),
     Mistake(_median, "This is the median: every other honest result lies above it. Which quantile is asked for?"),
     Mistake(_least, "This is the quantile at the lower end. Which results should be unlikely?"),
@@ -324,13 +324,13 @@ def _no_noise(u, x1, eps, strength, n): return _edit_walk(u, x1, 1 - strength, n
 
 
 EDIT = (
-    Mistake(_from_strength, "You start at t = strength. At strength 1 nothing of x1 should be left: which time is that?"),
+    Mistake(_from_strength, "You start at t = strength. At strength 1 nothing of x1 is left: which time is that?"),
     Mistake(_added, "You added noise to x1. What is a point of the linear path made of?"),
     Mistake(_whole_steps, "Your steps are 1 / n long and end beyond t = 1. How much time is left?"),
     Mistake(_whole_path, "You mixed for one time and walk from another, t = 0. Where on the path is your start?"),
     Mistake(_late_step, "Each step evaluates the velocity where it ends. Where is x?"),
     Mistake(_from_noise, "This forgets x1 altogether, as strength 1 does. What does a smaller strength keep?"),
-    Mistake(_no_noise, "Your start has no noise in it, which the network has never seen at that time. What is missing?"),
+    Mistake(_no_noise, "Your start holds no noise, which the network never saw at that time. What is missing?"),
 )
 
 
@@ -397,7 +397,7 @@ def _all_data(net, x, alphas_bar, timesteps):
 
 THEIRS = (
     Mistake(_no_root, "You used alpha-bar where alpha stands. For which of the two is alpha² + sigma² = 1?"),
-    Mistake(_stops_early, "Your last step ends at index 0, where a little noise is left. What is alpha-bar of the data?"),
+    Mistake(_stops_early, "Your last step ends at index 0, where some noise is left. What is alpha-bar of the data?"),
     Mistake(_neighbour, "You step to index i - 1. Which index is visited next?"),
     Mistake(_rising, "You walk from data to noise. In their clock, which index is the noisiest?"),
     Mistake(_our_clock, "You told their network our time. What was it told in its training?"),
