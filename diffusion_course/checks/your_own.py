@@ -397,7 +397,8 @@ def _all_data(net, x, alphas_bar, timesteps):
 
 THEIRS = (
     Mistake(_no_root, "You used alpha-bar where alpha stands. For which of the two is alpha² + sigma² = 1?"),
-    Mistake(_stops_early, "Your last step ends at index 0, where some noise is left. What is alpha-bar of the data?"),
+    Mistake(_stops_early,
+            "Your last step ends at index 0, where some noise is left. What is alpha-bar of the data?"),
     Mistake(_neighbour, "You step to index i - 1. Which index is visited next?"),
     Mistake(_rising, "You walk from data to noise. In their clock, which index is the noisiest?"),
     Mistake(_our_clock, "You told their network our time. What was it told in its training?"),
