@@ -1,4 +1,4 @@
-"""A vector as a condition beside the label: networks, forgetting, guidance, training, folders, files."""
+"""A vector as a condition beside the label: networks, forgetting, guidance, training, folders."""
 from __future__ import annotations
 
 import math
@@ -94,7 +94,8 @@ def test_rows_do_not_mix(net: Any) -> None:
     ("a lot", "cond is 'a lot': expected numbers"),
 ])
 def test_other_conditions_are_refused(cond: Any, message: str, net: Any) -> None:
-    with pytest.raises(ValueError, match=message): net(draw(4, *net.shape), torch.full((4,), 0.5), y=0, cond=cond)
+    x, t = draw(4, *net.shape), torch.full((4,), 0.5)
+    with pytest.raises(ValueError, match=message): net(x, t, y=0, cond=cond)
 
 
 @pytest.mark.parametrize("make", [
@@ -113,7 +114,8 @@ def test_tensors_of_other_shapes_are_flattened_and_one_number_is_enough() -> Non
     maps = draw(3, 2, 4, seed=1)
     assert torch.equal(expect.as_cond(maps, 8, x), maps.flatten(1))
     assert torch.equal(expect.as_cond(maps[0], 8, x), maps[0].flatten().expand(3, 8))
-    assert torch.equal(expect.as_cond(torch.tensor([1.0, 2.0, 3.0]), 1, x)[:, 0], torch.tensor([1.0, 2.0, 3.0]))
+    three = torch.tensor([1.0, 2.0, 3.0])
+    assert torch.equal(expect.as_cond(three, 1, x)[:, 0], three)
     assert torch.equal(expect.as_cond(2, 1, x), torch.full((3, 1), 2.0))
     square = torch.tensor([1.0, 2.0])
     assert torch.equal(expect.as_cond(square, 2, draw(2, 2)), square.expand(2, 2)), "B = k: one vector for all"
@@ -130,9 +132,11 @@ def test_the_embedding_is_its_formula() -> None:
 
 
 def test_without_it_nothing_has_changed() -> None:
-    for a, b in ((MLP(n_labels=3), MLP(n_labels=3, n_cond=2)), (UNet(replace(SMALL, n_cond=0)), UNet(SMALL))):
+    plain = UNet(replace(SMALL, n_cond=0))
+    for a, b in ((MLP(n_labels=3), MLP(n_labels=3, n_cond=2)), (plain, UNet(SMALL))):
         assert not any("cond" in name for name in a.state_dict())
-        for name, value in a.state_dict().items(): assert torch.equal(value, b.state_dict()[name]), name
+        for name, value in a.state_dict().items():
+            assert torch.equal(value, b.state_dict()[name]), name
 
 
 # ---- forgetting ----------------------------------------------------------------------------------
@@ -236,7 +240,8 @@ def test_points_learn_to_follow_it() -> None:
     model = fit(net, x, 500, labels=y, cond=a, drop=0.4, batch_size=256, progress=False).model
     mean = lambda **told: generate(model, 200, 10, seed=0, **told)
     both = mean(y=0, cond=[0.8])
-    assert abs(both[:, 0].mean() - 1.2) < 0.2 and abs(both[:, 1].mean() + 1) < 0.2 and both.std(0).max() < 0.4
+    assert abs(both[:, 0].mean() - 1.2) < 0.2 and abs(both[:, 1].mean() + 1) < 0.2
+    assert both.std(0).max() < 0.4
     assert mean(y=1)[:, 0].std() > 0.6, "the number was not told"
     assert mean(cond=[-0.8])[:, 1].std() > 0.7 and abs(mean(cond=[-0.8])[:, 0].mean() + 1.2) < 0.25
 
@@ -282,8 +287,9 @@ def test_a_folder_s_table_goes_with_its_images(tmp_path: Path) -> None:
             assert abs(int(x[0, 0, 0]) - 20 * i - 5 * int(y)) <= 1, "each row is its image's"
             assert weight.isnan() if i == 3 else weight == -y
     train_part, test_part = (image_folder(folder, split, 8) for split in ("train", "test"))
-    assert torch.equal(torch.cat([train_part.cond, test_part.cond]).nan_to_num(9), found.cond.nan_to_num(9))
-    assert torch.equal(train_part.to("cpu").cond.nan_to_num(9), train_part.cond.nan_to_num(9))
+    filled = lambda *parts: torch.cat([part.cond for part in parts]).nan_to_num(9)
+    assert torch.equal(filled(train_part, test_part), filled(found))
+    assert torch.equal(filled(train_part.to("cpu")), filled(train_part))
     table = folder / "attributes.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("0.7", "-0.7"), encoding="utf-8")
     assert (read_folder(folder, 8).cond == -0.7).any(), "a changed table is read again"
@@ -324,16 +330,16 @@ def test_training_scoring_and_files(tmp_path: Path) -> None:
     save(model, tmp_path / "m.safetensors", half=False)
     how = dict(n=2, steps=2, seed=0, y=1, cond=[0.3, NAN], precision="fp32")
     assert torch.equal(generate(load(tmp_path / "m.safetensors"), **how), generate(model, **how))
-    scores = scores_of(model, EvaluateConfig(data=str(folder), n=10, steps=2, device="cpu", classifier=str(
-        classifier_file(tmp_path))), progress=False)
+    classifier = str(classifier_file(tmp_path))
+    config = EvaluateConfig(data=str(folder), n=10, steps=2, device="cpu", classifier=classifier)
+    scores = scores_of(model, config, progress=False)
     assert {s.n for s in scores.values()} == {10}
     (folder / "attributes.csv").unlink()
     with pytest.raises(ValueError, match="net.n_cond is 2: expected 0, as the data have attributes"):
         recipe.check_data(recipe.pictures())
-    with pytest.raises(ValueError, match="the data have no attributes: expected 2 for each image, as the model"):
-        scores_of(model, EvaluateConfig(data=str(folder), n=10, steps=2, device="cpu", classifier=str(
-            tmp_path / "c.safetensors")), progress=False)
-    with pytest.raises(ValueError, match="net.n_cond is 1: expected 0, for latents carry no attributes"):
+    with pytest.raises(ValueError, match="the data have no attributes: expected 2 for each image"):
+        scores_of(model, config, progress=False)
+    with pytest.raises(ValueError, match="net.n_cond is 1: expected 0, for latents carry no"):
         LatentRecipe(net=replace(LatentRecipe().net, n_cond=1))
 
 
