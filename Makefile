@@ -6,8 +6,9 @@ LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
 SITE := $(VENV)/.site
 ARGS ?=
-# Tests of one file share what is slow to make (a browser, a site, a trained model); files run side by side.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Tests of one file share what is slow to make (a browser, a site, a trained model); files run side by side, in their order,
+# which begins with the slowest, those in the browser.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-quick types export lessons hooks lowest bench site panels clean
