@@ -1,7 +1,6 @@
 """Every lesson as a learner meets it: opened in JupyterLab, run, every slider dragged, every player played."""
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -69,9 +68,9 @@ STORED = '.jp-OutputArea-output img[src^="data:image"], .jp-OutputArea-output .d
 
 
 def panels_of(path: Path) -> int:
-    """How many panels the cells of a notebook make."""
-    calls = (n.func for source in code(path) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call))
-    return sum(isinstance(f, ast.Name) and f.id == "panel" for f in calls)
+    """How many panels the cells of a notebook show, by its stored outputs: a call may stand in a function."""
+    outputs = (o for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in cell.get("outputs", []))
+    return sum("".join(o.get("data", {}).get("text/plain", "")).startswith("panel of ") for o in outputs)
 
 
 def players_of(path: Path) -> int:
@@ -100,7 +99,8 @@ def test_lesson(page, server: Server, path: Path) -> None:
     made = [panels_of(path), players_of(path)]
     page.wait_for_function(COMPLETE, arg=made, timeout=PATIENCE)
     panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
-    assert made[0] and [len(panels), len(players)] == made, f"panels and players {made} are made"
+    assert len(panels) == made[0] >= sum("panel(" in source for source in code(path)) > 0, f"{made[0]} panels are made"
+    assert len(players) >= made[1], f"{made[1]} players are stored, and there may be live ones"
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)

@@ -197,7 +197,7 @@ class TestFiles:
             assert "@import" not in text, style
         assert not foreign
 
-    def test_pages_are_light(self, pages: dict[str, Page]) -> None:
+    def test_pages_are_light(self, site: Path, pages: dict[str, Page]) -> None:
         for name, page in pages.items():
             files = {page.at(r) for r in page.resources if not r.startswith("data:")}
             files |= set((site / "_static" / "panels" / page.path.stem).glob("*.js"))
@@ -533,7 +533,7 @@ class TestPlay:
         page.locator(".columns .go").click()
         done = "['done', 'failed'].includes(document.querySelector('.columns').dataset.state)"
         page.wait_for_function(done, timeout=PATIENCE)
-        drawn = torch.tensor(page.evaluate(PIXELS.replace(".draw", ".columns"))).reshape(4, 6, -1)
+        drawn = torch.tensor(page.evaluate(PIXELS.replace(".draw canvas", ".columns canvas"))).reshape(4, 6, -1)
         model = load("cifar10-latent")
         for column, steps in ((0, 1), (3, 8)):
             y = torch.full((4,), 7)
