@@ -4,15 +4,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import LESSONS, ROOT, code, name_of
-from interface import NO_BROWSER, find_browser, open_browser
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -130,72 +127,3 @@ def test_a_change_above_a_panel_makes_it_stale(tmp_path: Path) -> None:
     assert one == ahead.fingerprint(saved("a = 1", "def f(k): return k + a", "b = 3", panel), "c3")
     assert one != ahead.fingerprint(saved("a = 2", "def f(k): return k + a", "b = 2", panel), "c3")
     assert one != ahead.fingerprint(saved("a = 1", "def f(k): return k - a", "b = 2", panel), "c3")
-
-
-# ---- in a browser --------------------------------------------------------------------------------
-
-# Kinds of parts: figures, scenes and text, and pages of images where they are stored.
-SAMPLE = [name for name in ("01_distributions", "02_simulation", "10_first_images", "18_latent")
-          if (ahead.SITE / name).exists()]
-SEEN = """root => root.querySelector('.ahead-parts').innerText + [...root.querySelectorAll('.ahead-parts img')]
-  .map(i => i.src).join() + (root.querySelector('.dc-player')?.dataset.revision ?? '')"""
-READY = "root => root.dataset.setting && !root.hasAttribute('aria-busy')"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built."""
-    folder = tmp_path_factory.mktemp("ahead")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "site",
-               "-d", str(folder / "work"), ".", str(folder / "_site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "_site"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    """One browser for all tests."""
-    with open_browser() as opened: yield opened
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
-@pytest.mark.parametrize("name", SAMPLE)
-def test_every_control_changes_its_panel(site: Path, browser, name: str) -> None:
-    context = browser.new_context(viewport={"width": 1000, "height": 800}, reduced_motion="reduce")
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    at_home = (site.as_uri(), "blob:", "data:")
-    page.on("request", lambda r: None if r.url.startswith(at_home) else complaints.append(r.url))
-    page.goto((site / "nbs" / f"{name}.html").as_uri())
-    found = page.query_selector_all(".ahead")
-    assert len(found) == len(ahead.index(name)) > 0
-    for root in found:
-        root.scroll_into_view_if_needed()
-        page.wait_for_function(READY, arg=root)
-        moved = 0
-        inputs = root.query_selector_all(".ahead-controls input, .ahead-controls select")
-        for control in inputs:
-            before = root.evaluate(SEEN)
-            setting = root.get_attribute("data-setting")
-            control.evaluate("""c => {
-              if (c.type === 'checkbox') return c.click();
-              c.value = c.tagName === 'SELECT' ? (+c.value ? 0 : 1) : (+c.value === +c.max ? 0 : c.max);
-              c.dispatchEvent(new Event(c.tagName === 'SELECT' ? 'change' : 'input'));
-            }""")
-            page.wait_for_function("([root, old]) => root.dataset.setting !== old && !root.hasAttribute('aria-busy')",
-                                   arg=[root, setting])
-            moved += root.evaluate(SEEN) != before
-            assert control.get_attribute("id") and control.evaluate("c => c.labels.length") == 1
-        assert moved == len(inputs)
-        root.query_selector(".ahead-reset").click()
-        starts = ",".join(str(c["start"]) for c in ahead.index(name)[root.get_attribute("data-panel")]["controls"])
-        page.wait_for_function("([root, s]) => root.dataset.setting === s", arg=[root, starts])
-    page.set_viewport_size({"width": 380, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert not complaints
-    context.close()

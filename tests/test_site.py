@@ -30,6 +30,7 @@ from diffusion_course.predictions import Denoiser, latent_network
 
 sys.path.insert(0, str(ROOT / "site"))
 
+import panels_ahead  # noqa: E402
 import sources  # noqa: E402
 
 NEEDED = ("sphinx", "myst_nb", "furo", "mathjax")
@@ -352,6 +353,48 @@ class TestBrowser:
                 start_players(page)
                 assert not page.complaints
         finally: server.shutdown()
+
+
+class TestPanels:
+    """The sliders of pages, among results that were computed ahead."""
+
+    pytestmark = in_browser
+    # Kinds of parts: figures, scenes and text, images.
+    NAMES = "01_distributions", "02_simulation", "12_pictures", "18_latent"
+    SEEN = """root => root.querySelector('.ahead-parts').innerText + [...root.querySelectorAll('.ahead-parts img')]
+      .map(i => i.src).join() + (root.querySelector('.dc-player')?.dataset.revision ?? '')"""
+    READY = "root => root.dataset.setting && !root.hasAttribute('aria-busy')"
+    AWAY = "([root, starts]) => root.dataset.setting !== starts && !root.hasAttribute('aria-busy')"
+    BACK = "([root, starts]) => root.dataset.setting === starts && !root.hasAttribute('aria-busy')"
+    # Controls are moved as a hand does it, by their events.
+    MOVE = """c => {
+      if (c.type === 'checkbox') return c.click();
+      c.value = c.tagName === 'SELECT' ? (+c.value ? 0 : 1) : (+c.value === +c.max ? 0 : c.max);
+      c.dispatchEvent(new Event(c.tagName === 'SELECT' ? 'change' : 'input'));
+    }"""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_control_changes_its_panel(self, site: Path, visit, name: str) -> None:
+        page = visit((site / "nbs" / f"{name}.html").as_uri(), site.as_uri())
+        entries = panels_ahead.index(name)
+        found = page.query_selector_all(".ahead")
+        assert len(found) == len(entries) > 0
+        for root in found:
+            root.scroll_into_view_if_needed()
+            page.wait_for_function(self.READY, arg=root)
+            controls = entries[root.get_attribute("data-panel")]["controls"]
+            starts = ",".join(str(control["start"]) for control in controls)
+            for control in root.query_selector_all(".ahead-controls input, .ahead-controls select"):
+                before = root.evaluate(self.SEEN)
+                control.evaluate(self.MOVE)
+                page.wait_for_function(self.AWAY, arg=[root, starts])
+                assert root.evaluate(self.SEEN) != before, control.get_attribute("id")
+                assert control.get_attribute("id") and control.evaluate("c => c.labels.length") == 1
+                root.query_selector(".ahead-reset").click()
+                page.wait_for_function(self.BACK, arg=[root, starts])
+        page.set_viewport_size({"width": 380, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert not page.complaints
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
