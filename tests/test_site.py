@@ -313,7 +313,7 @@ class TestBrowser:
             page.emulate_media(color_scheme=scheme)
             expected = ["dark", "light"] if scheme == "light" else ["light", "dark"]
             assert page.evaluate(TEXT_AND_PAGE) == expected
-            for width in (1280, 380):
+            for width in (1280, 1250, 1100, 1000, 380):
                 page.set_viewport_size({"width": width, "height": 800})
                 fits = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
                 assert fits, f"wider than {width}"
