@@ -5,6 +5,7 @@
 # %% ../nbs/toolbox/panes.ipynb #28cb3cfe
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,7 @@ class Pane:
         field: int8 (F, ARROWS, ARROWS, 2), 127 = 1.4 cells.
         targets: (m, 2) int16, points that stand still.
         peak: the density that fills the side panel, where D = 1.
+        legend: what the marks are: (dot, shade or arrow; colour; name).
     """
 
     title: str
@@ -77,6 +79,7 @@ class Pane:
     field: np.ndarray | None = None
     targets: np.ndarray | None = None
     peak: float = 1.0
+    legend: Sequence[tuple[str, str, str]] = ()
 
     def positions(self, t: float) -> np.ndarray:
         """Where the points are at a time, (n, D), on the polygon through the iterates.
@@ -91,7 +94,9 @@ class Pane:
         return a if w == 0 else b if w == 1 else a + (b - a) * np.float32(w)
 
 # %% ../nbs/toolbox/panes.ipynb #69d812c8
-def draw_pane(ax: Axes, pane: Pane, t: float, clock: tuple[float, float], tail: float) -> None:
+def draw_pane(
+    ax: Axes, pane: Pane, t: float, clock: tuple[float, float], tail: float, text: str | None = None,
+) -> None:
     """The pane at one time, by matplotlib.
 
     Args:
@@ -100,6 +105,7 @@ def draw_pane(ax: Axes, pane: Pane, t: float, clock: tuple[float, float], tail: 
         t: the time.
         clock: the times at which the scene begins and ends.
         tail: length of the tails, as a fraction of the clock.
+        text: what the clock reads; default: t.
     """
     u = (t - clock[0]) / (clock[1] - clock[0])
     on_a_line = pane.q.shape[-1] == 1
@@ -111,9 +117,9 @@ def draw_pane(ax: Axes, pane: Pane, t: float, clock: tuple[float, float], tail: 
     lo, hi = (f"{v:.3g}".replace("-", "\u2212") for v in pane.view)
     right = 0.75 if on_a_line else 0.985
     outline = [withStroke(linewidth=2, foreground="white")]
-    for x, y, text in [(0.015, 0.985, hi), (0.015, 0.015, lo),
-                       (right, 0.015, "" if on_a_line else hi), (right, 0.985, f"t = {t:.2f}")]:
-        ax.text(x, y, text, fontsize=7, color="#7A828A", transform=ax.transAxes,
+    for x, y, words in [(0.015, 0.985, hi), (0.015, 0.015, lo),
+                       (right, 0.015, "" if on_a_line else hi), (right, 0.985, text or f"t = {t:.2f}")]:
+        ax.text(x, y, words, fontsize=7, color="#7A828A", transform=ax.transAxes,
                 va="top" if y > 0.5 else "bottom", ha="right" if x > 0.5 else "left",
                 path_effects=outline, zorder=6)
 

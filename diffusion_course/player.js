@@ -26,10 +26,15 @@ const CSS = `
 .dc-play:hover { border-color: var(--dc-blue); }
 .dc-play svg { width: 12px; height: 12px; fill: currentColor; }
 .dc-bar .dc-scrub { flex: 1 1 100%; }
-.dc-clock { flex: none; min-width: 50px; font-size: 12px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.dc-clock { flex: none; min-width: 56px; font-size: 12px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .dc-speed { flex: none; font: inherit; font-size: 12px; color: var(--dc-ink); background: var(--dc-soft); border: 1px solid var(--dc-rim); border-radius: 4px; padding: 2px 0 2px 2px; width: 60px; margin: 0; }
 .dc-tail-label { flex: none; display: flex; align-items: center; gap: 5px; font-size: 12px; }
 .dc-bar .dc-tail { width: 72px; }
+.dc-legend { display: flex; flex-wrap: wrap; justify-content: center; gap: 0 14px; padding-top: 5px; font-size: 12px; }
+.dc-legend span { display: inline-flex; align-items: center; gap: 5px; }
+.dc-legend i { flex: none; font-style: normal; width: 9px; height: 9px; border-radius: 50%; background: var(--mark); }
+.dc-legend .dc-shade { border-radius: 2px; width: 13px; height: 11px; background: color-mix(in srgb, var(--mark) 35%, #fff); }
+.dc-legend .dc-arrow { width: auto; height: auto; background: none; line-height: 1; }
 .dc-player [hidden] { display: none; }
 `;
 const ICONS = { play: '<svg viewBox="0 0 12 12"><path d="M2 0.5 L11 6 L2 11.5Z"/></svg>',
@@ -306,7 +311,7 @@ function element(tag, attributes = {}, ...children) {
 
 function build() {
   const ui = {
-    panes: element("div", { class: "dc-panes" }), play: element("button", { class: "dc-play", type: "button", "aria-label": "play" }),
+    panes: element("div", { class: "dc-panes" }), legend: element("div", { class: "dc-legend" }), play: element("button", { class: "dc-play", type: "button", "aria-label": "play" }),
     scrub: element("input", { class: "dc-scrub", type: "range", min: 0, max: 1000, step: 1, value: 0, "aria-label": "time" }),
     clock: element("span", { class: "dc-clock" }, "t = 0.00"),
     speed: element("select", { class: "dc-speed", "aria-label": "speed" }, ...SPEEDS.map((s) => element("option", { value: s }, `${s}\u00d7`))),
@@ -314,7 +319,7 @@ function build() {
   };
   ui.tailLabel = element("label", { class: "dc-tail-label" }, "tail", ui.tail);
   ui.bar = element("div", { class: "dc-bar" }, ui.scrub, ui.play, ui.clock, ui.speed, ui.tailLabel);
-  ui.root = element("div", { class: "dc-player", tabindex: 0, role: "group", "aria-label": "trajectory player" }, element("style", {}, CSS), ui.panes, ui.bar);
+  ui.root = element("div", { class: "dc-player", tabindex: 0, role: "group", "aria-label": "trajectory player" }, element("style", {}, CSS), ui.panes, ui.legend, ui.bar);
   // JupyterLab would otherwise take space and the arrow keys for itself; it looks at the focused element first
   for (const node of [ui.root, ui.play, ui.scrub, ui.speed, ui.tail]) node.setAttribute("data-lm-suppress-shortcuts", "true");
   ui.speed.value = 1;
@@ -335,6 +340,7 @@ function mount(host, meta, buffer) {
     if (shape(scene) !== shape(next)) layout(next);
     else next.panes.forEach((pane, k) => { pane.canvas = scene.panes[k].canvas; });
     next.panes.forEach(name);
+    explain(next);
     scene = next;
     root.dataset.points = scene.panes.reduce((sum, pane) => sum + pane.n, 0);
     ui.tailLabel.hidden = scene.panes.every((pane) => pane.dim === 1);
@@ -346,6 +352,16 @@ function mount(host, meta, buffer) {
     pane.canvas.setAttribute("aria-label", `${pane.title || "paths"}: ${pane.n} points that move from noise to data`);
     const title = pane.canvas.parentElement.querySelector(".dc-title");
     if (title && title.textContent !== pane.title) title.textContent = pane.title;
+  }
+
+  // What the marks are, once for all panes.
+  function explain(next) {
+    const entries = new Map(next.panes.flatMap((pane) => pane.legend ?? []).map((entry) => [entry.join(), entry]));
+    ui.legend.hidden = !entries.size;
+    ui.legend.replaceChildren(...[...entries.values()].map(([kind, color, words]) => {
+      const mark = element("i", { class: `dc-${kind}`, style: `--mark: ${color}`, "aria-hidden": "true" }, kind === "arrow" ? "\u2192" : "");
+      return element("span", {}, mark, words);
+    }));
   }
 
   function layout(next) {
@@ -366,7 +382,8 @@ function mount(host, meta, buffer) {
 
   function draw() {
     const u = state.u, t = scene.clock[0] + u * (scene.clock[1] - scene.clock[0]), dpr = Math.min(window.devicePixelRatio || 1, 3);
-    ui.clock.textContent = `t = ${t.toFixed(2)}`;
+    const shown = scene.falling ? scene.clock[0] + scene.clock[1] - t : t;
+    ui.clock.textContent = `${scene.time ?? "t"} = ${shown.toFixed(2)}`;
     ui.scrub.setAttribute("aria-valuetext", ui.clock.textContent);
     if (document.activeElement !== ui.scrub || state.playing) ui.scrub.value = Math.round(1000 * u);
     let drawn = 0;

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .files import file_format, whole_file
 from .panes import ARROWS, BINS, FRAMES, Pane, draw_pane, quantise
-from .style import LABELS, color_of, figure, png, shrink
+from .style import COLORS, LABELS, color_of, figure, legend_below, png, shrink
 
 try:
     import anywidget
@@ -54,6 +54,8 @@ class Scene:
         size: width of a square pane in pixels.
         autoplay: begin without being asked.
         still_at: the time of the still image; default: the last.
+        time: what the clock counts.
+        falling: the clock counts down, for a process from data to noise.
     """
 
     panes: list[Pane]
@@ -64,6 +66,8 @@ class Scene:
     size: int = 340
     autoplay: bool = True
     still_at: float | None = None
+    time: str = "t"
+    falling: bool = False
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         "A description (JSON) and one buffer (bytes) with the arrays it points into."
@@ -79,10 +83,12 @@ class Scene:
         panes = [
             dict(title=p.title, ts=[round(float(t), 6) for t in p.ts], view=list(p.view),
                  palette=p.palette, peak=p.peak, bins=BINS, paths=put(p.q), ids=put(p.ids),
-                 density=put(p.density), field=put(p.field), targets=put(p.targets))
+                 density=put(p.density), field=put(p.field), targets=put(p.targets),
+                 legend=[*p.legend])
             for p in self.panes
         ]
-        options = {k: vars(self)[k] for k in ("seconds", "tail", "loop", "size", "autoplay")}
+        kept = ("seconds", "tail", "loop", "size", "autoplay", "time", "falling")
+        options = {k: vars(self)[k] for k in kept}
         return dict(panes=panes, clock=list(self.clock), **options), bytes(buffer)
 
     def to_html(self, still: bool = True) -> str:
@@ -127,8 +133,13 @@ class Scene:
         on_a_line = all(p.q.shape[-1] == 1 for p in self.panes)
         fig, _ = figure(len(self.panes), size=(4.6, 2.6) if on_a_line else (3.2, 3.2))
         for pane, ax in zip(self.panes, fig.axes, strict=True):
-            draw_pane(ax, pane, at, self.clock, self.tail)
+            draw_pane(ax, pane, at, self.clock, self.tail, self._read(at))
+        legend_below(fig, dict.fromkeys(entry for pane in self.panes for entry in pane.legend))
         return shrink(png(fig))
+
+    def _read(self, t: float) -> str:
+        "What the clock says at a time."
+        return f"{self.time} = {sum(self.clock) - t if self.falling else t:.2f}"
 
     def save(self, path: str | Path, frames: int = 40, width: int | None = None) -> Path:
         """Write an animation.
@@ -179,7 +190,8 @@ def play(
     density: Callable | Numbers | None = None, field: Callable | list | None = None,
     targets: Numbers | None = None, extent: float | tuple[float, float] | list | None = None,
     seconds: float = 4.0, tail: float = 0.25, loop: bool = True, size: int = 340,
-    autoplay: bool = True, still_at: float | None = None,
+    autoplay: bool = True, still_at: float | None = None, time: str = "t", falling: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Scene:
     """A scene that plays paths from noise to data.
 
@@ -202,6 +214,10 @@ def play(
         autoplay: begin without being asked.
         still_at: the time of the still image, where the page has no scripts: in the middle of the
             way, for paths; default: the last.
+        time: what the clock counts, where it is not t.
+        falling: the clock counts down from the last time to the first, for a process from data to
+            noise.
+        names: what the legend calls the "points", the "density", the "field" and the "targets".
 
     Raises:
         ValueError: where an argument does not fit.
@@ -209,7 +225,7 @@ def play(
     if not seconds > 0 or not 0 <= tail <= 1 or not size >= 80:
         raise ValueError(f"seconds={seconds}, tail={tail}, size={size}: "
                          "expected seconds > 0, tail in [0, 1], size >= 80")
-    names, entries = _split(paths)
+    own_titles, entries = _split(paths)
     k = len(entries)
     if not k: raise ValueError("paths is empty: expected at least one pane")
     xs = [_paths(entry) for entry in entries]
@@ -220,7 +236,7 @@ def play(
     extents = _per_pane(extent, k, "extent")
     views = [_view(extents[i], [x for x in xs if x.shape[2] == xs[i].shape[2]]) for i in range(k)]
 
-    if titles is None: titles = names
+    if titles is None: titles = own_titles
     elif isinstance(titles, str): titles = [titles]
     headings = _per_pane(None if titles is None else list(titles), k, "titles")
     options = dict(labels=labels, color=color, density=density, field=field, targets=targets)
@@ -229,8 +245,9 @@ def play(
         _pane(xs[i], times[i], views[i], clock, headings[i], **{n: v[i] for n, v in per_pane.items()})
         for i in range(k)
     ]
+    _add_legends(panes, per_pane, dict(names or {}))
     return Scene(panes, clock, float(seconds), float(tail), bool(loop), int(size), bool(autoplay),
-                 still_at)
+                 still_at, str(time), bool(falling))
 
 
 def _pane(
@@ -395,6 +412,27 @@ def _times(ts: Any, count: int) -> np.ndarray:
     if ts[0] < -1e-6 or ts[-1] > 1 + 1e-6:
         raise ValueError(f"ts runs from {ts[0]:g} to {ts[-1]:g}: expected times in [0, 1]")
     return ts.clip(0, 1)
+
+
+def _add_legends(panes: list[Pane], options: Mapping[str, list], names: dict[str, str]) -> None:
+    "What the marks of each pane are. Points of one colour in all panes need no entry of their own."
+    unknown = set(names) - {"points", "density", "field", "targets"}
+    if unknown: raise ValueError(f"names has {sorted(unknown)}: expected points, density, field or targets")
+    alike = len({tuple(pane.palette) for pane in panes}) == 1
+    for k, pane in enumerate(panes):
+        entries = []
+        if options["labels"][k] is not None:
+            known = sorted({*pane.ids.tolist()})
+            entries += [("dot", pane.palette[i], f"label {i}" if i == known[0] else f"{i}") for i in known]
+        elif "points" in names or not alike:
+            role = options["color"][k] or "learned"
+            entries.append(("dot", pane.palette[0], names.get("points", role if role in COLORS else "points")))
+        if pane.targets is not None: entries.append(("dot", COLORS["data"], names.get("targets", "data")))
+        if pane.density is not None:
+            timed = " at this time" if len(pane.density) > 1 else ""
+            entries.append(("shade", COLORS["exact"], names.get("density", f"density{timed}")))
+        if pane.field is not None: entries.append(("arrow", "#7D8792", names.get("field", "field")))
+        pane.legend = entries
 
 
 def _colors(labels: Any, color: str | None, n: int) -> tuple[np.ndarray, list[str]]:

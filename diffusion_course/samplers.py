@@ -418,19 +418,16 @@ def dpmpp_2m() -> Stepper:
     def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
         q, p, schedule = model.previous, model(x, t), model.schedule
         alpha_s, sigma_s = schedule.weights(s)
-        lambda_t, lambda_s = _half_log_snr(*schedule.weights(t)), _half_log_snr(alpha_s, sigma_s)
-        h = lambda_s - lambda_t
-        if q is None or math.isinf(h): return p.mix(alpha_s, sigma_s)
-        r = (lambda_t - _half_log_snr(*schedule.weights(q.t.item()))) / h
+        alpha_t, sigma_t = schedule.weights(t)
+        if q is None or not (alpha_t and sigma_t and alpha_s and sigma_s): return p.mix(alpha_s, sigma_s)
+        alpha_q, sigma_q = schedule.weights(q.t.item())
+        lambda_t = math.log(alpha_t / sigma_t)
+        h = math.log(alpha_s / sigma_s) - lambda_t
+        r = (lambda_t - math.log(alpha_q / sigma_q)) / h if alpha_q and sigma_q else math.inf
         # p.mix(alpha_s, sigma_s) is the formula with D = x1_t; c (x1_t - x1_q) is what D adds to it
         c = -alpha_s * math.expm1(-h) / (2 * r)
         return torch.add(p.mix(alpha_s + c, sigma_s), q.x1, alpha=-c)
     return step
-
-
-def _half_log_snr(alpha: float, sigma: float) -> float:
-    "lambda = log(alpha / sigma), infinite at an end without noise or without data."
-    return math.log(alpha / sigma) if alpha and sigma else math.inf if alpha else -math.inf
 
 # %% ../nbs/07_samplers.ipynb #6a7300a0
 def uniform_grid(n: int, start: float = 0.0, stop: float = 1.0) -> Tensor:

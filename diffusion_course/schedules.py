@@ -135,7 +135,7 @@ class Schedule:
         self._values.clear()
 
     @cached_property
-    def _values(self) -> dict[tuple[str, float], float]: return {}
+    def _values(self) -> dict[tuple[str, float], Any]: return {}
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """The weight of the data in x_t.
@@ -192,9 +192,7 @@ class Schedule:
         Args:
             t: a time.
         """
-        alpha, sigma = self._values.get(("alpha", t)), self._values.get(("sigma", t))
-        if alpha is None or sigma is None: return self.alpha(t).item(), self.sigma(t).item()
-        return alpha, sigma
+        return self._values.get(("weights", t)) or self._pair("weights", self.alpha, self.sigma, t)
 
     def slopes(self, t: float) -> tuple[float, float]:
         """The derivatives of alpha and sigma at a single time, as numbers.
@@ -202,9 +200,12 @@ class Schedule:
         Args:
             t: a time.
         """
-        d_alpha, d_sigma = self._values.get(("d_alpha", t)), self._values.get(("d_sigma", t))
-        if d_alpha is None or d_sigma is None: return self.d_alpha(t).item(), self.d_sigma(t).item()
-        return d_alpha, d_sigma
+        return self._values.get(("slopes", t)) or self._pair("slopes", self.d_alpha, self.d_sigma, t)
+
+    def _pair(self, name: str, first: Callable, second: Callable, t: float) -> tuple[float, float]:
+        pair = first(t).item(), second(t).item()
+        if self.caches: self._values[name, t] = pair
+        return pair
 
     def mix(self, x1: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
         """The point x_t = alpha(t) x1 + sigma(t) eps of the path.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any, Literal, overload
 
 import matplotlib as mpl
@@ -15,20 +16,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from PIL import Image
 
 # %% auto #0
 __all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'png', 'side_by_side', 'shrink', 'figure',
-           'legend', 'figure_of', 'axes_or_new', 'plane', 'colormap']
+           'legend', 'legend_below', 'figure_of', 'axes_or_new', 'plane', 'colormap']
 
 # %% ../nbs/toolbox/style.ipynb #9bc9d7a8
 COLORS = {  # Okabe & Ito (2008), "Color Universal Design"
-    "noise": "#8C8C8C", "data": "#009E73", "exact": "#0072B2", "learned": "#D55E00",
+    "noise": "#595959", "data": "#009E73", "exact": "#0072B2", "learned": "#D55E00",
     "highlight": "#E69F00", "accent": "#CC79A7",
 }
-LABELS = [
-    "#4477AA", "#EE6677", "#CCBB44", "#AA3377", "#66CCEE",
-    "#228833", "#EE8866", "#999933", "#882255", "#777777",
+LABELS = [  # Petroff (2021), "Accessible Color Sequences for Data Visualization", arXiv:2107.02270
+    "#3F90DA", "#FFA90E", "#BD1F01", "#94A4A2", "#832DB6",
+    "#A96B59", "#E76300", "#B9AC70", "#717581", "#92DADD",
 ]
 INK, FAINT = "#333333", "#D5D8DC"
 DPI = 120
@@ -174,6 +176,25 @@ def legend(ax: Axes, **kwargs: Any) -> None:
     """
     style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handlelength": 1.4}
     ax.legend(**{**style, **kwargs})
+
+
+def legend_below(fig: Figure, entries: Iterable[tuple[str, str, str]]) -> None:
+    """One legend for all axes of a figure, under them.
+
+    Args:
+        fig: the figure.
+        entries: (dot, shade or arrow; colour; name) each.
+    """
+    marks: dict[str, dict[str, Any]] = {
+        "dot": dict(marker="o", ms=4), "shade": dict(marker="s", ms=7, alpha=0.35),
+        "arrow": dict(marker=r"$\rightarrow$", ms=9),
+    }
+    handles = [Line2D([], [], ls="none", color=color, label=name, mec="none", **marks[kind])
+               for kind, color, name in entries]
+    if not handles: return
+    columns = max(1, int(1.6 * fig.get_figwidth()))
+    fig.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), frameon=False,
+               fontsize=7.5, labelcolor=INK, handletextpad=0.2, columnspacing=1.2)
 
 
 def figure_of(ax: Axes) -> Figure:
