@@ -88,7 +88,16 @@ def plane() -> dict[str, Any]:
     columns = {name: numbers(vars(mixture)[name].flatten()) for name in ("means", "stds", "weights", "labels")}
     frames = {name: rows(schedule, moments) for name, schedule in SCHEDULES.items()}
     colors = {role: to_hex(color_of(role)) for role in ("exact", "learned")}
-    return dict(mixture=columns, frames=frames, network=layers(model.net), colors=colors)
+    return dict(mixture=columns, frames=frames, network=layers(model.net) | dict(loops=assembled()), colors=colors)
+
+
+def assembled() -> str:
+    "The loops of the small network, in base64; empty where they can't be assembled: pages have slower ones."
+    if find_spec("wasmtime") is None: return ""
+    from wasmtime import wat2wasm
+
+    text = (Path(__file__).parent / "live" / "layers.wat").read_text(encoding="utf-8")
+    return base64.b64encode(wat2wasm(text)).decode()
 
 
 def small_model(steps: int = 3000) -> Denoiser:

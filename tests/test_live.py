@@ -24,14 +24,15 @@ sys.path.insert(0, str(ROOT / "site"))
 import live  # noqa: E402
 
 in_browser = [pytest.mark.browser, pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)]
+assembles = pytest.mark.skipif(not live.assembled(), reason="the extra `site` lacks wasmtime")
 SCRIPTS = ROOT / "site" / "live"
 SAMPLERS = {
     "euler": euler(), "ddim": ddim(), "dpmpp_2m": dpmpp_2m(), "churned": euler_maruyama(1.5),
 }
 SCHEDULES = {"linear": Linear(), "cosine": Cosine()}
-RUN = """async ([noise, { path, steps, sampler, label, w, learned }]) => {
+RUN = """async ([noise, { path, steps, sampler, label, w, learned, loops }]) => {
   const table = TABLES.grids[path][steps], n = noise[0].length;
-  const of = learned ? network(NETWORK) : (y) => exact(MIXTURE, y);
+  const of = learned ? network({ ...NETWORK, loops: loops ? NETWORK.loops : "" }) : (y) => exact(MIXTURE, y);
   const none = of(null), own = of(label);
   const model = w === 1 ? own : (x, at) => guided(none(x, at), own(x, at), w);
   const step = sampler === "churned" ? churned(1.5) : STEPS[sampler];
@@ -56,7 +57,7 @@ def page() -> Iterator:
     """An empty page with the scripts, the tables, and the models."""
     columns = vars(running_mixture()).items()
     mixture = {name: live.numbers(value.flatten()) for name, value in columns}
-    net = live.layers(small_network().net)
+    net = live.layers(small_network().net) | dict(loops=live.assembled())
     constants = dict(TABLES=live.tables(), MIXTURE=mixture, NETWORK=net)
     with open_browser() as browser:
         opened = browser.new_page()
@@ -66,8 +67,8 @@ def page() -> Iterator:
         yield opened
 
 
-def both(page, n: int = 100, **q) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The points of the page and of Python from the same noise, and how much longer the page took."""
+def both(page, n: int = 100, **q) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """The points of the page and of Python from the same noise, and how many seconds both took."""
     schedule = SCHEDULES[q["path"]]
     steps, label, w = q["steps"], q["label"], q["w"]
     z = torch.randn(steps + 1, n, 2, generator=torch.Generator().manual_seed(3))
@@ -81,7 +82,7 @@ def both(page, n: int = 100, **q) -> tuple[torch.Tensor, torch.Tensor, float]:
     x = sample(model, x0, uniform_grid(steps), stepper, noise=lambda x, t, s: next(rest), **cond)
     seconds = time.perf_counter() - begin
     found = page.evaluate(RUN, [[x0.flatten().tolist(), *z[1:].flatten(1).tolist()], q])
-    return torch.tensor(found["x"]).reshape(n, 2), x, found["ms"] / 1000 / seconds
+    return torch.tensor(found["x"]).reshape(n, 2), x, found["ms"] / 1000, seconds
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -97,15 +98,16 @@ class TestPoints:
         self, page, path: str, sampler: str, steps: int, label: int | None, w: float,
     ) -> None:
         q = dict(path=path, sampler=sampler, steps=steps, label=label, w=w, learned=False)
-        mine, expected, _ = both(page, **q)
+        mine, expected, *_ = both(page, **q)
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
+    @pytest.mark.parametrize("loops", [pytest.param(True, marks=assembles), False], ids=["assembled", "javascript"])
     @pytest.mark.parametrize("n, steps, label, w", [(99, 10, None, 1.0), (100, 20, 1, 3.0)])
     def test_learned(
-        self, page, sampler: str, n: int, steps: int, label: int | None, w: float,
+        self, page, sampler: str, n: int, steps: int, label: int | None, w: float, loops: bool,
     ) -> None:
-        q = dict(path="linear", sampler=sampler, steps=steps, label=label, w=w, learned=True)
-        mine, expected, _ = both(page, n, **q)
+        q = dict(path="linear", sampler=sampler, steps=steps, label=label, w=w, learned=True, loops=loops)
+        mine, expected, *_ = both(page, n, **q)
         torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
 
 
@@ -116,9 +118,24 @@ class TestPlane:
 
     def test_latency_is_printed(self, page) -> None:
         for learned in (False, True):
-            q = dict(path="linear", sampler="euler", steps=50, label=None, w=1.0, learned=learned)
-            ratio = min(both(page, 500, **q)[2] for _ in range(4))
-            print(f"500 points, 50 steps, {'network' if learned else 'exact'}: {ratio:.1f} times torch's time")
+            q = dict(path="linear", sampler="euler", steps=50, label=None, w=1.0, learned=learned, loops=True)
+            pairs = [both(page, 500, **q)[2:] for _ in range(4)]
+            mine, torchs = (min(times) for times in zip(*pairs, strict=True))
+            print(f"500 points, 50 steps, {'network' if learned else 'exact'}: {1000 * mine:.0f} ms,"
+                  f" {mine / torchs:.1f} times torch's time")
+
+    @assembles
+    def test_an_activation_far_from_zero_stays_finite(self, page) -> None:
+        found = page.evaluate("""(xs) => {
+          const memory = new WebAssembly.Memory({ initial: 1 }), x = new Float32Array(memory.buffer, 0, xs.length);
+          x.set(xs);
+          const bytes = Uint8Array.from(atob(NETWORK.loops), (c) => c.charCodeAt(0));
+          const { silu } = new WebAssembly.Instance(new WebAssembly.Module(bytes), { page: { memory } }).exports;
+          silu(0, 4096, xs.length);
+          return [...new Float32Array(memory.buffer, 4096, xs.length)];
+        }""", xs := [-1e30, -200.0, -88.0, -20.0, -1.0, -1e-9, 0.0, 0.3, 1.0, 20.0, 200.0, 1e30])
+        expected = torch.nn.functional.silu(torch.tensor(xs, dtype=torch.float64))
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6)
 
     def test_densities(self, page) -> None:
         x = 2 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -407,19 +407,27 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 ASK = """async ([base, questions]) => {
   const worker = new Worker(base + "_static/live/worker.js"), answers = [];
+  let id = 0;
   const ask = (question, id) => new Promise((resolve, reject) => {
     const noise = Uint8Array.from(atob(question.noise), (c) => c.charCodeAt(0)), previews = [];
     worker.onmessage = ({ data }) => {
       if (data.type === "failed") reject(data.why);
       if (data.type === "picture") previews.push(data.step);
       if (data.type !== "done") return;
-      resolve({ ms: data.ms, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
+      resolve({ ms: data.ms, shares: data.shares, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
     };
     worker.postMessage({ ...question, id, noise: new Float32Array(noise.buffer), keepNumbers: true });
   });
   for (const question of questions) {
-    await ask({ ...question, steps: 1 }, 2 * answers.length);  // warm
-    answers.push(await ask(question, 2 * answers.length + 1));
+    // warm, until another worker takes its share where there is a processor for it
+    for (let again = 100; again--;) {
+      const { shares } = await ask({ ...question, steps: 1 }, ++id);
+      if (shares > 1 || navigator.hardwareConcurrency < 2) break;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    const plain = [];
+    for (let again = 3; again--;) plain.push((await ask({ ...question, previews: 1 }, ++id)).ms);
+    answers.push({ ...await ask(question, ++id), plain: Math.min(...plain) });
   }
   worker.terminate();
   return answers;
@@ -460,11 +468,14 @@ class TestDrawing:
         expected, seconds, questions = [], [], []
         for name, steps, sampler, w, n in cases:
             model, labels = load(name), list(range(n))
-            begin = time.perf_counter()
-            y = torch.tensor(labels)
-            x = generate(model, n, steps, sampler, w, seed=7, y=y, precision="fp32")
-            expected.append((x, decoded(model, x)))
-            seconds.append(time.perf_counter() - begin)
+            tries = []
+            for _ in range(3):
+                begin = time.perf_counter()
+                x = generate(model, n, steps, sampler, w, seed=7, y=torch.tensor(labels), precision="fp32")
+                images = decoded(model, x)
+                tries.append(time.perf_counter() - begin)
+            expected.append((x, images))
+            seconds.append(min(tries))
             x0 = base64.b64encode(noise(model, n, seed=7).numpy().tobytes()).decode()
             question = dict(model=name, steps=steps, sampler=sampler, guidance=w, labels=labels)
             questions.append(question | dict(noise=x0, seed=0))
@@ -472,8 +483,9 @@ class TestDrawing:
         found = page.evaluate(ASK, [served, questions])
         answers = zip(cases, expected, found, seconds, strict=True)
         for (name, steps, _, _, n), (x, images), answer, torchs in answers:
-            print(f"{name}, {steps} steps, {n} images: {answer['ms'] / 1000:.2f} s in the page with a picture after"
-                  f" each step, {answer['ms'] / 1000 / torchs:.1f} times the time of torch with one at the end")
+            print(f"{name}, {steps} steps, {n} images: {answer['plain'] / 1000:.2f} s in {answer['shares']} workers of the"
+                  f" page, {answer['plain'] / 1000 / torchs:.1f} times torch's time in {torch.get_num_threads()} threads;"
+                  f" with a picture after each step {answer['ms'] / 1000:.2f} s")
             assert answer["previews"] == list(range(1, steps))
             torch.testing.assert_close(torch.tensor(answer["x"]), x.flatten(), atol=1e-4, rtol=0)
             assert (torch.tensor(answer["images"]) - images.flatten()).abs().max() < 2 / 255
@@ -484,7 +496,8 @@ class TestDrawing:
     def test_the_front_page_draws(self, served: str, visit) -> None:
         page = visit(f"{served}index.html", served)
         asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        # further workers load the scripts again, out of the browser's cache
+        page.on("request", lambda request: asked.append(request.url) if "?v=" in request.url else None)
         wait_for(page, "ready")
         page.click(".go")
         wait_for(page, "done")
@@ -512,8 +525,7 @@ class TestDrawing:
         wait_for(page, "ready")
         page.click(".go")
         wait_for(page, "done")
-        # the second visit fetches nothing
-        assert not [url for url in asked if ".onnx" in url or ".wasm" in url]
+        assert all("ort.mjs" in url for url in asked)  # the second visit fetches nothing large
         assert not page.complaints
 
     def test_a_file_says_that_it_needs_a_server(self, site: Path, served: str, visit) -> None:

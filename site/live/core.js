@@ -136,13 +136,26 @@ function logDensity(mixture, x, { alpha, sigma }, label = null) {
 
 // The small network of lesson 5: waves of x and t, residual layers, and the label's vector added after the first.
 function network(data) {
-  const bytes = Uint8Array.from(atob(data.weights), (c) => c.charCodeAt(0)), flat = new Float32Array(bytes.buffer);
+  const read = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), flat = new Float32Array(read(data.weights).buffer);
   const part = (name) => { const [at, ...shape] = data.places[name]; return flat.subarray(at, at + shape.reduce((p, q) => p * q, 1)); };
-  const [, width, inputs] = data.places["first.weight"], hidden = Object.keys(data.places).filter((n) => /^hidden.*weight$/.test(n)).length;
-  const xWaves = part("x_waves"), tWaves = part("t_waves"), none = data.places["embed_y.weight"][1] - 1, embed = part("embed_y.weight");
-  const silu = (h, out) => { for (let i = 0; i < h.length; i++) out[i] = h[i] / (1 + Math.exp(-h[i])); return out; };
+  const names = Object.keys(data.places).filter((name) => /weight$/.test(name) && !/^embed/.test(name)).map((name) => name.slice(0, -7));
+  // weights as (inputs, outputs), with zeros up to a multiple of four outputs
+  const stack = names.map((name) => {
+    const [, outputs, inputs] = data.places[`${name}.weight`], own = part(`${name}.weight`), wide = fours(outputs);
+    const weights = new Float32Array(inputs * wide), bias = new Float32Array(wide);
+    for (let j = 0; j < outputs; j++) for (let k = 0; k < inputs; k++) weights[k * wide + j] = own[j * inputs + k];
+    bias.set(part(`${name}.bias`));
+    return { inputs, outputs: wide, weights, bias };
+  });
+  const xWaves = part("x_waves"), tWaves = part("t_waves"), embed = part("embed_y.weight"), [, labels, width] = data.places["embed_y.weight"];
+  const W = xWaves.length, T = tWaves.length, inputs = stack[0].inputs, spaces = new Map();
+  let loops = null;
+  try { loops = new WebAssembly.Module(read(data.loops)); } catch { /* a browser without: the same loops, more slowly */ }
+
   return (label = null) => (x, at) => {
-    const n = x.length / 2, f = new Float32Array(n * inputs), W = xWaves.length, T = tWaves.length;
+    const n = x.length / 2;
+    if (!spaces.has(n)) spaces.set(n, workspace(stack, n, loops));
+    const { layers: [first, ...hidden], f, h, active, more, product, silu } = spaces.get(n), last = hidden.pop();
     for (let i = 0; i < n; i++) {
       const o = i * inputs;
       f[o] = x[2 * i]; f[o + 1] = x[2 * i + 1]; f[o + 2] = at.t;
@@ -154,33 +167,46 @@ function network(data) {
     for (let k = 0; k < T; k++) for (let i = 0, s = Math.sin(at.t * tWaves[k]), c = Math.cos(at.t * tWaves[k]), o = 3 + 4 * W + k; i < n; i++, o += inputs) {
       f[o] = s; f[o + T] = c;
     }
-    const shift = embed.subarray((label ?? none) * width, ((label ?? none) + 1) * width), h = product(f, part("first.weight"), part("first.bias"), n, inputs, width);
-    for (let i = 0; i < h.length; i++) h[i] += shift[i % width];
-    const active = new Float32Array(h.length);
-    for (let l = 0; l < hidden; l++) {
-      const more = product(silu(h, active), part(`hidden.${l}.weight`), part(`hidden.${l}.bias`), n, width, width);
+    const row = (label ?? labels - 1) * width;
+    product(f, first, h);
+    for (let i = 0; i < h.length; i++) h[i] += embed[row + i % width];
+    for (const layer of hidden) {
+      silu(h, active); product(active, layer, more);
       for (let i = 0; i < h.length; i++) h[i] += more[i];
     }
-    return solved(x, product(silu(h, active), part("last.weight"), part("last.bias"), n, width, 2), at);
+    silu(h, active); product(active, last, more);
+    return solved(x, Float32Array.from(x, (_, i) => more[(i >> 1) * last.outputs + i % 2]), at);
   };
 }
 
-// x (n, inputs) times weights (outputs, inputs) transposed, plus a bias, for an even number of outputs: four points and
-// two outputs at a time share what is read.
-function product(x, weights, bias, n, inputs, outputs) {
-  const out = new Float32Array(n * outputs);
-  for (let i = 0; i < n; i += 4) {
-    const rows = [i, i + 1, i + 2, i + 3].map((r) => Math.min(r, n - 1)), [a, b, c, d] = rows.map((r) => r * inputs), [e, f, g, h] = rows.map((r) => r * outputs);
-    for (let j = 0; j < outputs; j += 2) {
-      let p = bias[j], q = p, r = p, s = p, P = bias[j + 1], Q = P, R = P, S = P;
-      for (let k = 0, w = j * inputs; k < inputs; k++, w++) {
-        const u = weights[w], v = weights[w + inputs], x0 = x[a + k], x1 = x[b + k], x2 = x[c + k], x3 = x[d + k];
-        p += u * x0; q += u * x1; r += u * x2; s += u * x3;
-        P += v * x0; Q += v * x1; R += v * x2; S += v * x3;
-      }
-      out[e + j] = p; out[f + j] = q; out[g + j] = r; out[h + j] = s;
-      out[e + j + 1] = P; out[f + j + 1] = Q; out[g + j + 1] = R; out[h + j + 1] = S;
+const fours = (n) => 4 * Math.ceil(n / 4);
+
+// What a network needs for n points, in one memory, and the two loops over it: those of layers.wat, or of this page.
+function workspace(stack, n, loops) {
+  const rows = fours(n), width = stack[0].outputs, sizes = [rows * stack[0].inputs, ...Array(3).fill(rows * width), ...stack.flatMap((l) => [l.weights.length, l.bias.length])];
+  const bytes = 4 * sizes.reduce((sum, size) => sum + fours(size), 0), memory = loops ? new WebAssembly.Memory({ initial: Math.ceil(bytes / 65536) }) : { buffer: new ArrayBuffer(bytes) };
+  let place = 0;
+  const [f, h, active, more, ...held] = sizes.map((size) => { const view = new Float32Array(memory.buffer, place, size); place += 4 * fours(size); return view; });
+  const layers = stack.map((layer, k) => {
+    const [weights, bias] = [held[2 * k], held[2 * k + 1]];
+    weights.set(layer.weights); bias.set(layer.bias);
+    return { ...layer, weights, bias };
+  });
+  if (!loops) return { layers, f, h, active, more, silu, product: (x, layer, out) => product(x, layer, out, rows) };
+  const own = new WebAssembly.Instance(loops, { page: { memory } }).exports, at = (view) => view.byteOffset;
+  return { layers, f, h, active, more, silu: (x, out) => own.silu(at(x), at(out), x.length),
+    product: (x, l, out) => own.product(at(x), at(l.weights), at(l.bias), at(out), rows, l.inputs, l.outputs) };
+}
+
+function silu(x, out) { for (let i = 0; i < x.length; i++) out[i] = x[i] / (1 + Math.exp(-x[i])); }
+
+// out (rows, outputs) = x (rows, inputs) times weights (inputs, outputs), plus a bias.
+function product(x, { weights, bias, inputs, outputs }, out, rows) {
+  for (let i = 0; i < rows; i++) {
+    for (let j = 0; j < outputs; j++) out[i * outputs + j] = bias[j];
+    for (let k = 0; k < inputs; k++) {
+      const a = x[i * inputs + k];
+      for (let j = 0, w = k * outputs, o = i * outputs; j < outputs; j++) out[o + j] += a * weights[w + j];
     }
   }
-  return out;
 }

@@ -2,12 +2,14 @@
 //
 // Asked { id, model, steps, sampler, guidance, labels, seed } it answers with messages of the same id: "loading"
 // (bytes), "picture" (what the images would be, after a step), "done", or "failed". A later question ends an earlier one.
+// Once it has drawn it starts further workers of this file, which take their share of each batch: plain hosts don't send
+// the headers that threads need. They take networks out of the browser's store, so without a store there are none.
 importScripts("tables.js", "core.js");
 
 const LATENT = ["few-step", "cifar10-latent"], KEPT = "diffusion-course";
 const NONE = TABLES.labels.length;  // the label that says "no label"
 const sessions = new Map();
-let runtime = null, latest = 0;
+let runtime = null, latest = 0, shares = 1;  // workers that took part in the last evaluation
 
 // ---- what is fetched ---------------------------------------------------------------------------------------------
 
@@ -44,10 +46,11 @@ async function unpacked(buffer) {
   return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
+const needed = (model) => LATENT.includes(model) ? [model, "decoder"] : [model];
+
 // Everything a model needs, fetched side by side; `say` is told how many bytes of how many are here.
 async function prepare(model, say) {
-  const nets = LATENT.includes(model) ? [model, "decoder"] : [model];
-  const noise = `${model === "cifar10" ? 3 : 4}.noise`, missing = nets.filter((name) => !sessions.has(name));
+  const noise = `${model === "cifar10" ? 3 : 4}.noise`, missing = needed(model).filter((name) => !sessions.has(name));
   const names = [...missing.map((name) => `${name}.onnx`), ...runtime ? [] : ["ort.wasm.gz"], ...sessions.has(noise) ? [] : [noise]];
   const total = names.reduce((sum, name) => sum + TABLES.files[name][1], 0);
   let here = 0;
@@ -70,10 +73,61 @@ async function start(binary) {
 
 // ---- sampling ----------------------------------------------------------------------------------------------------
 
-async function run(name, inputs) {
+async function alone(name, inputs) {
   const feeds = Object.fromEntries(Object.entries(inputs).map(([key, [type, data, dims]]) => [key, new runtime.Tensor(type, data, dims)]));
   return (await sessions.get(name).run(feeds)).out.data;
 }
+
+// A network's answer to a batch, of which each helper that has the network takes a part.
+async function run(name, inputs) {
+  const entries = Object.entries(inputs), B = entries[0][1][2][0], able = helpers.filter((helper) => helper.nets.has(name)).slice(0, Math.max(0, B - 1));
+  shares = able.length + 1;
+  if (shares === 1) return alone(name, inputs);
+  const cuts = Array.from({ length: shares + 1 }, (_, k) => Math.round(B * k / shares));
+  const part = (k) => Object.fromEntries(entries.map(([key, [type, data, dims]]) => {
+    const each = data.length / B;
+    return [key, [type, data.slice(cuts[k] * each, cuts[k + 1] * each), [cuts[k + 1] - cuts[k], ...dims.slice(1)]]];
+  }));
+  const answers = await Promise.all([...able.map((helper, k) => helper.ask({ name, inputs: part(k + 1) }).catch(() => alone(name, part(k + 1)))), alone(name, part(0))]);
+  const all = [answers.pop(), ...answers], out = new Float32Array(all.reduce((sum, a) => sum + a.length, 0));
+  all.reduce((place, a) => { out.set(a, place); return place + a.length; }, 0);
+  return out;
+}
+
+// ---- helpers -----------------------------------------------------------------------------------------------------
+
+const HELPS = self.name === "helper", MOST = HELPS || !self.caches || !self.Worker ? 0 : Math.min(4, navigator.hardwareConcurrency || 1) - 1;
+const helpers = [];
+
+function helper() {
+  const worker = new Worker(location.href, { name: "helper" }), asked = new Map(), nets = new Set();
+  let tickets = 0;
+  const ask = (what) => new Promise((resolve, reject) => { asked.set(++tickets, [resolve, reject]); worker.postMessage({ ...what, ticket: tickets }); });
+  const leave = () => { nets.clear(); for (const [, reject] of asked.values()) reject(new Error("a helper left")); };
+  worker.onmessage = ({ data: { ticket, out, why } }) => {
+    const [resolve, reject] = asked.get(ticket);
+    asked.delete(ticket);
+    if (why) reject(new Error(why)); else resolve(out);
+  };
+  worker.onerror = leave;
+  return { nets, ask };
+}
+
+// Helpers learn the networks of a model that has just drawn.
+function enlist(model) {
+  while (helpers.length < MOST) helpers.push(helper());
+  for (const { nets, ask } of helpers) if (!nets.has(model)) ask({ model }).then((names) => names.forEach((name) => nets.add(name)), () => {});
+}
+
+// A helper's answer: which networks it has for a model now, or what one of them says.
+async function help({ ticket, model, name, inputs }) {
+  try {
+    if (model) await prepare(model, () => {});
+    self.postMessage({ ticket, out: model ? needed(model) : await alone(name, inputs) });
+  } catch (error) { self.postMessage({ ticket, why: String(error.message ?? error) }); }
+}
+
+// ---- drawing -----------------------------------------------------------------------------------------------------
 
 // A network of images as a model; with guidance both labels go through it in one batch.
 function pictured(name, labels, w) {
@@ -117,13 +171,15 @@ async function draw({ id, model, steps, sampler, guidance, labels, seed, noise, 
     if (k < steps && k % every) continue;
     const shown = await images(model, k < steps ? x1 : x, n), rgba = pixels(shown, n);
     const numbers = keepNumbers ? { x: Float32Array.from(x), images: Float32Array.from(shown) } : {};
-    say(k < steps ? "picture" : "done", { step: k, t: table.t[k], rgba, ms: performance.now() - began, ...numbers }, [rgba.buffer]);
+    if (k === steps) enlist(model);
+    say(k < steps ? "picture" : "done", { step: k, t: table.t[k], rgba, shares, ms: performance.now() - began, ...numbers }, [rgba.buffer]);
   }
 }
 
 // One at a time; of several that wait the last is drawn.
 let queue = Promise.resolve();
 self.onmessage = ({ data }) => {
+  if (HELPS) return void help(data);
   latest = data.id;
   queue = queue.then(() => latest === data.id && draw(data))
     .catch((error) => self.postMessage({ id: data.id, type: "failed", why: String(error.message ?? error) }));
