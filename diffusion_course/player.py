@@ -415,7 +415,7 @@ def _times(ts: Any, count: int) -> np.ndarray:
 
 
 def _add_legends(panes: list[Pane], options: Mapping[str, list], names: dict[str, str]) -> None:
-    "What the marks of each pane are. Points of one colour in all panes need no entry of their own."
+    "What the marks of each pane are. Points are told apart where some are exact and others learned."
     unknown = set(names) - {"points", "density", "field", "targets"}
     if unknown: raise ValueError(f"names has {sorted(unknown)}: expected points, density, field or targets")
     alike = len({tuple(pane.palette) for pane in panes}) == 1
@@ -424,9 +424,10 @@ def _add_legends(panes: list[Pane], options: Mapping[str, list], names: dict[str
         if options["labels"][k] is not None:
             known = sorted({*pane.ids.tolist()})
             entries += [("dot", pane.palette[i], f"label {i}" if i == known[0] else f"{i}") for i in known]
-        elif "points" in names or not alike:
+        else:
             role = options["color"][k] or "learned"
-            entries.append(("dot", pane.palette[0], names.get("points", role if role in COLORS else "points")))
+            told = names.get("points", "" if alike or role not in ("exact", "learned") else role)
+            if told: entries.append(("dot", pane.palette[0], told))
         if pane.targets is not None: entries.append(("dot", COLORS["data"], names.get("targets", "data")))
         if pane.density is not None:
             timed = " at this time" if len(pane.density) > 1 else ""

@@ -9,6 +9,7 @@ import base64
 import io
 import math
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor
@@ -352,7 +355,7 @@ def show_curves(
     colors: Mapping[str, str] | None = None, xlabel: str = "", ylabel: str = "",
     title: str | None = None, ax: Axes | None = None,
 ) -> Figure:
-    """Curves y(x) by name, with the slope of each where asked.
+    """Curves y(x), each with its name at its right end, and its slope where asked.
 
     Args:
         curves: name -> (x, y), each (n,).
@@ -365,22 +368,63 @@ def show_curves(
         ax: where to draw; default: a new figure.
     """
     ax = axes_or_new(ax, size=(4.4, 3.2))
+    drawn = []
     for k, (name, (x, y)) in enumerate(curves.items()):
         x, y = (torch.as_tensor(v).detach().cpu().numpy() for v in (x, y))
         color = color_of((colors or {}).get(name, LABELS[k % len(LABELS)]))
-        label = f"{name}: slope {slope(x, y):.2f}" if slopes else name
+        words = f"{name}: slope {slope(x, y):.2f}" if slopes else name
         marker = "osD^"[k % 4] if len(x) <= 12 else None
-        ax.plot(x, y, color=color, lw=1.6, ls=("-", "--")[k % 2], marker=marker, ms=4, mec="none",
-                label=label)
+        drawn += ax.plot(x, y, color=color, lw=1.6, ls=("-", "--")[k % 2], marker=marker, ms=4,
+                         mec="none", label=words)
     log = "xy" if slopes else log
     if "x" in log: _log_x(ax)
     if "y" in log: ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title or "")
     ax.grid(color=FAINT, lw=0.5, alpha=0.7)
-    lo, hi = ax.get_ylim()
-    if "y" in log: ax.set_ylim(lo, hi * (hi / lo) ** (0.07 * len(curves)))  # room for the legend
-    legend(ax)
+    _name_ends(ax, drawn)
     return figure_of(ax)
+
+
+def _name_ends(ax: Axes, lines: list[Line2D]) -> None:
+    "The label of each line at its right end, in its colour; labels that would overlap move apart."
+    spec = ax.get_subplotspec()
+    rows = spec.get_gridspec().nrows if spec else 1
+    line_height = 9.5 / (0.72 * 72 * figure_of(ax).get_figheight() / rows)  # as a fraction of the axes
+    fraction = ax.transData + ax.transAxes.inverted()
+    names = []
+    for line in lines:
+        x, y = (np.asarray(v, float) for v in line.get_data())
+        known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if not len(known): continue
+        end = known[x[known].argmax()]
+        words = "\n".join(textwrap.wrap(str(line.get_label()), 17))
+        at, height = fraction.transform((x[end], y[end])).clip(0, 1), line_height * (1 + words.count("\n"))
+        before = fraction.transform(np.stack([x[known], y[known]], 1))[:, 1].mean()  # decides a tie
+        names.append(((round(at[1], 2), before), at, (x[end], y[end]), words, height, str(line.get_color())))
+    names.sort(key=lambda name: name[0])
+    places = _apart([name[1][1] for name in names], [name[4] for name in names])
+    for (_, at, end, words, _, color), place in zip(names, places, strict=True):
+        moved = abs(place - at[1]) > 0.02 or at[0] < 0.93
+        y = ax.transData.inverted().transform(ax.transAxes.transform((1, place)))[1]
+        dark = 0.6 * np.array(to_rgb(color)) + 0.4 * np.array(to_rgb(INK))  # light colours are hard to read
+        string = dict(arrowstyle="-", color=color, lw=0.6, alpha=0.6, shrinkA=1, shrinkB=1,
+                      relpos=(0, 0.5))
+        ax.annotate(words, end, (1.03, y), textcoords=ax.get_yaxis_transform(), color=dark, fontsize=7.5,
+                    va="center", linespacing=1.0, annotation_clip=False, arrowprops=string if moved else None)
+
+
+def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    "Rising places near those wanted, in [0, 1], for labels of these heights."
+    places: list[float] = []
+    top = 0.0
+    for y, h in zip(wanted, heights, strict=True):
+        places.append(max(y, top + h / 2))
+        top = places[-1] + h / 2
+    ceiling = max(1.0, sum(heights))
+    for k in reversed(range(len(places))):
+        places[k] = min(places[k], ceiling - heights[k] / 2)
+        ceiling = places[k] - heights[k] / 2
+    return places
 
 
 def _log_x(ax: Axes) -> None:

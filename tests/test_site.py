@@ -414,7 +414,8 @@ ASK = """async ([base, questions]) => {
       if (data.type === "failed") reject(data.why);
       if (data.type === "picture") previews.push(data.step);
       if (data.type !== "done") return;
-      resolve({ ms: data.ms, shares: data.shares, previews, x: [...data.x], images: [...data.images], rgba: [...data.rgba] });
+      const { ms, shares, x, images, rgba } = data;
+      resolve({ ms, shares, previews, x: [...x], images: [...images], rgba: [...rgba] });
     };
     worker.postMessage({ ...question, id, noise: new Float32Array(noise.buffer), keepNumbers: true });
   });
@@ -483,9 +484,10 @@ class TestDrawing:
         found = page.evaluate(ASK, [served, questions])
         answers = zip(cases, expected, found, seconds, strict=True)
         for (name, steps, _, _, n), (x, images), answer, torchs in answers:
-            print(f"{name}, {steps} steps, {n} images: {answer['plain'] / 1000:.2f} s in {answer['shares']} workers of the"
-                  f" page, {answer['plain'] / 1000 / torchs:.1f} times torch's time in {torch.get_num_threads()} threads;"
-                  f" with a picture after each step {answer['ms'] / 1000:.2f} s")
+            mine, streaming = answer["plain"] / 1000, answer["ms"] / 1000
+            print(f"{name}, {steps} steps, {n} images: {mine:.2f} s in {answer['shares']} workers of the page,"
+                  f" {mine / torchs:.1f} times torch's time in {torch.get_num_threads()} threads;"
+                  f" with a picture after each step {streaming:.2f} s")
             assert answer["previews"] == list(range(1, steps))
             torch.testing.assert_close(torch.tensor(answer["x"]), x.flatten(), atol=1e-4, rtol=0)
             assert (torch.tensor(answer["images"]) - images.flatten()).abs().max() < 2 / 255
