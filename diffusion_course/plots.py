@@ -404,7 +404,7 @@ def _name_ends(ax: Axes, lines: list[Line2D]) -> None:
     names.sort(key=lambda name: name[0])
     places = _apart([name[1][1] for name in names], [name[4] for name in names])
     for (_, at, end, words, _, color), place in zip(names, places, strict=True):
-        moved = abs(place - at[1]) > 0.02 or at[0] < 0.93
+        moved = abs(place - at[1]) > 0.03 or at[0] < 0.93
         y = ax.transData.inverted().transform(ax.transAxes.transform((1, place)))[1]
         dark = 0.6 * np.array(to_rgb(color)) + 0.4 * np.array(to_rgb(INK))  # light colours are hard to read
         string = dict(arrowstyle="-", color=color, lw=0.6, alpha=0.6, shrinkA=1, shrinkB=1,

@@ -1,11 +1,14 @@
 """Every notebook runs from top to bottom without an error or a warning, as `make lessons` does it."""
 from __future__ import annotations
 
+import configparser
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import LESSONS, NBS, NOTEBOOKS, SOLUTIONS, TOOLBOX, name_of
+from conftest import LESSONS, NBS, NOTEBOOKS, ROOT, SOLUTIONS, TOOLBOX, name_of
 from execute import NotebookError, execute, main, notebooks, store
 from interface import find_browser, write_notebook
 
@@ -23,6 +26,23 @@ def test_notebook_runs(path: Path) -> None:
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_lesson_runs(path: Path) -> None:
     execute(path)
+
+
+@pytest.mark.parametrize("path", [*LESSONS, NBS / "last_page.ipynb"], ids=name_of)
+def test_a_lesson_installs_the_library_in_colab(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [cell["source"] for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert "google.colab" in cells[0], "the first code cell"
+    asked: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    exec(cells[0], {})
+    assert not asked  # elsewhere it is installed
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    exec(cells[0], {})
+    config = configparser.ConfigParser()
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    user, repo = (config["DEFAULT"][key] for key in ("user", "repo"))
+    [[*_, source]] = asked
+    assert source == f"diffusion-course[lab] @ git+https://github.com/{user}/{repo}"
 
 
 # ---- the tool itself -----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The trajectory player: what travels to the page is what was given, and nothing it is given breaks it."""
 import base64
+import io
 import json
 import re
 import threading
@@ -193,12 +194,41 @@ X = cloud()
     (dict(paths=X[..., 0], field=lambda x, t: x), "field is given for paths with D = 1"),
     (dict(paths=X, seconds=0), "seconds=0"),
     (dict(paths=X, tail=2), "tail=2"),
+    (dict(paths=X, names={"arrows": "the velocity"}), r"names has \['arrows'\]: expected points, density"),
 ])
 def test_bad_input_is_refused_with_a_reason(arguments, message):
     with pytest.raises(ValueError, match=message): play(**arguments)
 
 
 # ---- pages, images, files ------------------------------------------------------------------------
+
+# ---- what the marks are ----------------------------------------------------------------------------
+
+def legends(scene) -> list[list[tuple[str, str]]]:
+    "Kind and name of each entry, for each pane."
+    return [[(kind, name) for kind, _, name in pane["legend"]] for pane in scene.pack()[0]["panes"]]
+
+
+def test_a_legend_says_what_the_marks_are():
+    moving, still = (lambda x, t: (-(x - t).square().sum(1)).exp()), (lambda x: (-x.square().sum(1)).exp())
+    assert legends(play(X)) == [[]]
+    assert legends(play([X, X], color=["exact", "learned"])) == [[("dot", "exact")], [("dot", "learned")]]
+    scene = play(X, labels=torch.arange(20) % 3, density=moving, field=lambda x, t: -x, targets=X[0])
+    dots = [("dot", name) for name in ("label 0", "1", "2", "data")]
+    assert legends(scene) == [[*dots, ("shade", "density at this time"), ("arrow", "field")]]
+    own = play(X, density=still, names=dict(points="walkers", density="where they settle"))
+    assert legends(own) == [[("dot", "walkers"), ("shade", "where they settle")]]
+    assert [color for _, color, _ in scene.panes[0].legend[:3]] == LABELS[:3]
+    tall, plain = (Image.open(io.BytesIO(s.still())).height for s in (scene, play(X)))
+    assert tall == plain and scene.still() != play(X, labels=torch.arange(20) % 3).still()
+
+
+def test_a_clock_may_fall_and_have_a_name():
+    rising, falling = (play(X, time="part of the way", falling=down) for down in (False, True))
+    assert [s.pack()[0]["falling"] for s in (rising, falling)] == [False, True]
+    assert rising._read(0.25) == "part of the way = 0.25" and falling._read(0.25) == "part of the way = 0.75"
+    assert falling.still(0.25) != rising.still(0.25)
+
 
 def test_the_page_needs_nothing_from_outside():
     page = play({"one": cloud(), "</script><!--": cloud()}).to_html()

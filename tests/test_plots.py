@@ -3,18 +3,21 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from helpers import normal, rng
+from matplotlib.text import Text
 from PIL import Image
 
 from diffusion_course.plots import (
+    _apart,
     Film, as_images, compare, grid, mass_levels, save_grid, show_arrows, show_curves, show_density,
     show_field, show_histogram, show_images, show_paths, show_samples, show_stages, slope, tile,
 )
-from diffusion_course.style import LABELS, png
+from diffusion_course.style import LABELS, figure_of, png
 
 
 def gaussian(x): return (-x.square().sum(-1) / 2).exp() / (2 * math.pi)
@@ -304,3 +307,29 @@ def test_labels_of_rows_and_columns():
     with pytest.raises(ValueError, match="3 labels of rows: expected 2"): tile(x, 3, rows="abc")
     with pytest.raises(ValueError, match="2 labels of columns: expected a number that divides 3"):
         tile(x, 3, columns="ab")
+
+
+def test_curves_have_their_names_at_their_ends():
+    x = torch.linspace(0, 1, 30)
+    curves = {"low": (x, 0 * x), "a": (x, x), "b": (x, x**2), "with a name that is long": (x[:15], 1 - x[:15])}
+    ax = show_curves(curves, colors={"low": "exact"}).axes[0]
+    assert ax.get_legend() is None
+    png(figure_of(ax))  # lays it out
+    places = {t.get_text().replace("\n", " "): Text.get_window_extent(t) for t in ax.texts}
+    assert list(places) == ["low", "with a name that is long", "b", "a"]  # from the bottom; b lies under a
+    boxes = list(places.values())
+    assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes)), "names overlap"
+    right = ax.get_window_extent().x1
+    assert all(box.x0 >= right for box in boxes), "a name lies on the curves"
+    ends = [t.arrow_patch is not None for t in ax.texts]
+    assert ends == [False, True, True, False]  # what was moved, or ends early, hangs on a string
+
+
+@pytest.mark.parametrize("wanted", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.2, 0.21, 0.9], [0.0, 0.5, 1.0]])
+def test_labels_that_would_overlap_move_apart(wanted):
+    heights = [0.05, 0.1, 0.05]
+    places = _apart(wanted, heights)
+    edges = [(p - h / 2, p + h / 2) for p, h in zip(places, heights, strict=True)]
+    assert edges[0][0] >= -1e-9 and edges[-1][1] <= 1 + 1e-9
+    assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(edges))
+    assert max(abs(p - w) for p, w in zip(places, wanted, strict=True)) <= 0.176
