@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor
@@ -386,31 +387,45 @@ def show_curves(
 
 
 def _name_ends(ax: Axes, lines: list[Line2D]) -> None:
-    "The label of each line at its right end, in its colour; labels that would overlap move apart."
+    "The label of each line at its right end, in its colour, wherever that is when limits change."
+    shown: list[Annotation] = []
+
+    def place(_: Axes) -> None:
+        for text in shown: text.remove()
+        shown[:] = _names_of(ax, lines)
+
+    for limits in ("xlim_changed", "ylim_changed"): ax.callbacks.connect(limits, place)
+    ax.autoscale_view()  # transforms know nothing of the data before
+    place(ax)
+
+
+def _names_of(ax: Axes, lines: list[Line2D]) -> list[Annotation]:
+    "Names beside the axes, moved apart where they would overlap; what was moved hangs on a string."
     spec = ax.get_subplotspec()
     rows = spec.get_gridspec().nrows if spec else 1
     line_height = 9.5 / (0.72 * 72 * figure_of(ax).get_figheight() / rows)  # as a fraction of the axes
     fraction = ax.transData + ax.transAxes.inverted()
     names = []
     for line in lines:
-        x, y = (np.asarray(v, float) for v in line.get_data())
-        known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-        if not len(known): continue
-        end = known[x[known].argmax()]
+        curve = np.stack([np.asarray(v, float) for v in line.get_data()], 1)
+        with np.errstate(divide="ignore", invalid="ignore"): places = fraction.transform(curve)
+        places = places[np.isfinite(places).all(1)].clip(0, 1)
+        if not len(places): continue
+        end = places[places[:, 0].argmax()]
         words = "\n".join(textwrap.wrap(str(line.get_label()), 17))
-        at, height = fraction.transform((x[end], y[end])).clip(0, 1), line_height * (1 + words.count("\n"))
-        before = fraction.transform(np.stack([x[known], y[known]], 1))[:, 1].mean()  # decides a tie
-        names.append(((round(at[1], 2), before), at, (x[end], y[end]), words, height, str(line.get_color())))
+        height = line_height * (1 + words.count("\n"))
+        order = round(end[1], 2), places[:, 1].mean()  # of two that end together, the lower curve first
+        names.append((order, end, words, height, str(line.get_color())))
     names.sort(key=lambda name: name[0])
-    places = _apart([name[1][1] for name in names], [name[4] for name in names])
-    for (_, at, end, words, _, color), place in zip(names, places, strict=True):
-        moved = abs(place - at[1]) > 0.03 or at[0] < 0.93
-        y = ax.transData.inverted().transform(ax.transAxes.transform((1, place)))[1]
+    apart = _apart([name[1][1] for name in names], [name[3] for name in names])
+    texts = []
+    for (_, end, words, _, color), y in zip(names, apart, strict=True):
         dark = 0.6 * np.array(to_rgb(color)) + 0.4 * np.array(to_rgb(INK))  # light colours are hard to read
-        string = dict(arrowstyle="-", color=color, lw=0.6, alpha=0.6, shrinkA=1, shrinkB=1,
-                      relpos=(0, 0.5))
-        ax.annotate(words, end, (1.03, y), textcoords=ax.get_yaxis_transform(), color=dark, fontsize=7.5,
-                    va="center", linespacing=1.0, annotation_clip=False, arrowprops=string if moved else None)
+        string = dict(arrowstyle="-", color=color, lw=0.6, alpha=0.6, shrinkA=1, shrinkB=1, relpos=(0, 0.5))
+        moved = abs(y - end[1]) > 0.03 or end[0] < 0.93
+        texts.append(ax.annotate(words, end, (1.03, y), "axes fraction", color=dark, fontsize=7.5, va="center",
+                                 linespacing=1.0, annotation_clip=False, arrowprops=string if moved else None))
+    return texts
 
 
 def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -321,6 +322,10 @@ def test_curves_have_their_names_at_their_ends():
     assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes)), "names overlap"
     right = ax.get_window_extent().x1
     assert all(box.x0 >= right for box in boxes), "a name lies on the curves"
+    ax.set_ylim(-3, 1)  # names move along
+    png(figure_of(ax))
+    assert ax.texts[0].get_text() == "low" and ax.texts[0].xy[1] == 0.75 and len(ax.texts) == 4
+    ax.set_ylim(0, 1)
     ends = [t.arrow_patch is not None for t in ax.texts]
     assert ends == [False, True, True, False]  # what was moved, or ends early, hangs on a string
 
@@ -333,3 +338,13 @@ def test_labels_that_would_overlap_move_apart(wanted):
     assert edges[0][0] >= -1e-9 and edges[-1][1] <= 1 + 1e-9
     assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(edges))
     assert max(abs(p - w) for p, w in zip(places, wanted, strict=True)) <= 0.176
+
+
+def test_limits_far_from_a_curve_leave_its_name_at_the_edge():
+    x = torch.linspace(0, 1, 30)
+    ax = show_curves({"tiny": (x, 1e-9 + 0 * x), "one": (x, 1 + 0 * x)}, log="y").axes[0]
+    ax.set_ylim(0.02, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "constrained_layout not applied"
+        png(figure_of(ax))
+    assert [t.get_text() for t in ax.texts] == ["tiny", "one"]
