@@ -100,6 +100,8 @@ def on_page(
 ) -> None:
     "Links above a notebook; the script of the players where there are any; Home is the front page."
     context["master_doc"] = "index"
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     body = context.get("body", "")
     if docname in ("index", "site/play") or "dc-scene" in body or 'class="ahead"' in body: app.add_js_file("players.js")
     if 'class="ahead"' in body: app.add_js_file("panels.js", defer="defer")
@@ -140,5 +142,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", on_start)
     app.connect("source-read", on_source)
     app.connect("doctree-read", on_doctree)
-    app.connect("html-page-context", on_page)
+    app.connect("html-page-context", on_page, priority=900)  # after the theme
     app.connect("build-finished", on_end)

@@ -456,6 +456,29 @@ def wait_for(page, state: str) -> None:
     assert page.locator(".draw").get_attribute("data-state") == state, page.inner_text(".draw .status")
 
 
+ACCESS = ["index.html", "site/play.html", "nbs/06_score_matching.html", "nbs/23_your_own.html",
+          "nbs/solutions/06_score_matching.html", "nbs/glossary.html", "docs/reference/samplers.html"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ACCESS)
+class TestAccess:
+    """axe-core, the rules that Lighthouse uses too, finds no serious fault."""
+
+    pytestmark = in_browser
+
+    def test_no_serious_fault(self, site: Path, visit, name: str, theme: str) -> None:
+        axe = pytest.importorskip("axe_playwright_python", reason="the extra `dev` lacks axe-playwright-python")
+        page = visit((site / name).as_uri(), site.as_uri())
+        page.emulate_media(color_scheme=theme)
+        page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => null) : null")
+        page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+        found = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
+        serious = [f"{v['id']}: {v['help']}: {[n['html'][:150] for n in v['nodes'][:3]]}"
+                   for v in found if v["impact"] in ("serious", "critical")]
+        assert not serious, "\n".join(serious)
+
+
 class TestDrawing:
     """The page computes what Python computes, and the front page lets one ask for it."""
 
