@@ -418,15 +418,15 @@ def _add_legends(panes: list[Pane], options: Mapping[str, list], names: dict[str
     "What the marks of each pane are. Points are told apart where some are exact and others learned."
     unknown = set(names) - {"points", "density", "field", "targets"}
     if unknown: raise ValueError(f"names has {sorted(unknown)}: expected points, density, field or targets")
-    alike = len({tuple(pane.palette) for pane in panes}) == 1
+    roles = [color or "learned" for color in options["color"]]
+    by_role = set(roles) == {"exact", "learned"}
     for k, pane in enumerate(panes):
         entries = []
         if options["labels"][k] is not None:
             known = sorted({*pane.ids.tolist()})
             entries += [("dot", pane.palette[i], f"label {i}" if i == known[0] else f"{i}") for i in known]
         else:
-            role = options["color"][k] or "learned"
-            told = names.get("points", "" if alike or role not in ("exact", "learned") else role)
+            told = names.get("points", roles[k] if by_role else "")
             if told: entries.append(("dot", pane.palette[0], told))
         if pane.targets is not None: entries.append(("dot", COLORS["data"], names.get("targets", "data")))
         if pane.density is not None:

@@ -80,7 +80,7 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
             cell["source"] = ANCHORED.sub(lambda m: m[1] + slug(m[2]), cell["source"])
             yield cell
             continue
-        if _module(cell) or "google.colab" in cell["source"]: continue
+        if _module(cell) or cell["source"].startswith("# Colab has no diffusion_course"): continue
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
         if cell.get("id") in ahead: _use_panel(cell, docname, ahead[cell["id"]])
