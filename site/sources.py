@@ -104,7 +104,7 @@ def _markdown(text: str) -> Cell: return {"cell_type": "markdown", "metadata": {
 
 
 def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
-    "Scenes without their copy of the script, and captions that hold on a page."
+    "Scenes without their copy of the script, captions that hold on a page, and a text for each image."
     text = "".join(output.get("data", {}).get("text/html", ""))
     if not text: return
     live = f'in JupyterLab or <a href="{colab}">Colab</a>.'
@@ -113,7 +113,7 @@ def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
         page = f"solutions/{Path(docname).name}.html"
         text = ATTEMPT.sub(lambda m: f'{m[1]}checks what you write {live}'
                            f' <a href="{page}#{_id(m[2])}">Its solution</a>', text)
-    output["data"]["text/html"] = text
+    output["data"]["text/html"] = re.sub(r"<img (?![^>]*\balt=)", '<img alt="a figure" ', text)
 
 
 def slug(anchor: str) -> str:
