@@ -24,7 +24,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import FuncFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from torch import Tensor
 
@@ -450,7 +450,7 @@ def _log_x(ax: Axes) -> None:
         ax.set_xscale("log")
         return
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"1/{1 / x:g}" if 0 < x < 1 else f"{x:g}"))
 
 
 def show_histogram(
