@@ -75,7 +75,7 @@ def fingerprint(notebook: Path, cell: str) -> str:
     at = [name for name, _ in all_cells].index(cell)
     wanted, kept = _used(all_cells[at][1]), [all_cells[at][1]]
     for _, source in reversed(all_cells[:at]):
-        if not wanted & _defined(source): continue
+        if source.startswith("#| default_exp") or not wanted & _defined(source): continue
         wanted |= _used(source)
         kept.append(source)
     return hashlib.sha256("\n\n".join(kept).encode()).hexdigest()[:16]
