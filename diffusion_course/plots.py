@@ -412,7 +412,7 @@ def _names_of(ax: Axes, lines: list[Line2D]) -> list[Annotation]:
         places = places[np.isfinite(places).all(1)].clip(0, 1)
         if not len(places): continue
         end = places[places[:, 0].argmax()]
-        words = "\n".join(textwrap.wrap(str(line.get_label()), 17))
+        words = "\n".join(textwrap.wrap(str(line.get_label()), 17, break_long_words=False))
         height = line_height * (1 + words.count("\n"))
         order = round(end[1], 2), places[:, 1].mean()  # of two that end together, the lower curve first
         names.append((order, end, words, height, str(line.get_color())))
