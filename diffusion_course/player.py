@@ -245,7 +245,7 @@ def play(
         _pane(xs[i], times[i], views[i], clock, headings[i], **{n: v[i] for n, v in per_pane.items()})
         for i in range(k)
     ]
-    _add_legends(panes, per_pane, dict(names or {}))
+    _add_legends(panes, per_pane, names or {})
     return Scene(panes, clock, float(seconds), float(tail), bool(loop), int(size), bool(autoplay),
                  still_at, str(time), bool(falling))
 
@@ -414,8 +414,10 @@ def _times(ts: Any, count: int) -> np.ndarray:
     return ts.clip(0, 1)
 
 
-def _add_legends(panes: list[Pane], options: Mapping[str, list], names: dict[str, str]) -> None:
+def _add_legends(panes: list[Pane], options: Mapping[str, list], names: Mapping[str, str]) -> None:
     "What the marks of each pane are. Points are told apart where some are exact and others learned."
+    if not isinstance(names, Mapping):
+        raise ValueError(f"names is {names!r}: expected a dict such as {{'points': 'walkers'}}")
     unknown = set(names) - {"points", "density", "field", "targets"}
     if unknown: raise ValueError(f"names has {sorted(unknown)}: expected points, density, field or targets")
     roles = [color or "learned" for color in options["color"]]

@@ -194,6 +194,7 @@ X = cloud()
     (dict(paths=X[..., 0], field=lambda x, t: x), "field is given for paths with D = 1"),
     (dict(paths=X, seconds=0), "seconds=0"),
     (dict(paths=X, tail=2), "tail=2"),
+    (dict(paths=X, names="walkers"), "names is 'walkers': expected a dict"),
     (dict(paths=X, names={"arrows": "the velocity"}), r"names has \['arrows'\]: expected points, density"),
 ])
 def test_bad_input_is_refused_with_a_reason(arguments, message):
