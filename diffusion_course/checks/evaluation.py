@@ -314,8 +314,8 @@ BITS = (
             "wide. Here they are 1 / (255 s)."),
     Mistake(_wrong_way, "Dividing by a small s makes a bin *wider*: 1 / (255 s), not s / 255."),
     Mistake(_width_sign,
-            "Wrong sign: a byte's probability is the density *times* the width of "
-            "its bin, 1 / (255 s). Take -log2 of both."),
+            "Wrong sign. How does a byte's probability follow from the density and the width of "
+            "its bin, and what does -log2 make of the width?"),
     Mistake(_density_of_pixels,
             "You divided the first term by the number of pixels, but each pixel is "
             "three numbers. The second term is right."),

@@ -329,8 +329,8 @@ SAFE = (
     Mistake(_cells_grown,
             "You grew by reach cells. reach counts pixels: enlarge first, then grow."),
     Mistake(_reach_halved,
-            "That is half of the reach: a window that extends reach pixels to each "
-            "side has the size 2·reach + 1."),
+            "That is half of the reach. How wide is a window that extends `reach` pixels to each "
+            "side of its centre?"),
     Mistake(_reach_more,
             "You grew by one pixel too many. With reach = 0 only the squares themselves change."),
     Mistake(_from_the_middle,
