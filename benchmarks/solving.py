@@ -32,7 +32,7 @@ from diffusion_course.schedules import DDPM, Linear
 
 Solve = Callable[[int], tuple[Tensor, int]]  # steps (or minus a tolerance's place) -> ends, evaluations
 Curve = list[tuple[int, float]]  # evaluations, error
-MOST = 500  # evaluations, beyond which a solver is not followed
+MOST = 300  # evaluations, beyond which a solver is not followed
 BOUNDS = {"straight path": (1e-2, 1e-3, 1e-4, 1e-6), "DDPM's path": (1e-1, 3e-2, 1e-2, 3e-3)}
 PAIRS = {  # ours, and the solver of the others that is the same method, or the nearest to it
     "straight path": [("euler", "torchdiffeq, euler"), ("midpoint", "torchdiffeq, midpoint"),
@@ -108,7 +108,7 @@ def of_diffusers(model: ExactDenoiser, x: Tensor, name: str, options: dict[str, 
 
 
 def fewest(solve: Solve, truth: Tensor, bound: float, evaluations: int) -> tuple[int | None, Curve]:
-    """The least number of evaluations with an error below the bound: doubling, then halving the interval."""
+    """The least number of evaluations with an error below the bound, to 3 %: doubling, then halving the interval."""
     curve: Curve = []
 
     def good(n: int) -> bool:
@@ -119,7 +119,7 @@ def fewest(solve: Solve, truth: Tensor, bound: float, evaluations: int) -> tuple
     while not good(high):
         low, high = high, 2 * high
         if high * evaluations > 2 * MOST: return None, curve
-    while high - low > 1:
+    while high - low > max(1, high // 32):
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)
     return solve(high)[1], curve
