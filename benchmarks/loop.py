@@ -1,10 +1,10 @@
 """What a sampling loop costs beside the network, in this library and in others.
 
 The network keeps the time that is spent inside it; the rest of a run's time is the loop's own, and is given for a
-step, in processor time of the one thread. All loops take turns. In the plane the network is lesson 5's MLP on 1,000 points; the images' is a small U-Net
-of lesson 13 on one image, whose call takes 5 ms or more. With more threads, what is measured is mostly how fast
-sleeping threads wake. (To time bare calls of the network in another run and subtract is hopeless: two runs of the
-same calls differ by more than the loop costs.)
+step, in processor time of the one thread. All loops take turns. In the plane the network is lesson 5's MLP on
+1,000 points; the images' is a small U-Net of lesson 13 on one image, whose call takes 5 ms or more. With more
+threads, what is measured is mostly how fast sleeping threads wake. (To time bare calls of the network in another
+run and subtract is hopeless: two runs of the same calls differ by more than the loop costs.)
 
 `python benchmarks/loop.py --before FOLDER` takes another checkout of the course into the same turns, so that a
 change of the loop shows; `--field` times `integrate` on a field of arithmetic.
@@ -233,7 +233,8 @@ def measure(quick: bool = False, before: Path | None = None) -> dict[str, Any]:
 @torch.no_grad()
 def field(before: Path | None, n: int = 50, repeats: int = 20) -> dict[str, Any]:
     """`integrate` on a field of arithmetic, in the editions of the course."""
-    u, x, ts = Arithmetic(), torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, n + 1)
+    u, ts = Arithmetic(), torch.linspace(0, 1, n + 1)
+    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     runs: dict[str, Run] = {}
     for mark, package in ({OURS: "diffusion_course"} | ({"before": import_before(before)} if before else {})).items():
         s = import_module(f"{package}.solvers")

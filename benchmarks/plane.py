@@ -142,7 +142,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
         rows.append([name, "real data", None, None, floor.mean, exact_floor.mean, 0.01])
         per_seed: list[list[float]] = []
 
-        def row(label: str, steps: int, train: Callable, source=source, target=target, ot=ot, name=name) -> dict:
+        def row(label: str, steps: int, train: Callable, source=source, target=target, ot=ot, name=name,
+                per_seed=per_seed) -> dict:
             seconds, scores = [], []
             for seed in seeds:
                 took, sampler = train(source, target, ot, seed, steps)

@@ -165,7 +165,8 @@ def draw(plot: dict[str, Any], path: Path) -> None:
             mine = name.startswith("ours")
             color = LABELS[(ours if mine else others) % len(LABELS)]
             ours, others = ours + mine, others + (not mine)
-            ax.plot(line["x"], line["y"], "o-" if mine else "s--", ms=4, color=color, lw=1.6 if mine else 1.1, label=name)
+            style = dict(ls="-", marker="o", lw=1.6) if mine else dict(ls="--", marker="s", lw=1.1)
+            ax.plot(line["x"], line["y"], ms=4, color=color, label=name, **style)
         if "x" in plot["log"]: ax.set_xscale("log")
         if "y" in plot["log"]: ax.set_yscale("log")
         ax.set_xlabel(plot["labels"][0])

@@ -114,8 +114,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
     by_side: list[list[Cell]] = []
     for side, seconds in train.items():
         needed = 3 * n * counted[side][1]
-        by_side.append([side, counted[side][1] / 1e9, spread(seconds), scaled(spread([needed / s for s in seconds]), 1e-9),
-                        needed / rate["median"], ratios(seconds, [needed / (3 * n * counted[32][1] / s) for s in train[32]])])
+        predicted = [s * counted[side][1] / counted[32][1] for s in train[32]]
+        by_side.append([side, counted[side][1] / 1e9, spread(seconds), spread([1e-9 * needed / s for s in seconds]),
+                        spread(predicted), ratios(seconds, predicted)])
     error = ratios(train[sides[-1]], train[32])["median"] / (counted[sides[-1]][1] / counted[32][1])
 
     images = 2560 if quick else 12_800
@@ -129,7 +130,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         larger.append([name, weights / 1e6, forward / 2e9, millions, f"{total:.1e}", duration(total / rate["median"]),
                        duration(total / GPU), engine])
     tables = [
-        table("Batch: a guided step of the shipped model", ["images", "ms a step", "images x steps a second"], by_batch),
+        table("Batch: a guided step of the shipped model", ["images", "ms a step", "images x steps/s"], by_batch),
         table("Steps: four images", ["steps", "seconds", "a step, times that of one step"], by_steps),
         table(f"Resolution: a training step of {n} images, the shipped model's U-Net", [
             "pixels", "operations an image, G", "seconds", "G operations/s", "predicted from 32 pixels, s",
@@ -146,7 +147,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
     goals = [goal(f"what 32 pixels take predicts {sides[-1]} pixels, within 30 %", abs(error - 1), 0.3,
                   why="caches hold less of a larger image")]
     plots = [lines("batch", "Images and steps a second", {"ours, cifar10": (
-        list(times), [per(2 * k, v)["median"] for k, v in times.items()])}, ("images at a time", "images x steps a second"), "x"),
+        list(times), [per(2 * k, v)["median"] for k, v in times.items()])},
+        ("images at a time", "images x steps a second"), "x"),
         lines("resolution", "A training step", {
             "ours, measured": (sides, [spread(train[s])["median"] for s in sides]),
             "predicted from 32 pixels": (sides, [3 * n * counted[s][1] / rate["median"] for s in sides])},

@@ -38,7 +38,8 @@ PAIRS = {  # ours, and the solver of the others that is the same method, or the 
     "straight path": [("euler", "torchdiffeq, euler"), ("midpoint", "torchdiffeq, midpoint"),
                       ("heun", "torchdiffeq, heun2"), ("rk4", "torchdiffeq, rk4"),
                       ("adaptive (DOP853)", "torchdiffeq, dopri5"), ("adaptive (DOP853)", "torchdiffeq, dopri8")],
-    "DDPM's path": [("ddim", "diffusers, DDIM"), ("ddim", "diffusers, Euler"), ("dpmpp_2m", "diffusers, DPM-Solver++(2M)"),
+    "DDPM's path": [("ddim", "diffusers, DDIM"), ("ddim", "diffusers, Euler"),
+                    ("dpmpp_2m", "diffusers, DPM-Solver++(2M)"),
                     ("dpmpp_2m", "diffusers, UniPC"), ("dpmpp_2m", "diffusers, DEIS"), ("heun", "diffusers, Heun")],
 }
 WHY = {
@@ -46,7 +47,7 @@ WHY = {
            " which lesson 2 builds; both are of order 4, with four evaluations a step",
     "adaptive (DOP853)": "DOP853 pays 12 evaluations a step, and two more to choose its first, so that it overtakes"
                          " a pair of order 5 only at small errors; it is here for reference solutions",
-    "heun": "diffusers' Heun steps in x / alpha over sigma / alpha, ours in x over t; on this path the first is smoother",
+    "heun": "diffusers' Heun steps in x / alpha over sigma / alpha, ours in x over t, where this path is less smooth",
     "dpmpp_2m": "UniPC corrects each step with the evaluation that the next one makes anyway, and so has order 3;"
                 " dpmpp_2m has no corrector",
 }
@@ -66,13 +67,17 @@ def exact_ends(model: ExactDenoiser, x: Tensor) -> Tensor:
     return trajectory(smooth, x / (alpha + sigma), uniform_grid(1, start=t), adaptive(1e-11, 1e-11)).xs[-1]
 
 
-def of_course(model: ExactDenoiser, x: Tensor, stepper: Stepper, grid: Callable[[int], Tensor], n: int) -> tuple[Tensor, int]:
+def of_course(
+    model: ExactDenoiser, x: Tensor, stepper: Stepper, grid: Callable[[int], Tensor], n: int,
+) -> tuple[Tensor, int]:
     """Our sampler with n steps."""
     run = trajectory(model, x, grid(n), stepper)
     return run.xs[-1], run.nfe
 
 
-def of_torchdiffeq(model: ExactDenoiser, x: Tensor, method: str, options: Callable[[int], dict], n: int) -> tuple[Tensor, int]:
+def of_torchdiffeq(
+    model: ExactDenoiser, x: Tensor, method: str, options: Callable[[float], dict], n: float,
+) -> tuple[Tensor, int]:
     """odeint with a counted field."""
     count = 0
 
@@ -152,7 +157,8 @@ def straight(x: Tensor) -> tuple[dict[str, tuple[Solve, int]], dict[str, Callabl
             fixed[f"torchdiffeq, {method}"] = partial(of_torchdiffeq, model, x, method, steps), cost
         for method in ("dopri5", "dopri8", "bosh3"):
             # step_t: a step ends at t = 1, beyond which the field isn't defined
-            options = lambda tol: dict(rtol=tol, atol=tol, options=dict(step_t=torch.tensor([1.0], dtype=torch.float64)))
+            end = torch.tensor([1.0], dtype=torch.float64)
+            options = lambda tol, end=end: dict(rtol=tol, atol=tol, options=dict(step_t=end))
             free[f"torchdiffeq, {method}"] = partial(of_torchdiffeq, model, x, method, options)
     return fixed, free, model
 

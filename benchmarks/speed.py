@@ -90,8 +90,9 @@ def measure(quick: bool = False) -> dict[str, Any]:
                     continue
                 rows.append([kind, f"{bound:g}", name, key[1], per(n, times[key]),
                              ratios(base, times[key]) if base else None])
-                values[f"{'ours, ' if name != 'cifar10' else ''}{name}, Fréchet at most {bound:g}, {kind}"] = rows[-1][4]
-    first_last = {kind: [panel(models["cifar10"], p, steps) for _ in range(repeats + 1)][1:] for kind, p in kinds.items()}
+                values[f"{name}, Fréchet at most {bound:g}, {kind}"] = rows[-1][4]
+    pixels = models["cifar10"]
+    first_last = {kind: [panel(pixels, p, steps) for _ in range(repeats + 1)][1:] for kind, p in kinds.items()}
     waits: dict[str, tuple[dict, dict]] = {
         kind: (spread([a for a, _ in v]), spread([b for _, b in v])) for kind, v in first_last.items()}
     slow = waits["fp32"]

@@ -47,9 +47,9 @@ def runs_here(code: str) -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
 
 
-def imports(repeats: int) -> dict[str, list[float]]:
+def imports(repeats: int, most: int | None) -> dict[str, list[float]]:
     """Seconds of each import, Python's own start included."""
-    there = {name: code for name, code in IMPORTS.items() if runs_here(code)}
+    there = {name: code for name, code in [*IMPORTS.items()][:most] if runs_here(code)}
     return turns({name: lambda code=code: run(code) for name, code in there.items()}, repeats, "imports")
 
 
@@ -84,7 +84,8 @@ def sizes() -> dict[str, tuple[int, int]]:
     core = needed(cfg["requirements"].split())
     torch = needed(["torch"])
     lab = needed([*cfg["requirements"].split(), *cfg["lab_requirements"].split()])
-    found = {"the course itself, weights included": (1, own), "torch, with what it asks for": (len(torch), total(torch)),
+    found = {"the course itself, weights included": (1, own),
+             "torch, with what it asks for": (len(torch), total(torch)),
              "core (`pip install .`)": (len(core) + 1, own + total(core))}
     if "jupyterlab" in lab: found['core and lab (`pip install ".[lab]"`)'] = len(lab) + 1, own + total(lab)
     return found
@@ -107,7 +108,8 @@ def first_image(repeats: int) -> list[float]:
             shutil.copytree(ROOT, copy, ignore=skip)
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", Path(tmp) / "env"], check=True)
             python = Path(tmp) / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-            packages = next(Path(tmp).glob("env/lib/python*/site-packages"), Path(tmp) / "env" / "Lib" / "site-packages")
+            on_windows = Path(tmp) / "env" / "Lib" / "site-packages"
+            packages = next(Path(tmp).glob("env/lib/python*/site-packages"), on_windows)
             here = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
             (packages / "course.pth").write_text("\n".join([str(copy), *here]), encoding="utf-8")
             run(FIRST, str(python), cwd=tmp)
@@ -117,7 +119,7 @@ def first_image(repeats: int) -> list[float]:
 
 def measure(quick: bool = False) -> dict[str, Any]:
     """Imports, sizes, and the first image."""
-    times = imports(2 if quick else 15)
+    times = imports(*((1, 4) if quick else (15, None)))
     bare = times["bare torch"]
     rows: list[list[Cell]] = [[name, scaled(spread(v), 1e3), ratios(v, bare)] for name, v in times.items()]
     own: Spread = spread([a - b for a, b in zip(times["import diffusion_course"], times["python"], strict=True)])
