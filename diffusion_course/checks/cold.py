@@ -366,6 +366,10 @@ def _absolute(*args):
     return _trained(*args, loss_of=lambda e, d, c: (e.abs().mean((1, 2, 3)) / (d.abs().mean((1, 2, 3)) + c)).mean())
 
 
+def _sums_of_absolutes(*args):
+    return _trained(*args, loss_of=lambda e, d, c: (e.abs().sum((1, 2, 3)) / (d.abs().sum((1, 2, 3)) + c)).mean())
+
+
 def _mean_squares(*args):
     return _trained(*args, loss_of=lambda e, d, c: _left(e / e[0].numel() ** 0.5, d / d[0].numel() ** 0.5, c))
 
@@ -392,6 +396,7 @@ RESTORER_STEP = (
             "You divide a mean by a mean. Which comes first: the fraction of each image, or the mean?"),
     Mistake(_squares_of_lengths, "You compare squares of lengths. What makes a length of a sum of squares?"),
     Mistake(_absolute, "You measure with absolute values, as this lesson does. Which measure is asked for here?"),
+    Mistake(_sums_of_absolutes, "These are sums of absolute values. What makes a length of squares?"),
     Mistake(_mean_squares, "You take roots of means, beside which `little` weighs more. Is a length a sum or a mean?"),
     Mistake(_no_correction, "Your restorer returns the convolution alone. To what should it be added?"),
     Mistake(_sees_all, "Your restorer sees the undamaged image. What is it given when it restores?"),

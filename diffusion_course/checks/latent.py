@@ -51,6 +51,10 @@ def _times_scale(W, mean, std, shift, scale, eta, eps, t, lr):
     return _descend(W, (mean + std * eta - _each(shift)) * _each(scale), eps, t, lr)
 
 
+def _way_back(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, (mean + std * eta) * _each(scale) + _each(shift), eps, t, lr)
+
+
 def _scaled_first(W, mean, std, shift, scale, eta, eps, t, lr):
     return _descend(W, (mean + std * eta) / _each(scale) - _each(shift), eps, t, lr)
 
@@ -98,6 +102,8 @@ LATENT_STEP = (
     Mistake(_mean_alone, "You train on the means. Where does eta come in?"),
     Mistake(_times_scale,
             "After your scaling, a channel of deviation s has deviation s². Should its scale multiply it?"),
+    Mistake(_way_back,
+            "That is the way back, from a latent to the code. What comes first on the way there?"),
     Mistake(_scaled_first, "You scale before you shift. In whose units is the shift given?"),
     Mistake(_not_shifted, "The channels keep a mean of their own. Which argument removes it?"),
     Mistake(_wide_draw, "The draw is added after the scaling. In whose units is the standard deviation given?"),

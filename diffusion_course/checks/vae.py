@@ -41,6 +41,8 @@ def _cut_off(E, W, x, eps, kl, lr):
 
 
 def _log_var_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var * eps)
+def _variance_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var.exp() * eps)
+def _kl_twice_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl / eps.shape[1], lr)
 def _kl_undivided(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1], lr)
 def _kl_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1] / eps.shape[1], lr)
 def _without_noise(E, W, x, eps, kl, lr): return vae_step(E, W, x, 0 * eps, kl, lr)
@@ -52,6 +54,9 @@ VAE_STEP = (
     Mistake(_cut_off, "The squared error doesn't reach the encoder. Is your z still a function of mu and log_var?"),
     Mistake(_log_var_as_std,
             "What does the encoder return beside mu: tau, tau² or log tau²? Which of them multiplies eps?"),
+    Mistake(_variance_as_std, "exp(log_var) is tau². What multiplies eps?"),
+    Mistake(_kl_twice_averaged,
+            "Over the numbers of a code the KL is a sum. Where does a mean come in?"),
     Mistake(_kl_undivided, "By what is the squared error divided, and by what the KL?"),
     Mistake(_kl_averaged, "Over what is the KL added up, and by what is it divided?"),
     Mistake(_without_noise, "Your z is the mean. Where does eps come in?"),
