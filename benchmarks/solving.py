@@ -18,7 +18,7 @@ from typing import Any
 
 import peers
 import torch
-from measuring import Cell, goal, lines, table
+from measuring import Cell, described, goal, lines, table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -214,7 +214,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         tidy = {label(name): best_of(curve) for name, curve in curves.items()}
         plots.append(lines("straight" if make is straight else "ddpm", f"Error and evaluations, {path}", tidy,
                            ("evaluations of the field", "root mean square error")))
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), tables=tables, goals=goals, plots=plots)
+    return dict(how=described(__doc__), tables=tables, goals=goals, plots=plots)
 
 
 def label(name: str) -> str:
