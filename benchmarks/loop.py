@@ -210,7 +210,7 @@ def measure(quick: bool = False, before: Path | None = None) -> dict[str, Any]:
     editions = {OURS: "diffusion_course"} | ({"before": import_before(before)} if before else {})
     tables, goals, plots = [], [], []
     for what, (net, x) in settings().items():
-        n = (20 if quick else 50) if what == "plane" else 3 if quick else 20
+        n = (20 if quick else 50) if what == "plane" else 3 if quick else 30
         times = loops_beside(net, x, n, repeats if what == "plane" else max(2, repeats // 2), editions, what)
         rows = [[stepper, library, scaled(spread(v), 1e6), ratios(v, of[OURS])]
                 for stepper, of in times.items() for library, v in of.items()]
