@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import torch
-from measuring import Cell, goal, spread, table
+from measuring import Cell, described, goal, spread, table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,7 +101,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     columns = ["trained on", "(E - W2²) / W2²", "W2, one step", "W2, 100 Heun steps", "seconds"]
     note = f"W2²: {shown}. Floor of W2, two real samples of 1,000: {floor.mean:.2f} ± {floor.std:.2f}."
     title = f"Means of {seeds} seeds, {steps:,} steps, width {width}"
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), goals=goals, plots=[],
+    return dict(how=described(__doc__), goals=goals, plots=[],
                 tables=[table(title, columns, rows, note)])
 
 

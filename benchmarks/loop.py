@@ -24,7 +24,7 @@ from typing import Any
 
 import peers
 import torch
-from measuring import Run, bars, goal, ratios, scaled, spread, table, turns
+from measuring import Run, bars, described, goal, ratios, scaled, spread, table, turns
 from torch import Tensor, nn
 
 from diffusion_course.matching import MLP
@@ -210,7 +210,7 @@ def measure(quick: bool = False, before: Path | None = None) -> dict[str, Any]:
     editions = {OURS: "diffusion_course"} | ({"before": import_before(before)} if before else {})
     tables, goals, plots = [], [], []
     for what, (net, x) in settings().items():
-        n = 50 if not quick else 20 if what == "plane" else 3
+        n = (20 if quick else 50) if what == "plane" else 3 if quick else 30
         times = loops_beside(net, x, n, repeats if what == "plane" else max(2, repeats // 2), editions, what)
         rows = [[stepper, library, scaled(spread(v), 1e6), ratios(v, of[OURS])]
                 for stepper, of in times.items() for library, v in of.items()]
@@ -226,7 +226,7 @@ def measure(quick: bool = False, before: Path | None = None) -> dict[str, Any]:
         values = {f"{library}, {stepper}": scaled(spread(v), 1e6) for stepper, of in times.items()
                   for library, v in of.items()}
         plots.append(bars(what, f"The loop's own time, {what}", values, "µs a step"))
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), tables=tables, goals=goals, plots=plots)
+    return dict(how=described(__doc__), tables=tables, goals=goals, plots=plots)
 
 
 @single_thread

@@ -81,6 +81,11 @@ def goal(
     return dict(goal=text, measured=measured, limit=limit, at_most=at_most, unit=unit, why=why)
 
 
+def headline(what: str, value: Cell, unit: str = "") -> dict[str, Any]:
+    """A number that the project's README quotes."""
+    return dict(what=what, value=value, unit=unit)
+
+
 def is_met(g: dict[str, Any]) -> bool:
     """Whether what was measured keeps to a goal's limit."""
     return g["measured"] <= g["limit"] if g["at_most"] else g["measured"] >= g["limit"]
@@ -98,6 +103,11 @@ def lines(
     """A plot of the report: a curve for each name."""
     data = {k: dict(x=list(x), y=list(y)) for k, (x, y) in series.items()}
     return dict(name=name, kind="lines", title=title, series=data, labels=list(labels), log=log)
+
+
+def described(doc: str | None) -> str:
+    """How a topic measures: the second paragraph of its module's docstring."""
+    return " ".join((doc or "").split("\n\n")[1].split())
 
 
 def matrix_units() -> list[str]:

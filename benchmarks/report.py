@@ -101,6 +101,29 @@ def about(data: dict[str, Any]) -> str:
             f" {m['load_before']}.{quick} {what}.")
 
 
+START, END = "<!-- measured -->", "<!-- end of measured -->"
+
+
+def quoted(folder: Path) -> str:
+    """The table that the project's README shows: numbers, on which kind of processor, and their commands."""
+    rows = [["what", "measured", "processor", "command"], ["---"] * 4]
+    for _, _, data in results(folder / "results"):
+        a = data["about"]
+        where = ", ".join(a["machine"]["gpus"]) or kind_of_processor(a["machine"])
+        for h in data.get("headlines", ()):
+            unit = f" {h['unit']}" if h["unit"] else ""
+            value = h["value"]["median"] if isinstance(h["value"], dict) else h["value"]
+            rows.append([h["what"], number(value) + unit, where, f"`{a['command']}`"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def with_quoted(text: str, folder: Path) -> str:
+    """The project's README with that table between its marks."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{quoted(folder)}\n{END}{after}"
+
+
 def results(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Topic, label of the machine and data, in the order of the report."""
     for topic in TOPICS:
@@ -188,6 +211,9 @@ def write(folder: Path) -> None:
     for path in plots.glob("*.png"):
         if path.name not in names: path.unlink()
     (folder / "README.md").write_text(text(folder), encoding="utf-8")
+    if folder != ROOT / "benchmarks": return
+    readme = ROOT / "README.md"
+    readme.write_text(with_quoted(readme.read_text(encoding="utf-8"), folder), encoding="utf-8")
 
 
 if __name__ == "__main__":

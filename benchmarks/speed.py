@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import ROOT, Cell, bars, goal, matrix_units, per, ratios, spread, table, turns
+from measuring import ROOT, Cell, bars, described, goal, headline, matrix_units, per, ratios, spread, table, turns
 
 from diffusion_course.checkpoints import load
 from diffusion_course.generation import as_images, generate, previews
@@ -68,7 +68,7 @@ def shares(run: Callable[[], object]) -> list[list[Cell]]:
 
 def measure(quick: bool = False) -> dict[str, Any]:
     """Images per second at equal quality, and the panel."""
-    n, repeats, steps = (2, 1, 2) if quick else (32, 5, 20)
+    n, repeats, steps = (2, 1, 2) if quick else (16, 5, 20)
     kinds = {"fp32": "fp32"}
     if runs_bf16(torch.device("cpu")): kinds = {f"16 bits ({', '.join(matrix_units())})": "auto"} | kinds
     models = {name: load(name) for name in SETTINGS}
@@ -108,5 +108,11 @@ def measure(quick: bool = False) -> dict[str, Any]:
         table("What takes the panel's time (fp32)", ["operation", "%", "calls"],
               shares(lambda: panel(models["cifar10"], "fp32", 2))),
     ]
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), goals=goals, tables=tables,
+    heads = [headline(f"lesson 15's panel: eight images in {steps} guided steps, {kind}", b, "s")
+             for kind, (_, b) in waits.items()]
+    heads += [headline(f"its first preview, {kind}", a, "s") for kind, (a, _) in waits.items()]
+    same = {name: next((row[4] for row in rows if row[:3] == ["fp32", "1.1", name]), None) for name in models}
+    heads += [headline(f"images per second of `{name}` at a Fréchet distance of at most 1.1, fp32", v)
+              for name, v in same.items() if v]
+    return dict(headlines=heads, how=described(__doc__), goals=goals, tables=tables,
                 plots=[bars("quality", "Images per second at equal quality", values, "images a second")])

@@ -21,7 +21,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, Cell, Spread, bars, goal, ratios, scaled, spread, table, turns
+from measuring import ROOT, Cell, Spread, bars, described, goal, headline, ratios, scaled, spread, table, turns
 
 IMPORTS = {
     "python": "pass", "import diffusion_course": "import diffusion_course",
@@ -119,7 +119,7 @@ def first_image(repeats: int) -> list[float]:
 
 def measure(quick: bool = False) -> dict[str, Any]:
     """Imports, sizes, and the first image."""
-    times = imports(*((1, 4) if quick else (15, None)))
+    times = imports(*((1, 4) if quick else (7, None)))
     bare = times["bare torch"]
     rows: list[list[Cell]] = [[name, scaled(spread(v), 1e3), ratios(v, bare)] for name, v in times.items()]
     own: Spread = spread([a - b for a, b in zip(times["import diffusion_course"], times["python"], strict=True)])
@@ -148,4 +148,8 @@ def measure(quick: bool = False) -> dict[str, Any]:
     ]
     plots = [bars("imports", "Imports", {"ours, " + k if "dc" in k or "course" in k else k: scaled(spread(v), 1e3)
                                        for k, v in times.items()}, "ms, Python's own start included")]
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), tables=tables, goals=goals, plots=plots)
+    heads = [headline("`import diffusion_course`", scaled(own, 1e3), "ms"),
+             headline("`dc.sample` beside `import torch`", ratios(times["dc.sample"], bare), "times"),
+             *(headline(f"installed: {name}", size / 1e6, "MB") for name, (_, size) in found.items() if "core" in name),
+             headline("from a checkout to the first image, packages at hand", spread(first), "s")]
+    return dict(headlines=heads, how=described(__doc__), tables=tables, goals=goals, plots=plots)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import Cell, spread, table
+from measuring import Cell, described, spread, table
 from tqdm import tqdm
 
 from diffusion_course.distributions import toy
@@ -65,7 +65,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         distance = mean(distances)
         rows.append([name, spread(seconds), round(distance, 3), round(floor, 3), round(distance / floor, 2), board])
     columns = ["set", "seconds", "distance", "floor", "ratio", "outside the cells"]
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), goals=[], plots=[],
+    return dict(how=described(__doc__), goals=[], plots=[],
                 tables=[table(f"Means of {seeds} seeds, {steps:,} steps of 512 points", columns, rows)])
 
 

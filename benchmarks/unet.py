@@ -21,7 +21,7 @@ from typing import Any
 
 import peers
 import torch
-from measuring import Cell, bars, goal, per, ratios, table, turns
+from measuring import Cell, bars, described, goal, headline, per, ratios, table, turns
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -132,12 +132,14 @@ def peak_memory(build: Callable[[], nn.Module], n: int, fast: bool) -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     import resource
 
+    import psutil
+
     step = stepper(build(), batch_of(n, device()), fast)
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
+    before = psutil.Process().memory_info().rss / 1e6
     step()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit - before
 
 
 def memory_of(name: str, n: int, fast: bool) -> float | None:
@@ -151,7 +153,7 @@ def memory_of(name: str, n: int, fast: bool) -> float | None:
 def measure(quick: bool = False) -> dict[str, Any]:
     """Training, sampling and memory of all networks."""
     where = device()
-    n, repeats = (8, 1) if quick else (128 if where.type == "cpu" else 512, 5)
+    n, repeats = (8, 1) if quick else (512 if where.type == "cuda" else 128 if runs_bf16(where) else 32, 5)
     batch = batch_of(n, where)
     builds = networks()
     keys = [("ours", True)] + [(name, fast) for name in builds if name != "ours" for fast in (False, True)]
@@ -176,9 +178,11 @@ def measure(quick: bool = False) -> dict[str, Any]:
         for what, times in (("training", train), ("sampling", draw)):
             goals.append(goal(f"{what}, {key[0]}, {how}", ratios(times[key], times[mine])["median"], limit, False,
                               "times as fast", WHY.get(key[0].partition(", equal ")[2], "")))
+    heads = [headline(f"training, beside the U-Net of {name}, {'same precision' if fast_ else 'as documented'}",
+                      ratios(train[name, fast_], train[mine]), "times as fast") for name, fast_ in keys[1:]]
     values = {f"{name}{'' if name == 'ours' else ', as ours' if same else ', as documented'}": per(n, times)
               for (name, same), times in train.items()}
-    return dict(how=" ".join((__doc__ or "").split("\n\n")[1].split()), goals=goals, plots=[
+    return dict(headlines=heads, how=described(__doc__), goals=goals, plots=[
         bars("training", "Training throughput", values, "images a second")],
         tables=[table(f"On the {where.type}, batches of {n}", columns, rows)])
 
