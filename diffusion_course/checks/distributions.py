@@ -433,6 +433,7 @@ def _permutation_cases() -> list[tuple]:
     for n, m, shift, seed in ((6, 9, 0.35, 4), (8, 5, 0.0, 2)):
         generator = torch.Generator().manual_seed(seed)
         orders = torch.stack([torch.randperm(n + m, generator=generator) for _ in range(60)])
+        orders[0] = torch.arange(n + m)  # the division that was given: a distance exactly as large
         cases.append((normal(n, 2, seed=seed), normal(m, 2, seed=seed + 9) + shift, _energy, orders))
     return cases
 
