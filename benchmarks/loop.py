@@ -32,9 +32,10 @@ from diffusion_course.unet import UNet, UNetConfig
 
 OURS = "ours"
 Loops = dict[str, dict[str, Callable[[], object]]]  # stepper: library: run
-# Why a loop that is not the lowest is not: written where a profile has been looked at (`--profile`).
-WHY = ("half of ours is what others leave out: the check that a step kept the shape of x, eval mode held through"
-       " the call, evaluations counted, and the first prediction of each step kept for multistep methods")
+WHY = ("of our step about a third is Python that the others leave out (`python benchmarks/loop.py --profile`): times"
+       " checked and kept in double precision, one made for each sample, shapes of answer and step looked at, singular"
+       " ends looked up, eval mode held, evaluations counted, first predictions kept for multistep methods;"
+       " k-diffusion is given noise ratios and knows no schedule, torchdiffeq knows no model")
 
 
 class Timed(nn.Module):
@@ -250,8 +251,8 @@ def profile(steps: int = 400) -> None:
     import cProfile
     import pstats
 
-    net, x = settings()["images"]
-    run = our_loops("diffusion_course", Timed(Arithmetic()).eval(), x, steps)["euler"]
+    net, x = settings()["plane"]
+    run = our_loops("diffusion_course", Timed(net).eval(), x, steps)["euler"]
     run()
     with cProfile.Profile() as p: run()
     pstats.Stats(p).sort_stats("tottime").print_stats(15)

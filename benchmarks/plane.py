@@ -1,12 +1,12 @@
 """How soon a flow in the plane is as good as that of TorchCFM's tutorial.
 
 TorchCFM: the tutorial's loop (20,000 steps of 256 fresh points, its MLP of width 64, Adam, independent or optimal
-transport pairs, sigma 0.1), its NeuralODE's dopri5 for sampling. Its points are drawn here by vectorised code, which
-is kinder to it than its own. Ours: `fit` with its defaults, 512 of 50,000 points a step, 50 Heun steps; its budgets
-rise until the mean distance of all seeds is no larger than TorchCFM's, and that budget's time is the one compared.
-All in one thread. Distances are to new real points, beside their floor between two real sets: sliced
-2-Wasserstein of 10,000 points, and the exact one of 1,000, by assignment. A stray lies farther from 10,000 real
-points than 99 % of other real points do, so that real data have 1 %.
+transport pairs, sigma 0.1), its NeuralODE's dopri5 for sampling. Its points are drawn here by vectorised code,
+which is kinder to it than its own. Ours: `fit` with its defaults, 512 of 50,000 points a step, 50 Heun steps; its
+budgets rise until the mean distance of all seeds is no larger than TorchCFM's, and that budget's time is the one
+compared, or until it takes longer. All in one thread. Distances are to new real points, beside their floor between
+two real sets: sliced 2-Wasserstein of 10,000 points, and the exact one of 1,000, by assignment. A stray lies
+farther from 10,000 real points than 99 % of others do (2,000 of each), so that real data have 1 %.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from diffusion_course.schedules import Linear
 from diffusion_course.solvers import heun_step, integrate
 
 Draw = Callable[[int, torch.Generator], Tensor]
-N, EXACT = 10_000, 1000
-BUDGETS = (500, 1000, 1500, 2000, 3000, 4500, 6000, 9000)
+N, EXACT, STRAYS = 10_000, 1000, 2000
+BUDGETS = (1000, 2000, 4000, 8000)
 
 
 def normal(n: int, g: torch.Generator) -> Tensor: return torch.randn(n, 2, generator=g)
@@ -127,9 +127,9 @@ def quality(sampler: Callable[[Tensor], Tensor], source: Draw, target: Draw, see
     """Distances and strays of 10,000 points."""
     x = sampler(source(N, rng(300 + seed)))
     real, other = target(N, rng(400 + seed)), target(N, rng(500 + seed))
-    edge = nearest(other, real).quantile(0.99)
+    edge = nearest(other[:STRAYS], real).quantile(0.99)
     return dict(sliced=sliced_wasserstein(x, real), exact=wasserstein2(x[:EXACT], real[:EXACT]),
-                strays=(nearest(x, real) > edge).float().mean().item())
+                strays=(nearest(x[:STRAYS], real) > edge).float().mean().item())
 
 
 @single_thread
@@ -163,14 +163,14 @@ def measure(quick: bool = False) -> dict[str, Any]:
         for steps in budgets:
             found = row("ours", steps, ours)
             as_good = found["sliced"] <= aim["sliced"] and found["exact"] <= aim["exact"]
-            if as_good: break
+            if as_good or sum(per_seed[-1]) > sum(per_seed[0]): break
         share = spread([a / b for a, b in zip(per_seed[-1], per_seed[0], strict=True)])
         times[name] = share
         goals.append(goal(f"{name}: at most half of TorchCFM's time, at an equal or better distance", share["median"],
                           0.5, unit="of its time", why="an optimal assignment of each batch takes most of the time, in"
                           " both" if ot else "no budget that was tried is as good in less"))
         if not as_good: goals.append(goal(f"{name}: as near to the data as TorchCFM", found["sliced"] / aim["sliced"],
-                                          1.0, unit="times its distance", why="the largest budget ends here"))
+                                          1.0, unit="times its distance", why="it was not trained longer"))
     columns = ["task", "who", "steps", "seconds", "sliced W2", "W2 of 1,000", "strays"]
     return dict(how=described(__doc__), goals=goals,
                 tables=[table("Means of three seeds, with OT of one; seconds are the training's", columns, rows)],
