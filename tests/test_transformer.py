@@ -390,7 +390,8 @@ SCENE = "a small red circle above a large blue square"
 
 @pytest.mark.parametrize(("caption", "found"), [
     (SCENE, "right"), ("a red circle above a blue square", "right"),
-    ("a large blue square below a red circle", "right"), ("a red circle", "count"), ("three blue squares", "count"), ("two blue squares", "colour"),
+    ("a large blue square below a red circle", "right"), ("a red circle", "count"),
+    ("three blue squares", "count"), ("two blue squares", "colour"),
     ("a red circle above a green square", "colour"), ("a red circle above a blue triangle", "shape"),
     ("a blue circle above a red square", "binding"), ("a large red circle above a blue square", "size"),
     ("a red circle below a blue square", "place"), ("a red circle left of a blue square", "place"),
