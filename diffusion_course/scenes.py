@@ -121,10 +121,14 @@ def _unseen_compositions() -> set[frozenset[tuple[str, str]]]:
     return held
 
 
-@lru_cache(maxsize=1)
 def all_captions() -> dict[str, tuple[Caption, ...]]:
     """Every caption of the course: "single", "count" and "pair", of which training draws; "held-out", of
     pairs whose composition occurs in training; and "unseen", of pairs whose composition never does."""
+    return dict(_all_captions())
+
+
+@lru_cache(maxsize=1)
+def _all_captions() -> dict[str, tuple[Caption, ...]]:
     sizes = ("", *SIZES)
     kinds = list(product(COLOURS, SHAPES))
     unseen = _unseen_compositions()
@@ -288,7 +292,7 @@ def read_scene(image: Tensor) -> list[Thing]:
 
 
 def _read_thing(core: np.ndarray, marks: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> Thing:
-    near = ndimage.binary_dilation(core, np.ones((3, 3))) & (core | (marks == 0))
+    near = ndimage.binary_dilation(core, np.ones((3, 3), bool)) & (core | (marks == 0))
     soft = np.where(near & (alpha >= 0.15), alpha, 0)
     area = soft.sum()
     y = (soft.sum(1) * _GRID).sum() / area
