@@ -359,11 +359,11 @@ class DiTConfig:
         if self.width < 8 or self.width % 8 or self.width % self.head:
             raise ValueError(f"width is {self.width}: expected a multiple of 8 and of head, {self.head}")
         if self.vocabulary and not self.n_cond:
-            raise ValueError(f"n_cond is 0 with a vocabulary of {self.vocabulary}: expected how many words a caption has")
+            raise ValueError(f"n_cond is 0, vocabulary {self.vocabulary}: expected how many words a caption has")
 
 
 class DiT(nn.Module):
-    """net(x (B, C, H, W), t (B,), y (B,), cond (B, n_cond)) -> (B, C, H, W): patches, positions and blocks of attention.
+    """net(x (B, C, H, W), t (B,), y (B,), cond (B, n_cond)) -> (B, C, H, W): patches, positions, attention.
 
     Peebles and Xie (2023), with cross-attention for captions. It begins as zero.
 
