@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import expect
+from .seeds import generator_of
 
 # %% auto #0
 __all__ = ['toy_names', 'toy', 'GaussianMixture', 'running_mixture']
@@ -101,7 +103,7 @@ def toy(name: str, n: int, seed: int = 0) -> Tensor:
     """
     if name not in toy_names():
         raise ValueError(f"no toy set {name!r}: expected one of {', '.join(_TOYS)}")
-    return _TOYS[name](_count(n), torch.Generator().manual_seed(seed))
+    return _TOYS[name](_count(n), generator_of(seed))
 
 
 def _count(n: int) -> int:
@@ -113,13 +115,14 @@ def _components(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The parameters of a mixture as tensors of one dtype, copied; a `ValueError` says what does
     not fit."""
-    means = torch.as_tensor(means).clone()
-    if not means.is_floating_point(): means = means.float()
+    if not isinstance(means, (Tensor, np.ndarray)): means = expect.as_floats(means, "means").float()
+    means = expect.as_floats(means, "means").clone()
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means has shape {tuple(means.shape)}: expected (K, D) with K, D >= 1")
-    given = dict(stds=stds, weights=torch.ones(len(means)) if weights is None else weights, labels=labels)
+    weights = torch.ones(len(means)) if weights is None else weights
+    given = dict(stds=expect.as_floats(stds, "stds"), weights=weights, labels=labels)
     rows = {
-        name: torch.as_tensor(value).to(means.device)
+        name: expect.as_floats(value, name).to(means.device)
         for name, value in given.items()
         if value is not None
     }
@@ -170,11 +173,12 @@ def _need_labels(labels: Tensor | None) -> Tensor:
 def _matches(y: Tensor | int, n: int, labels: Tensor | None, weights: Tensor) -> Tensor:
     "Which components carry the label asked for at each point: booleans (n, K)."
     labels = _need_labels(labels)
-    if isinstance(y, str) or torch.as_tensor(y).shape not in ((), (n,)):
-        raise ValueError(f"y is {y!r}: expected a number or integers of shape ({n},), one label a point")
-    match = ((labels == torch.as_tensor(y, device=labels.device)[..., None]) & (weights > 0)).expand(n, -1)
+    y = expect.as_whole_numbers("y", y)
+    if y.shape not in ((), (n,)):
+        raise ValueError(f"y is {expect.short(y)}: expected a number or integers of shape ({n},), one label a point")
+    match = ((labels == y.to(labels.device)[..., None]) & (weights > 0)).expand(n, -1)
     if not match.any(1).all():
-        asked, known = torch.as_tensor(y).unique().tolist(), labels[weights > 0].unique().tolist()
+        asked, known = y.unique().tolist(), labels[weights > 0].unique().tolist()
         raise ValueError(f"y holds labels {asked}: expected labels of positive weight, {known}")
     return match
 
@@ -218,6 +222,7 @@ class GaussianMixture:
             n: how many points.
             y: a label, or (n,) of them; None: every component counts.
         """
+        n = _count(n)
         log_weights = self.weights.log().expand(n, -1)
         if y is None: return log_weights
         matches = _matches(y, n, self.labels, self.weights).to(log_weights.device)
@@ -257,8 +262,8 @@ class GaussianMixture:
         Args:
             x: (n, D) points.
         """
-        of_label = torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)
-        return (self.responsibilities(x)[..., None] * of_label).sum(1)
+        share = self.responsibilities(x)
+        return (share[..., None] * torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n new points (n, D).
