@@ -32,7 +32,7 @@ from diffusion_course.unet import UNet, UNetConfig
 
 OURS = "ours"
 Loops = dict[str, dict[str, Callable[[], object]]]  # stepper: library: run
-WHY = ("of our step about a third is Python that the others leave out (`python benchmarks/loop.py --profile`): times"
+WHY = ("our step does what the others leave out (`python benchmarks/loop.py --profile`): times"
        " checked and kept in double precision, one made for each sample, shapes of answer and step looked at, singular"
        " ends looked up, eval mode held, evaluations counted, first predictions kept for multistep methods;"
        " k-diffusion is given noise ratios and knows no schedule, torchdiffeq knows no model")
