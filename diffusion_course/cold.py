@@ -70,7 +70,7 @@ class Blur:
         Returns:
             (B, C, H, W), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         sigma = self.sigma(t)
         sigma = sigma.double() if sigma.is_cpu else sigma.float()  # not every device has doubles
         sigma = sigma * x1.shape[-2]
@@ -141,7 +141,7 @@ class Masking:
         Returns:
             (B, C, H, W), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         return x1 * self.mask(t, *x1.shape[-2:]).to(x1)
 
 
@@ -177,7 +177,7 @@ class Pixelate:
         Returns:
             (B, C, N, N), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         if x1.shape[-1] != x1.shape[-2]:
             raise ValueError(f"x1 has shape {tuple(x1.shape)}: expected square images")
         block = self.block(t, x1.shape[-1])
@@ -194,10 +194,11 @@ def _squares(x: Tensor, b: int) -> Tensor:
     return means.repeat_interleave(b, -2).repeat_interleave(b, -1)
 
 
-def _check_floats(x1: Tensor) -> None:
-    "A `ValueError` for bytes and other whole numbers, whose 0 is no grey."
+def _check_input(x1: Tensor, t: Tensor | float) -> None:
+    "A `ValueError` for bytes and other whole numbers, whose 0 is no grey, and for times that are not one or one each."
     if not isinstance(x1, Tensor) or not x1.is_floating_point() or x1.ndim != 4:
         raise ValueError(f"x1 is {expect.described(x1)}: expected floating-point images in [-1, 1], (B, C, H, W)")
+    expect.one_or_each("t", as_time(t), x1)
 
 
 DEGRADATIONS: dict[str, Degradation] = {"blur": Blur(), "masking": Masking(), "pixelate": Pixelate()}

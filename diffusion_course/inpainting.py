@@ -111,13 +111,13 @@ def brush(
     radius = expect.number("radius", radius, 0, expected="a number > 0", above=True)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"points has shape {tuple(points.shape)}: expected (n, 2), n >= 1")
-    shape = expect.sizes("shape", shape, "height, width")
-    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in shape))
+    h, w = expect.sizes("shape", shape, "height, width")
+    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in (h, w)))
     away = torch.cdist(at, points).amin(1)
     for a, b in zip(points[:-1], points[1:], strict=True):
         along = ((at - a) @ (b - a) / (b - a).square().sum().clamp_min(1e-12)).clamp(0, 1)
         away = torch.minimum(away, (at - a - along[:, None] * (b - a)).norm(dim=1))
-    return (away > radius).reshape(shape)
+    return (away > radius).reshape(h, w)
 
 # %% ../nbs/20_inpainting.ipynb #bc95aa81
 def _repeated(x1: Tensor, x: Tensor) -> Tensor:
@@ -374,7 +374,7 @@ def crop_around(
         size: rows and columns of the window; default: as small as it gets.
     """
     margin = expect.whole("margin", margin, 0)
-    if size is not None: size = expect.sizes("size", size, "rows, columns")
+    if size is not None: expect.sizes("size", size, "rows, columns")
     if expect.tensor("mask", mask).dtype != torch.bool or mask.ndim != 2 or mask.all():
         raise ValueError(f"mask is {expect.described(mask)}: expected torch.bool (H, W), one pixel or more to fill")
     window: list[slice] = []

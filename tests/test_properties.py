@@ -365,7 +365,7 @@ ELSEWHERE = set(
     runs.interruptions runs.folder_lock runs.Metrics training.Objective training.Run training.train training.started
     training.ladder training.DATA latent.LatentUNet
     evaluation.inception_fid evaluation.own_classifier
-    evaluation.scores_of images.cifar10 images.digits cold.DEGRADATIONS plots.show_stages
+    evaluation.scores_of images.cifar10 images.digits clinic.examine cold.DEGRADATIONS plots.show_stages
 """.split()
 )
 OTHERS = ("checking", "diagnosis", "relations", "trials", "cli", "hub")

@@ -700,7 +700,7 @@ valid("inpainting.seam", x=PIX, mask=mask)
 valid(
     "inpainting.paste_back", edited=PIX, original=pixels(2, 1, 8, 8, seed=3), mask=mask, feather=2
 )
-valid("inpainting.crop_around", mask=mask, margin=1, size=(4, 4))
+valid("inpainting.crop_around", mask=mask, margin=1, size=(8, 8))
 valid("inpainting.latent_mask", mask=mask, cells=(4, 4))
 latent_painter = made(
     lambda: dc.Denoiser(
@@ -725,13 +725,13 @@ valid(
 )
 
 valid("cold.Blur", width=0.1)
-valid("cold.Blur.__call__", self=made(cold.Blur), x=PIX, t=within(2))
+valid("cold.Blur.__call__", self=made(cold.Blur), x1=PIX, t=within(2))
 valid("cold.Blur.sigma", self=made(cold.Blur), t=T)
 valid("cold.Masking", seed=0)
-valid("cold.Masking.__call__", self=made(cold.Masking), x=PIX, t=within(2))
+valid("cold.Masking.__call__", self=made(cold.Masking), x1=PIX, t=within(2))
 valid("cold.Masking.mask", self=made(cold.Masking), t=T, height=8, width=8)
 valid("cold.Pixelate")
-valid("cold.Pixelate.__call__", self=made(cold.Pixelate), x=PIX, t=within(2))
+valid("cold.Pixelate.__call__", self=made(cold.Pixelate), x1=PIX, t=within(2))
 valid("cold.Pixelate.block", self=made(cold.Pixelate), t=T, side=8)
 restorer = made(
     lambda: dc.Denoiser(
@@ -744,7 +744,6 @@ valid("cold.improved", degrade=made(cold.Blur))
 valid("cold.restore", model=restorer, x=PIX, kind="blur", steps=2, start=0.5)
 
 valid("clinic.normals", seed=3)
-valid("clinic.examine", number=1, patient=made(lambda: lambda *_: None))
 valid("clinic.Chart", picture=made(lambda: Image.new("RGB", (4, 4))), samples=X, real=X0)
 valid("your_own.draw_letter", letter="A", font="DejaVuSans", slant=0.1, weight=1, side=16)
 valid("your_own.write_letters", folder=FOLDER, letters="AK", each=20, seed=0, inverted=False)
