@@ -71,7 +71,7 @@ _MODULES = (
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # in words, because type checkers read no other
-    "Cosine", "DDPM", "DiT", "DiTConfig", "Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
+    "Cosine", "DDPM", "Denoiser", "DiT", "DiTConfig", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
     "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
     "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
     "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
