@@ -51,7 +51,7 @@ def pictures(n: int, config: DiTConfig = TINY, seed: int = 1) -> Tensor:
     return normal(n, *config.shape, seed=seed, dtype=torch.float32)
 
 
-# ---- patches and attention -------------------------------------------------------------------------------------------
+# ---- patches and attention -----------------------------------------------------------------------
 
 @pytest.mark.parametrize(("shape", "p"), [((2, 3, 8, 12), 4), ((1, 1, 6, 4), 2), ((3, 2, 5, 5), 1), ((2, 3, 4, 4), 4)])
 def test_patches_are_squares_row_by_row_and_come_together_again(shape, p):
@@ -108,7 +108,7 @@ def test_positions_have_codes_of_their_own_that_fade_with_distance():
     with pytest.raises(ValueError, match="expected an even number"): waves(torch.arange(3), 5)
 
 
-# ---- blocks and networks ---------------------------------------------------------------------------------------------
+# ---- blocks and networks -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("words", [False, True])
 def test_a_block_begins_as_the_identity(words):
@@ -190,11 +190,13 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 def test_inputs_that_do_not_fit_are_refused():
     net, x, t = DiT(TINY), pictures(2), torch.tensor([0.1, 0.5])
     for cond in (torch.full((2, 10), 21.0), torch.full((2, 10), 0.5), torch.full((2, 10), -1.0)):
-        with pytest.raises(ValueError, match="expected numbers of words, 1 to 20, or 0 for none"): net(x, t, cond=cond)
+        with pytest.raises(ValueError, match="expected numbers of words, 1 to 20, or 0 for none"):
+            net(x, t, cond=cond)
     with pytest.raises(ValueError, match=r"cond has shape \(2, 3\)"): net(x, t, cond=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"expected \(B, 3, 20, 20\)"): net(x[..., :16], t)
     with pytest.raises(ValueError, match="y holds labels"): net(x, t, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="n_cond is 0"): DiT(LABELLED)(pictures(2, LABELLED), t, cond=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="n_cond is 0"):
+        DiT(LABELLED)(pictures(2, LABELLED), t, cond=torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("config", [TINY, LABELLED, NUMBERS], ids=["words", "labels", "numbers"])
@@ -215,7 +217,7 @@ def test_labels_guide_it_as_they_guide_a_unet():
     assert not torch.allclose(x, generate(model, 3, 3, "euler", 2.0, seed=0, y=y.flip(0)), atol=1e-3)
 
 
-# ---- captions --------------------------------------------------------------------------------------------------------
+# ---- captions ------------------------------------------------------------------------------------
 
 def test_words_become_numbers():
     found = tokens(["a red circle", "Two green triangles."])
@@ -242,7 +244,7 @@ def test_words_know_of_the_others_and_padding_is_masked():
     assert (h[0, 3] - h[1, 3]).abs().max() > 1e-3  # the circle knows its colour
 
 
-# ---- guidance by captions --------------------------------------------------------------------------------------------
+# ---- guidance by captions ------------------------------------------------------------------------
 
 def test_guidance_is_a_line_between_two_predictions():
     model, x, cond = reader(), pictures(3), tokens(CAPTIONS)
@@ -283,7 +285,8 @@ def test_guidance_by_captions_needs_a_model_that_reads():
 def test_dropped_captions_are_nan():
     cond = tokens(["a red circle"] * 4000)
     told = drop_conditions(None, cond, 0.1, 0, rng(0))["cond"]
-    assert 0.08 < told.isnan().all(1).double().mean() < 0.12 and (told.isnan().all(1) == told.isnan().any(1)).all()
+    unknown = told.isnan().all(1)
+    assert 0.08 < unknown.double().mean() < 0.12 and (unknown == told.isnan().any(1)).all()
 
 
 def test_attention_maps_are_shares_of_words():
@@ -295,7 +298,7 @@ def test_attention_maps_are_shares_of_words():
     assert all(not block.cross._forward_pre_hooks for block in model.net.blocks)
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Images:
@@ -367,7 +370,7 @@ def test_the_scenes_of_a_seed_are_always_the_same():
     with pytest.raises(ValueError, match="expected one of"): transformer.scenes("all")
 
 
-# ---- the truth -------------------------------------------------------------------------------------------------------
+# ---- the truth -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("std", [0.0, 0.05, 0.1])
 def test_the_program_is_right_about_scenes_that_were_drawn(std):
@@ -455,7 +458,7 @@ def test_captions_read_back_and_parts_do_not_overlap():
     assert Counter(len(c.things) for c in drawn).keys() == {1, 2, 3} and all(isinstance(c, Caption) for c in drawn)
 
 
-# ---- the shipped one -------------------------------------------------------------------------------------------------
+# ---- the shipped one -----------------------------------------------------------------------------
 
 needs_scenes = pytest.mark.skipif("scenes" not in shipped(), reason="the reader isn't part of this copy")
 
