@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import os
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,24 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     Raises:
         OSError: where the file can't be written; what was there before is as it was.
     """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    said = json.dumps(about)
     try:
         with whole_file(path) as fresh:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-                fresh,
-                {_KEY: json.dumps(about)},
-            )
+            save_file(tensors, fresh, {_KEY: said, "crc32": _checksum(tensors, said)})
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{path} could not be written ({error}); what was there before is as it was"
         ) from error
+
+
+def _checksum(tensors: dict[str, Tensor], said: str) -> str:
+    "The CRC-32 of names, numbers and description: a flipped bit must not become another model."
+    code = zlib.crc32(said.encode())
+    for name, v in sorted(tensors.items()):
+        code = zlib.crc32(f"{name} {v.dtype} {tuple(v.shape)}".encode(), code)
+        if v.numel(): code = zlib.crc32(memoryview(v.flatten().view(torch.uint8).numpy()), code)
+    return f"{code:08x}"
 
 
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,13 +74,16 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     if not path.is_file(): raise FileNotFoundError(f"no file {path}: expected a checkpoint of this course")
     try:
         with safe_open(path, "pt") as f:
-            about = json.loads((f.metadata() or {})[_KEY])
+            notes = f.metadata() or {}
+            about = json.loads(notes[_KEY])
             tensors = {k: f.get_tensor(k) for k in f.keys()}
+        if notes.get("crc32", "") not in ("", _checksum(tensors, notes[_KEY])):  # files from before have none
+            raise ValueError("its numbers are not those that were written")
     except KeyError:
         raise ValueError(
             f"{path} is a safetensors file of something else: expected a checkpoint of this course"
         ) from None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged, or no safetensors file ({error}): expected a checkpoint of this course"
         ) from error

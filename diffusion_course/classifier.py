@@ -30,7 +30,8 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         for name in ("shape", "widths", "blocks"):
-            object.__setattr__(self, name, tuple(vars(self)[name]))
+            object.__setattr__(self, name, tuple(expect.whole(name, n, 0) for n in vars(self)[name]))
+        expect.whole("stem", self.stem)
         scale = 2 ** len(self.widths)
         sides = self.shape[1:]
         n_blocks = len(self.blocks)
@@ -40,7 +41,7 @@ class ClassifierConfig:
             "widths": (self.widths and min(self.widths) >= 1, "one or more positive numbers"),
             "blocks": (n_blocks == len(self.widths) and (not n_blocks or min(self.blocks) >= 0),
                        "a number >= 0 for each width"),
-            "n_labels": (self.n_labels >= 2, "2 or more"),
+            "n_labels": (expect.whole("n_labels", self.n_labels, 0) >= 2, "2 or more"),
         }
         for name, (right, what) in expected.items():
             if not right: raise ValueError(f"{name} is {vars(self)[name]!r}: expected {what}")
@@ -135,7 +136,9 @@ def shifted(x: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
     Returns:
         (B, C, H, W).
     """
+    if expect.floats("x", x).ndim != 4: raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, C, H, W)")
     B, _, H, W = x.shape
+    max_shift = expect.whole("max_shift", max_shift, -(2**40))
     if not 0 <= max_shift < min(H, W):
         raise ValueError(f"max_shift is {max_shift}: expected 0 to {min(H, W) - 1} pixels")
     device = generator.device

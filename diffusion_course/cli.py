@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import subprocess
@@ -473,13 +474,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a long run
         if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
-    args = parser(argv[0] if argv else None).parse_args(argv)
-    args.argv = argv
-    try: return args.run(args)
+    try:
+        args = parser(argv[0] if argv else None).parse_args(argv)
+        args.argv = argv
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except (ValueError, OSError, ImportError) as error:
-        print(f"diffusion-course: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError): print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
+    finally: _close_output()
+
+
+def _close_output() -> None:
+    "Nothing is left for the interpreter to write when it ends, as to a full disk or a pipe that was closed."
+    try: sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # not in the notebook

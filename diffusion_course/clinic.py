@@ -26,7 +26,7 @@ from .plots import show_curves, show_histogram, show_paths, show_samples, tile
 from .predictions import Denoiser, EmpiricalDenoiser, ExactDenoiser, Model
 from .samplers import ddim, euler, heun, sample, uniform_grid
 from .schedules import DDPM, Linear, VarianceExploding
-from .seeds import seeded_weights
+from .seeds import generator_of, seeded_weights
 from .style import figure
 
 # %% auto #0
@@ -104,7 +104,7 @@ def normals(seed: int) -> Callable[[Tensor], Tensor]:
     Args:
         seed: the same seed gives the same numbers, one call after the other.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
 
     def randn(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype)

@@ -21,7 +21,7 @@ from .options import option, settings
 from .predictions import Denoiser, Model
 from .samplers import Recorder, Stepper, handling_singular_ends, sample, uniform_grid
 from .schedules import Linear, as_time
-from .seeds import stratified
+from .seeds import generator_of, stratified
 from .training import Recipe, autocast, check_previews, started
 from .unet import UNet, UNetConfig
 
@@ -46,8 +46,7 @@ class Blur:
     width: float = 1 / 16
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"width is {self.width}: expected a positive number")
+        expect.number("width", self.width, 0, 1e6, "a positive number, up to 1e6", above=True)
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """Standard deviation of the blur, as a fraction of the height.
@@ -71,7 +70,7 @@ class Blur:
         Returns:
             (B, C, H, W), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         sigma = self.sigma(t)
         sigma = sigma.double() if sigma.is_cpu else sigma.float()  # not every device has doubles
         sigma = sigma * x1.shape[-2]
@@ -110,6 +109,8 @@ class Masking:
 
     seed: int = 0
 
+    def __post_init__(self) -> None: generator_of(self.seed)
+
     def mask(self, t: Tensor | float, height: int, width: int) -> Tensor:
         """m_t: 1 where the image is left, else 0.
 
@@ -122,9 +123,10 @@ class Masking:
             (1, H, W), or (B, 1, H, W) for a batch of times; on the device of t.
         """
         t = as_time(t)
+        height, width = expect.whole("height", height), expect.whole("width", width)
         side = max(1, min(height, width) // 16)
         rows, columns = -(-height // side), -(-width // side)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = generator_of(self.seed)
         order = torch.randperm(rows * columns, generator=generator, device="cpu").to(t.device)
         m = ((order + 0.5) / len(order) < t[..., None]).float().reshape(*t.shape, 1, rows, columns)
         return m.repeat_interleave(side, -2).repeat_interleave(side, -1)[..., :height, :width]
@@ -139,7 +141,7 @@ class Masking:
         Returns:
             (B, C, H, W), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         return x1 * self.mask(t, *x1.shape[-2:]).to(x1)
 
 
@@ -159,7 +161,7 @@ class Pixelate:
         Returns:
             whole numbers of the shape of t.
         """
-        halvings = side.bit_length() - 1
+        halvings = expect.whole("side", side).bit_length() - 1
         if side != 2**halvings:
             raise ValueError(f"a side of {side} pixels: expected a power of two")
         done = (halvings * as_time(t) + 1e-6).floor().long()  # 5 x 0.6 may be 2.9999999
@@ -175,7 +177,7 @@ class Pixelate:
         Returns:
             (B, C, N, N), on the device and in the precision of x1.
         """
-        _check_floats(x1)
+        _check_input(x1, t)
         if x1.shape[-1] != x1.shape[-2]:
             raise ValueError(f"x1 has shape {tuple(x1.shape)}: expected square images")
         block = self.block(t, x1.shape[-1])
@@ -192,10 +194,11 @@ def _squares(x: Tensor, b: int) -> Tensor:
     return means.repeat_interleave(b, -2).repeat_interleave(b, -1)
 
 
-def _check_floats(x1: Tensor) -> None:
-    "A `ValueError` for bytes and other whole numbers, whose 0 is no grey."
-    if not x1.is_floating_point():
-        raise ValueError(f"x1 is {expect.described(x1)}: expected floating-point images in [-1, 1]")
+def _check_input(x1: Tensor, t: Tensor | float) -> None:
+    "A `ValueError` for bytes and other whole numbers, whose 0 is no grey, and for times that are not one or one each."
+    if not isinstance(x1, Tensor) or not x1.is_floating_point() or x1.ndim != 4:
+        raise ValueError(f"x1 is {expect.described(x1)}: expected floating-point images in [-1, 1], (B, C, H, W)")
+    expect.one_or_each("t", as_time(t), x1)
 
 
 DEGRADATIONS: dict[str, Degradation] = {"blur": Blur(), "masking": Masking(), "pixelate": Pixelate()}

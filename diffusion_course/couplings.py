@@ -38,13 +38,14 @@ def pair(x0: Tensor, x1: Tensor, labels: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: for shapes that do not fit, or NaN.
     """
-    if x0.shape != x1.shape or x0.ndim < 2:
+    if expect.floating("x0", x0).shape != expect.floating("x1", x1).shape or x0.ndim < 2:
         shapes = f"x0 has shape {tuple(x0.shape)} and x1 {tuple(x1.shape)}"
         raise ValueError(f"{shapes}: expected the same, (B, ...)")
     for name, x in (("x0", x0), ("x1", x1)):
         if not x.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity: expected finite numbers")
     if labels is None: return x0[_assignment(x0, x1)]
+    labels = expect.as_whole_numbers("labels", labels)
     if labels.shape != x1.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(x1)},), one a sample")
     paired = x0.clone()
@@ -58,7 +59,7 @@ def _assignment(x0: Tensor, x1: Tensor) -> Tensor:
     "Which row of x0 goes to each row of x1."
     from scipy.optimize import linear_sum_assignment
 
-    a, b = x0.flatten(1).cpu().double(), x1.flatten(1).cpu().double()
+    a, b = (x.detach().flatten(1).cpu().double() for x in (x0, x1))
     cost = torch.cdist(a, b).square()
     return torch.from_numpy(linear_sum_assignment(cost.T.numpy())[1]).to(x0.device)
 
@@ -111,7 +112,7 @@ def reflow_pairs(
     Returns:
         (x0, x1), both (n, ...).
     """
-    if x0.ndim < 2 or not len(x0):
+    if expect.floating("x0", x0).ndim < 2 or not len(x0):
         raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected (n, ...) with n >= 1")
     batch_size = expect.whole("batch_size", batch_size)
     for name, v in cond.items():

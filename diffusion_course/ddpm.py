@@ -35,6 +35,7 @@ def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tens
     Returns:
         (n,) of torch.float64.
     """
+    first, last = expect.number("first", first), expect.number("last", last)
     if not 0 < first <= last < 1:
         raise ValueError(f"first is {first}, last is {last}: expected 0 < first <= last < 1")
     return torch.linspace(
@@ -53,7 +54,8 @@ def cosine_betas(n: int = 1000, offset: float = 0.008, largest: float = 0.999) -
     Returns:
         (n,) of torch.float64.
     """
-    if offset < 0 or not 0 < largest < 1:
+    offset, largest = expect.number("offset", offset), expect.number("largest", largest)
+    if not 0 <= offset <= 100 or not 0 < largest < 1:
         raise ValueError(
             f"offset is {offset}, largest is {largest}: expected offset >= 0 and 0 < largest < 1"
         )
@@ -89,8 +91,9 @@ def q_sample(
 
 def _as_index(i: Tensor | int, schedule: DDPM, x: Tensor) -> Tensor:
     if not isinstance(schedule, DDPM): raise ValueError(f"the schedule is {schedule}: expected DDPM(betas)")
-    i, T = torch.as_tensor(i), len(schedule.betas)
-    if i.is_floating_point() or i.shape not in ((), x.shape[:1]) or not ((i >= 0) & (i < T)).all():
+    fraction = isinstance(i, float) or (isinstance(i, Tensor) and i.is_floating_point())
+    i, T = expect.as_whole_numbers("i", i), len(schedule.betas)
+    if fraction or i.shape not in ((), expect.floats("x1", x).shape[:1]) or not ((i >= 0) & (i < T)).all():
         raise ValueError(f"i is {i.tolist()}: expected one index from 0 to {T - 1}, or {len(x)} of them")
     return i
 
@@ -111,10 +114,10 @@ def finish_noising(betas: Tensor, alpha: float = 1e-3) -> Tensor:
     """
     root = DDPM(betas)._log_alpha2[1:].div(2).exp()  # sqrt(alpha-bar)
     if len(root) < 2: raise ValueError(f"betas has shape {tuple(root.shape)}: expected (T,) with T >= 2")
-    if not 0 < alpha < root[0]:
-        raise ValueError(
-            f"alpha is {alpha}: expected a number between 0 and {root[0]:.4g}, where the betas begin"
-        )
+    expected = f"a number between 0 and {root[0]:.4g}, where the betas begin"
+    alpha = expect.number("alpha", alpha, 0, root[0].item(), expected, above=True, below=True)
+    if root[-1] == root[0]:
+        raise ValueError(f"betas add no noise after the first, up to {betas.max():g}: expected larger ones")
     root = alpha + (root - root[-1]) * (root[0] - alpha) / (root[0] - root[-1])
     alpha_bar = torch.cat([root.new_ones(1), root.square()])
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
@@ -138,6 +141,7 @@ def ddpm_loss(
     schedule = model.schedule
     if not isinstance(schedule, DDPM):
         raise ValueError(f"the model's schedule is {schedule}: expected DDPM(betas)")
+    expect.floats("x1", x1)
     device = x1.device if generator is None else generator.device
     i = torch.randint(len(schedule.betas), x1.shape[:1], generator=generator, device=device)
     dtype = x1.dtype if x1.element_size() >= 4 else torch.float32
@@ -168,7 +172,7 @@ def posterior(x1: Tensor, x: Tensor, i: Tensor | int, schedule: DDPM) -> Posteri
         i: () or (B,) indices, from 0.
         schedule: with the increments.
     """
-    expect.same_shape("x", x, "x1", x1)
+    expect.same_shape("x", expect.floats("x", x), "x1", expect.floats("x1", x1))
     i = _as_index(i, schedule, x1).cpu()
     log_alpha_bar = schedule._log_alpha2  # at clean data, then after each increment
     beta = schedule.betas[i]

@@ -45,10 +45,8 @@ def preconditioning(t: Tensor | float, schedule: Schedule, sigma_data: float = 0
         schedule: any.
         sigma_data: standard deviation of the data.
     """
-    if not sigma_data > 0:
-        raise ValueError(
-            f"sigma_data is {sigma_data}: expected a positive number, the standard deviation of the data"
-        )
+    expected = "a positive number, the standard deviation of the data"
+    sigma_data = expect.number("sigma_data", sigma_data, 1e-6, 1e6, expected)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     std = (alpha**2 * sigma_data**2 + sigma**2).sqrt()  # of x
     return Preconditioning(
@@ -152,6 +150,7 @@ def edm_loss(
     Returns:
         The loss, a scalar.
     """
+    expect.floats("x1", x1)
     dtype = x1.dtype if x1.element_size() >= 4 else torch.float32
     t = log_normal_times(len(x1), model.schedule, mean, std, generator).to(dtype).to(x1.device)
     return matching_loss(model, x1, t=t, generator=generator, **options)
@@ -171,10 +170,9 @@ def edm_heun(
         ratios: (lowest, highest) noise ratio at which it is raised: Karras' (S_tmin, S_tmax).
         noise: standard deviation of the added noise: Karras' S_noise.
     """
-    if not (0 <= gamma < math.inf and 0 <= noise < math.inf):
-        raise ValueError(f"gamma is {gamma}, noise is {noise}: expected numbers >= 0")
-    if not 0 <= ratios[0] <= ratios[1]:
-        raise ValueError(f"ratios is {ratios}: expected 0 <= lowest <= highest")
+    for name, value in (("gamma", gamma), ("noise", noise)):
+        expect.number(name, value, 0, expected="a number >= 0")
+    lowest, highest = expect.pair("ratios", ratios, 0, "0 <= lowest <= highest")
     first_order = ddim()
 
     def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
@@ -190,7 +188,7 @@ def edm_heun(
         # In Karras' letters, with ratio = sigma / alpha for his t and x / alpha for his x
         ratio, ratio_s = schedule.sigma(t) / alpha_t, schedule.sigma(s) / alpha_s
         t_hat, ratio_hat, x_hat = t, ratio, x / per_sample(alpha_t, x)
-        if gamma and ratios[0] <= ratio <= ratios[1]:
+        if gamma and lowest <= ratio <= highest:
             t_hat = schedule.t_from_log_snr(-2 * (ratio * (1 + gamma)).log()).item()
             ratio_hat = schedule.sigma(t_hat) / schedule.alpha(t_hat)
             std = noise * (ratio_hat**2 - ratio**2).clamp(min=0).sqrt()

@@ -26,7 +26,8 @@ from .checkpoints import info, load, save
 from .classifier import Classifier, ClassifierConfig, shifted
 from .files import whole_file
 from .former import former
-from .generation import SAMPLERS, as_images, generate
+from .generation import SAMPLERS, as_images, generate, stepper_of
+from .guidance import classifier_free
 from .images import Images, cifar10, to_bytes, to_float
 from .options import as_dict, option, settings
 from diffusion_course.predictions import (
@@ -34,6 +35,7 @@ from diffusion_course.predictions import (
 )
 from .predictions import without_inference
 from .samplers import Stepper
+from .seeds import generator_of
 from .solvers import as_times, integrate, rk4_step, standard_normal
 from .training import Recipe, images_of, train
 
@@ -172,7 +174,7 @@ def label_agreement(classifier: nn.Module, x: Images | Tensor, y: Tensor, batch:
         y: (n,) the labels they were made for.
         batch: images at a time.
     """
-    y = expect.as_whole_numbers("y", y).cpu()
+    x, y = as_bytes(x), expect.as_whole_numbers("y", y).cpu()
     if y.shape != (len(x),): raise ValueError(f"y has shape {tuple(y.shape)}: expected ({len(x)},)")
     return float((_in_batches(classifier, classifier, x, batch, False).argmax(1) == y).double().mean())
 
@@ -205,7 +207,7 @@ def as_bytes(x: Images | Tensor) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 4:
         raise ValueError(f"x is {_given(x)}: expected images (n, C, H, W)")
     if x.dtype == torch.uint8: return x
-    expect.finite("x", x)
+    expect.finite("x", expect.floating("x", x))
     lo, hi = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
     if lo >= 0 and hi > 16:  # as `plots.as_images`: what a model draws is never all so bright
         raise ValueError(f"x runs from {lo:g} to {hi:g}: expected -1 to 1, or torch.uint8")
@@ -222,7 +224,7 @@ def _in_batches(net: Callable, owner: object, x: Images | Tensor, batch: int, pr
         raise ValueError(
             "the network is in training mode: expected net.eval(), or its answers depend on the batch"
         )
-    x = as_bytes(x)
+    x, batch = as_bytes(x), expect.whole("batch", batch)
     if not len(x): raise ValueError("x holds no images: expected one or more")
     device = next(owner.parameters(), x).device if isinstance(owner, nn.Module) else x.device
     parts = []
@@ -268,6 +270,7 @@ def kernel_distance(a: Tensor, b: Tensor, rows: int = 2048) -> float:
         rows: of the kernel matrix at a time.
     """
     a, b = _as_features(a, b)
+    rows = expect.whole("rows", rows)
     kernel = lambda dots: float((dots / a.shape[1] + 1).pow(3).sum())
     total = lambda x, y: sum(kernel(part @ y.T) for part in x.split(rows))
     within = lambda x: (total(x, x) - kernel(x.square().sum(1))) / (len(x) * (len(x) - 1))
@@ -288,8 +291,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, rows: int = 1024) -
         rows: of the distance matrix at a time.
     """
     real, fake = _as_features(real, fake)
-    largest = min(len(real), len(fake)) - 1
-    if not 1 <= k <= largest: raise ValueError(f"k is {k}: expected 1 to {largest}")
+    k, rows = expect.whole("k", k, 1, min(len(real), len(fake)) - 1), expect.whole("rows", rows)
 
     def fraction_among(x: Tensor, members: Tensor) -> float:
         radius = (
@@ -314,7 +316,7 @@ def _as_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, Tensor) or x.ndim != 2 or len(x) < 2 or not x.shape[1]:
             raise ValueError(f"{name} is {_given(x)}: expected features (n, d), n >= 2")
-        expect.finite(name, x)
+        expect.finite(name, expect.as_floats(x, name))
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"a has {a.shape[1]} features and b has {b.shape[1]}: expected those of one extractor"
@@ -377,6 +379,7 @@ def compare_features(
         extractor: its name.
         floor: of `real_scores`.
     """
+    real, fake = _as_features(real, fake)
     if len(real) != len(fake):
         raise ValueError(
             f"{len(real)} real and {len(fake)} made images: expected equally many, as both count"
@@ -402,9 +405,10 @@ def split(n: int, among: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     Returns:
         (n,), (n,).
     """
-    if not 1 <= n <= among // 2:
+    n, among = expect.whole("n", n, of="images"), expect.whole("among", among, of="images")
+    if n > among // 2:
         raise ValueError(f"n is {n}: expected 1 to {among // 2}, as two sets are drawn of {among} images")
-    chosen = torch.randperm(among, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.randperm(among, generator=generator_of(seed))
     return chosen[:n], chosen[n: 2 * n]
 
 
@@ -417,7 +421,7 @@ def real_scores(real: Tensor, n: int, extractor: str, seed: int = 0) -> dict[str
         extractor: its name.
         seed: of the choice.
     """
-    a, b = split(n, len(real), seed)
+    a, b = split(n, len(_as_features(real, real)[0]), seed)
     return compare_features(real[a], real[b], extractor)
 
 
@@ -493,6 +497,7 @@ def likelihood_grid(n: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
         (n + 1,) of torch.float64.
     """
     n = expect.whole("n", n, of="steps")
+    start, stop = expect.number("start", start), expect.number("stop", stop)
     if not 0 <= stop < start <= 1:
         raise ValueError(f"start is {start}, stop is {stop}: expected 0 <= stop < start <= 1")
     roots = torch.linspace(
@@ -543,6 +548,7 @@ def log_prob(
     for t in (times[0], times[-1]):
         if singular(model, t):
             raise ValueError(f"ts holds {t:g}, where the model is singular: expected other ends")
+    if probe is not None: expect.same_shape("probe", expect.floating("probe", probe), "x", x)
     alpha = float(model.schedule.alpha(times[0]))
     D = x[0].numel()
     cond = {k: without_inference(v) for k, v in cond.items()}
@@ -607,7 +613,8 @@ def bits_per_dim(
     x = x.x if isinstance(x, Images) else x
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim < 2 or not len(x):
         raise ValueError(f"x is {expect.described(x)}: expected bytes (B, ...), torch.uint8")
-    if probes < 0: raise ValueError(f"probes is {probes}: expected 0 or more")
+    probes, batch = expect.whole("probes", probes, 0), expect.whole("batch", batch)
+    y = None if y is None else expect.as_whole_numbers("y", y)
     if y is not None and y.shape != x.shape[:1]:
         raise ValueError(f"y has shape {tuple(y.shape)}: expected ({len(x)},)")
     generator = generator or torch.Generator().manual_seed(0)
@@ -653,6 +660,8 @@ def information_rate(
     Returns:
         (B,).
     """
+    expect.floats("x1", x1)
+    log_snr = expect.number("log_snr", log_snr, expected="one that the schedule reaches")
     t = float(model.schedule.t_from_log_snr(log_snr))
     alpha, sigma = float(model.schedule.alpha(t)), float(model.schedule.sigma(t))
     if not alpha > 0 or not sigma > 0:
@@ -693,7 +702,7 @@ def nearest(
         batch: data at a time.
     """
     x, data = as_bytes(x), as_bytes(data)
-    if not 1 <= k <= len(data): raise ValueError(f"k is {k}: expected 1 to {len(data)}, the number of data")
+    k, batch = expect.whole("k", k, 1, max(1, len(data)), "neighbours"), expect.whole("batch", batch)
     if x.shape[1:] != data.shape[1:]:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and data {tuple(data.shape)}: expected the same but for n"
@@ -879,6 +888,9 @@ def scores_of(
         raise ValueError(
             f"bits is {bits}: expected 0 for a model of latents, which says nothing about pixels"
         )
+    stepper_of(config.sampler)
+    for name in ("steps", "batch"): expect.whole(name, vars(config)[name])
+    classifier_free(model, expect.number("guidance", config.guidance), labels, config.interval)
     data = config.data or "cifar10"
     own = data != "cifar10"
     real = images_of(data, "train", _image_shape(model)) if own else cifar10("train")

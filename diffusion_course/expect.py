@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['described', 'having', 'short', 'whole', 'number', 'as_scalar', 'as_floats', 'as_double', 'one_of', 'floats', 'finite',
-           'same_shape', 'one_or_each', 'as_labels', 'as_cond', 'as_whole_numbers', 'device']
+__all__ = ['described', 'having', 'short', 'whole', 'number', 'sizes', 'pair', 'one_time', 'as_scalar', 'as_floats', 'as_double',
+           'one_of', 'tensor', 'floating', 'floats', 'finite', 'same_shape', 'one_or_each', 'as_labels', 'as_cond',
+           'as_index', 'as_whole_numbers', 'device']
 
 # %% ../nbs/toolbox/expect.ipynb #5b268136
 def described(x: Any) -> str:
@@ -51,6 +52,9 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 # %% ../nbs/toolbox/expect.ipynb #5ae5d7ba
+_COUNTABLE = 2**40  # more than any machine holds, and less than torch's sizes overflow at
+
+
 def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: str = "") -> int:
     """A whole number from `least` to `most`.
 
@@ -58,7 +62,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: st
         name: of the argument, for the message.
         value: anything that equals a whole number: 3, 3.0, a NumPy integer, a tensor with one element.
         least: the smallest number that is right.
-        most: the largest; default: no limit.
+        most: the largest; default: 2^40, which no machine holds.
         of: what is counted, as "steps".
 
     Raises:
@@ -66,9 +70,10 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None, of: st
     """
     try: right = not isinstance(value, str) and value == int(value) >= least
     except (TypeError, ValueError, OverflowError, RuntimeError): right = False
-    if right and (most is None or value <= most): return int(value)
+    if right and value <= (_COUNTABLE if most is None else most): return int(value)
     kind = f"a whole number of {of}" if of else "a whole number"
     bounds = f"{least} or more" if most is None else f"{least} to {most}"
+    if right and most is None: bounds = f"{least} to {_COUNTABLE}"
     raise ValueError(f"{name} is {short(value)}: expected {kind}, {bounds}")
 
 
@@ -111,6 +116,54 @@ def number(
 _CPU = torch.device("cpu")
 
 
+def sizes(name: str, value: Any, of: str) -> tuple[int, ...]:
+    """Whole numbers of 1 or more, as many as have names.
+
+    Args:
+        name: of the argument, for the message.
+        value: a tuple or a list.
+        of: the names of the numbers, as "height, width".
+
+    Raises:
+        ValueError: "shape is (8,): expected (height, width)".
+    """
+    try: found = tuple(whole(name, n) for n in value)
+    except (TypeError, ValueError): found = ()
+    if len(found) == len(of.split(", ")): return found
+    raise ValueError(f"{name} is {short(value)}: expected ({of})")
+
+
+def pair(name: str, value: Any, low: float = -math.inf, expected: str = "two numbers that don't fall") -> tuple[float, float]:
+    """Two numbers, the second not below the first; infinity may be the second.
+
+    Args:
+        name: of the argument, for the message.
+        value: a tuple, a list or a tensor.
+        low: the smallest number that is right.
+        expected: what the message says is right.
+
+    Raises:
+        ValueError: "ratios is (2, 1): expected 0 <= lowest <= highest".
+    """
+    try: first, second = map(float, value)
+    except (TypeError, ValueError, RuntimeError): first = second = math.nan
+    if low <= first <= second and first < math.inf: return first, second
+    raise ValueError(f"{name} is {short(value)}: expected {expected}")
+
+
+def one_time(t: Any) -> float:
+    """A single time in [0, 1] as a number.
+
+    Args:
+        t: what was given.
+
+    Raises:
+        ValueError: "t is [0.5, 0.7]: expected a single time in [0, 1]".
+    """
+    if isinstance(t, float) and 0 <= t <= 1: return t
+    return number("t", t, 0, 1, "a single time in [0, 1], 0 for noise and 1 for data")
+
+
 def as_scalar(value: float) -> Tensor:
     """A number as a tensor () in double precision on the CPU.
 
@@ -120,14 +173,21 @@ def as_scalar(value: float) -> Tensor:
     return torch.scalar_tensor(value, dtype=torch.float64, device=_CPU)  # in half the time of torch.tensor
 
 
-def as_floats(a: Any) -> Tensor:
+def as_floats(a: Any, name: str = "a") -> Tensor:
     """Floating-point numbers as a tensor: as it is if it is one, else in double precision on the CPU.
 
     Args:
-        a: a number, a list, or a tensor of any dtype.
+        a: a number, a list, an array, or a tensor of any dtype.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: "t is str: expected a number or a tensor of numbers".
     """
-    if not isinstance(a, Tensor): return torch.as_tensor(a, dtype=torch.float64, device="cpu")
-    return a if a.is_floating_point() else as_double(a)
+    if isinstance(a, Tensor) and not a.is_complex(): return a if a.is_floating_point() else as_double(a)
+    try:
+        if not isinstance(a, Tensor): return torch.as_tensor(a, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError): pass
+    raise ValueError(f"{name} is {described(a)}: expected a number or a tensor of numbers")
 
 
 def as_double(a: Tensor) -> Tensor:
@@ -155,6 +215,34 @@ def one_of(name: str, value: Any, options: Iterable[str]) -> str:
     raise ValueError(f"{name} is {short(value)}: expected one of {', '.join(options)}")
 
 # %% ../nbs/toolbox/expect.ipynb #22baf316
+def tensor(name: str, x: Any) -> Tensor:
+    """A tensor, of any kind.
+
+    Args:
+        name: of the argument, for the message.
+        x: what was given.
+
+    Raises:
+        ValueError: "x is list: expected a tensor".
+    """
+    if isinstance(x, Tensor): return x
+    raise ValueError(f"{name} is {described(x)}: expected a tensor")
+
+
+def floating(name: str, x: Any) -> Tensor:
+    """A tensor of floating-point numbers, of any shape: quick enough for each step.
+
+    Args:
+        name: of the argument, for the message.
+        x: what was given.
+
+    Raises:
+        ValueError: "x is torch.int64 of shape (4, 2): expected a tensor of floating-point numbers".
+    """
+    if isinstance(x, Tensor) and x.is_floating_point(): return x
+    raise ValueError(f"{name} is {described(x)}: expected a tensor of floating-point numbers")
+
+
 def floats(name: str, x: Any, *, batch: bool = True, shape: tuple[int, ...] | None = None) -> Tensor:
     """A tensor of floating-point numbers that is not empty.
 
@@ -190,7 +278,7 @@ def finite(name: str, x: Tensor) -> Tensor:
     Raises:
         ValueError: "x holds 3 values that are NaN or infinite: expected none".
     """
-    wrong = int((~x.isfinite()).sum())
+    wrong = int((~tensor(name, x).isfinite()).sum())
     if wrong: raise ValueError(f"{name} holds {wrong} values that are NaN or infinite: expected none")
     return x
 
@@ -290,6 +378,27 @@ def as_cond(cond: Any, n_cond: int, x: Tensor, *, name: str = "cond") -> Tensor:
     return found.to(x.device, x.dtype).reshape(-1, n_cond).expand(len(x), n_cond)
 
 
+def as_index(name: str, i: Any, n: int) -> Tensor | slice:
+    """Which of n samples: a slice, booleans (n,) or whole numbers (B,), where they are looked at.
+
+    Args:
+        name: of the argument, for the message.
+        i: what was given.
+        n: how many samples there are.
+
+    Raises:
+        IndexError: "i holds 0 to 12: expected indices below 10".
+        ValueError: for what is no index.
+    """
+    if isinstance(i, slice): return i
+    if isinstance(i, Tensor) and i.dtype == torch.bool and i.shape == (n,): return i
+    i = as_whole_numbers(name, i)
+    if i.ndim != 1: raise ValueError(f"{name} has shape {tuple(i.shape)}: expected (B,) indices, or a slice")
+    if i.is_cpu and not ((i >= -n) & (i < n)).all():  # elsewhere looking would wait for the device
+        raise IndexError(f"{name} holds {int(i.min())} to {int(i.max())}: expected indices below {n}")
+    return i
+
+
 def as_whole_numbers(name: str, y: Any) -> Tensor:
     """Whole numbers of any dtype as torch.int64, on the device that holds them.
 
@@ -301,7 +410,7 @@ def as_whole_numbers(name: str, y: Any) -> Tensor:
         ValueError: "labels is [0.5]: expected whole numbers".
     """
     try: found = y if isinstance(y, Tensor) else torch.as_tensor(y, device="cpu")
-    except (TypeError, ValueError, RuntimeError): found = None
+    except (TypeError, ValueError, RuntimeError, OverflowError): found = None
     if (
         found is None
         or found.is_complex()

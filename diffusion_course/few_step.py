@@ -86,8 +86,8 @@ class FlowEnd(ModelWrapper):
             t: their time, one number for all.
             **cond: handed on to the model.
         """
-        t = float(t)
-        end = x
+        t = expect.one_time(t)
+        end = expect.floats("x", x)
         if t != 1:
             with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
                 *_, end = Recorder(self.model, **cond).walk(self.stepper, x, uniform_grid(self.steps, t))
@@ -139,14 +139,14 @@ def consistency_loss(
         generator: source of randomness; default: torch's global one.
         **cond: handed on to all three.
     """
-    if steps < 1: raise ValueError(f"steps is {steps}: expected 1 or more")
-    if not 0 <= huber < math.inf: raise ValueError(f"huber is {huber}: expected 0 or more")
+    steps = expect.whole("steps", steps)
+    huber = expect.number("huber", huber, 0, expected="0 or more")
     schedule = teacher.schedule
-    if t is None: t = stratified(len(x1), generator, x1.device)
-    if t.shape != x1.shape[:1]: raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x1)},)")
+    if t is None: t = stratified(len(expect.floats("x1", x1)), generator, x1.device)
+    if expect.floating("t", t).shape != expect.floats("x1", x1).shape[:1]:
+        raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x1)},)")
     if x0 is None: x0 = standard_normal(x1, generator)
-    if x0.shape != x1.shape:
-        raise ValueError(f"x0 has shape {tuple(x0.shape)}: expected that of x1, {tuple(x1.shape)}")
+    expect.same_shape("x0", x0, "x1", x1)
     x, s = schedule.mix(x1, x0, t), (t + 1 / steps).clamp(max=1)
     with torch.no_grad():
         h, u = per_sample(s - t, x), teacher(x, t, **cond).velocity
@@ -170,6 +170,8 @@ class Pairs:
     y: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("x0", "x1"): expect.floating(name, vars(self)[name])
+        object.__setattr__(self, "y", expect.as_whole_numbers("y", self.y))
         if self.x0.shape != self.x1.shape or self.y.shape != self.x0.shape[:1]:
             shapes = ", ".join(str(tuple(v.shape)) for v in (self.x0, self.x1, self.y))
             raise ValueError(f"x0, x1, y have shapes {shapes}: expected (n, ...) twice, and (n,)")
@@ -187,6 +189,7 @@ class Pairs:
             raise ValueError(
                 "flip is given: expected None, for a mirrored pair is none of the teacher's"
             )
+        i = expect.as_index("i", i, len(self))
         return torch.cat([self.x0[i], self.x1[i]], 1).float(), self.y[i]
 
     def to(self, device: torch.device | str) -> Pairs:
@@ -216,7 +219,8 @@ def teacher_pairs(
         part: pairs a part.
         progress: None: in a terminal.
     """
-    if n < 1 or part < 1: raise ValueError(f"n is {n}, part is {part}: expected 1 or more each")
+    n, part, steps = (expect.whole(k, v) for k, v in dict(n=n, part=part, steps=steps).items())
+    w = expect.number("w", w, -1e3, 1e3, "a number from -1000 to 1000")
     labels, device = n_labels(teacher), device_of(teacher)
     part = min(part, n)
     if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")

@@ -5,6 +5,7 @@
 # %% ../nbs/toolbox/files.ipynb #28cb3cfe
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import stat
@@ -46,7 +47,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = _part_of(path)
     try:
         if mode is None: mode = _mode_of_new(part)
         part.unlink(missing_ok=True)  # what a run left that was killed
@@ -55,6 +56,25 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         part.chmod(stat.S_IMODE(mode))
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> Path:
+    """Where this process writes a file: another one that writes it at the same time has a place of
+    its own. What killed processes left there is removed."""
+    name = path.name[-60:]  # with what is added it fits where the name itself does
+    for left in path.parent.glob(f".{glob.escape(name)}*.part"):
+        number = left.name.removeprefix(f".{name}").removesuffix(".part").removeprefix(".")
+        if not number or (number.isdecimal() and not _runs(int(number))): left.unlink(missing_ok=True)
+    return path.with_name(f".{name}.{os.getpid()}.part")
+
+
+def _runs(pid: int) -> bool:
+    "Whether there is such a process; on Windows, where asking would end it, there always is."
+    if os.name == "nt": return True
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except (PermissionError, OverflowError): pass
+    return True
 
 
 def _mode(path: str | os.PathLike) -> int | None:

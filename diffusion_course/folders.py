@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import statistics
 import unicodedata
@@ -72,7 +73,7 @@ def list_folder(folder: str | os.PathLike) -> Listing:
         ValueError: for too few images, in all or of a label, and for a layout that says no labels
             for certain.
     """
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))  # which leaves names of users that there are not as they are
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}: expected a folder of images")
     here, others = _images_in(root, deep=False)
     groups: dict[str, list[str]] = {}
@@ -149,7 +150,8 @@ def read_image(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarr
     Raises:
         ValueError: for a file that is damaged or no image.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    height, width = expect.sizes("size", sides, "height, width")
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * width, 2 * height))  # large photographs: decoded at a smaller size
@@ -267,21 +269,33 @@ def read_attributes(folder: str | os.PathLike) -> tuple[tuple[str, ...], dict[st
     Raises:
         ValueError: for a table without such columns, and for what is no number: which line.
     """
-    path = Path(folder).expanduser() / ATTRIBUTES
+    path = Path(os.path.expanduser(folder)) / ATTRIBUTES
     if not path.is_file(): return (), {}
     found: dict[str, list[float]] = {}
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as f:
         reader = csv.DictReader(f)
-        columns = [name for name in reader.fieldnames or () if name and name != "file"]
+        try:
+            columns = [name for name in reader.fieldnames or () if name and name != "file"]
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; expected a table of text") from None
         if "file" not in (reader.fieldnames or ()) or not columns:
-            raise ValueError(f"{path} has columns {', '.join(reader.fieldnames or ())}: expected file, and"
+            raise ValueError(f"{path} has columns {', '.join(reader.fieldnames or ())[:200]}: expected file, and"
                              " one or more of numbers")
-        for row in reader:
-            try: numbers = [float(row[name] or "nan") for name in columns]
+        for line, row in rows:
+            try: numbers = [_known(row[name]) for name in columns]
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}; expected {len(columns)} numbers") from None
+                raise ValueError(f"{path}, line {line}: {error}; expected {len(columns)} numbers") from None
             found[unicodedata.normalize("NFC", (row["file"] or "").replace(os.sep, "/"))] = numbers
     return tuple(columns), found
+
+
+def _known(text: str | None) -> float:
+    "A number of the table, NaN for an empty place."
+    if text is None: raise ValueError("a number is missing")
+    number = float(text or "nan")
+    if math.isinf(number): raise ValueError(f"{text} is infinite")
+    return number
 
 
 def _cond_of(root: Path, names: list[str]) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -328,7 +342,7 @@ def read_folder(
     if size is not None: size = expect.whole("size", size, 8, 1024, of="pixels")
     if channels not in (None, 1, 3): raise ValueError(f"channels is {channels!r}: expected 1 or 3")
     expect.one_of("on_error", on_error, ("stop", "skip"))
-    root, listing = Path(folder).expanduser().resolve(), list_folder(folder)
+    root, listing = Path(os.path.expanduser(folder)).resolve(), list_folder(folder)
     places = _places(root)
     for place in places:
         kept = _from_cache(place, size, channels, listing)

@@ -59,15 +59,18 @@ def noise(model: Model, n: int, seed: int | None = None, shape: Sequence[int] | 
     Returns:
         (n, ...) standard normal, in single precision, on the model's device.
     """
-    return _draw(_generators(n, seed), tuple(shape or sample_shape(model))).to(device_of(model))
+    return _draw(_generators(n, seed), _shape_of_one(model, shape)).to(device_of(model))
+
+
+def _shape_of_one(model: Model, shape: Sequence[int] | None) -> tuple[int, ...]:
+    return tuple(expect.whole("shape", side) for side in shape or sample_shape(model))
 
 
 def _generators(n: int, seed: int | None) -> list[torch.Generator]:
     "One for each image."
     n = expect.whole("n", n, of="images")
     if seed is None: seed = torch.Generator().seed()
-    elif not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed}: expected a whole number, 0 or more, or None for a new one")
+    else: seed = expect.whole("seed", seed, 0, 2**64 - 1)
     return [seeded("cpu", seed, k) for k in range(n)]
 
 
@@ -88,7 +91,7 @@ class InPrecision(ModelWrapper):
 
     def __init__(self, model: Model, precision: str = "auto"):
         super().__init__(model)
-        self.precision = precision
+        self.precision = expect.one_of("precision", precision, ("auto", "bf16", "fp32"))
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
         """The model's prediction.
@@ -98,7 +101,7 @@ class InPrecision(ModelWrapper):
             t: () or (B,) their time.
             **cond: handed on to the model.
         """
-        with autocast(x.device, self.precision): return self.model(x, t, **cond)
+        with autocast(expect.floating("x", x).device, self.precision): return self.model(x, t, **cond)
 
 
 SAMPLERS: dict[str, Callable[[], Stepper]] = {
@@ -187,7 +190,7 @@ def _prepare(
 ) -> _Run:
     if seed is None: seed = torch.Generator().seed()
     generators = _generators(n, seed)
-    one = tuple(shape or sample_shape(model))
+    one = _shape_of_one(model, shape)
     x = _draw(generators, one).to(device_of(model))
     x1 = _as_start(start, x)
     if x1 is None and strength is not None:
@@ -297,8 +300,7 @@ def generate(
     Raises:
         ValueError: for settings that do not fit each other or the model, before the first step.
     """
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch is {batch}: expected 1 or more, or None for all")
+    batch = None if batch is None else expect.whole("batch", batch)
     run = _prepare(
         model, n, steps, sampler, guidance, seed, churn, grid, precision, interval, shape, start, strength, cond
     )
@@ -411,7 +413,7 @@ def as_images(model: Model, x: Tensor) -> Tensor:
         (n, C, H, W).
     """
     net = latent_network(model)
-    return x if net is None else net.decode(x)
+    return expect.floats("x", x) if net is None else net.decode(x)
 
 
 def as_samples(model: Model, images: Tensor) -> Tensor:
@@ -425,7 +427,7 @@ def as_samples(model: Model, images: Tensor) -> Tensor:
         (n, ...), as `generate` returns samples and takes `start`.
     """
     net = latent_network(model)
-    if net is None: return images
+    if net is None: return expect.floats("images", images)
     vae = net.vae(images.device)
     with torch.no_grad(): return vae.to_unit(vae.encode(images).mode)
 

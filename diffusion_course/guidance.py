@@ -23,7 +23,7 @@ __all__ = ['ClassifierGuided', 'classifier_guided', 'ClassifierFree', 'classifie
 
 # %% ../nbs/09_guidance.ipynb #fddb8955
 def _check_w(w: float) -> float:
-    return expect.number("w", w, expected="a finite number, 1 for the label as it is")
+    return expect.number("w", w, -1e6, 1e6, "a finite number, up to 1e6 either way, 1 for the label as it is")
 
 
 def _as_labels(y: Tensor | int, x: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ class ClassifierFree(ModelWrapper):
             **cond: y, a label or (B,) labels; cond, (n_cond,) or (B, n_cond) numbers, where the
                 network takes them; others are handed on to the model in both predictions.
         """
+        expect.floats("x", x)
         w = self._w_at(t)
         less, more = self._told(x, w, cond)
         if w == 0: return self.model(x, t, **less)

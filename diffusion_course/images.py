@@ -5,11 +5,13 @@
 # %% ../nbs/12_pictures.ipynb #28cb3cfe
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +114,7 @@ class Images:
         Raises:
             ValueError: where i or flip is something else.
         """
-        index = _as_index(i, self.x.device)
+        index = _as_index(i, len(self), self.x.device)
         x = self.x[index]
         if flip is not None: x = torch.where(_as_flip(flip, x)[:, None, None, None], x.flip(3), x)
         return to_float(x), self.y[index]
@@ -134,8 +136,9 @@ def _check_bytes(x: Any) -> None:
 
 
 def _check_numbers(x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}: expected floating-point numbers from -1 to 1")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x is {given}: expected floating-point numbers from -1 to 1")
     nan = int(x.isnan().sum())
     if nan: raise ValueError(f"x holds {nan} values that are NaN: expected numbers from -1 to 1")
 
@@ -159,7 +162,7 @@ def _as_images(x: Any, y: Any, names: Sequence[str]) -> tuple[Tensor, Tensor, tu
 
 def _as_attributes(cond: Any, x: Tensor) -> Tensor:
     cond = _tensor(cond)
-    if not isinstance(cond, Tensor) or cond.ndim != 2 or len(cond) != len(x) or not cond.shape[1]:
+    if not isinstance(cond, Tensor) or cond.is_complex() or cond.ndim != 2 or len(cond) != len(x) or not cond.shape[1]:
         raise ValueError(f"cond is {expect.described(cond)}: expected numbers ({len(x)}, k), k for each image")
     cond = cond.to(x.device, torch.float32)
     largest = cond.nan_to_num(0, torch.inf, torch.inf).abs().max().item() if len(cond) else 0
@@ -168,11 +171,10 @@ def _as_attributes(cond: Any, x: Tensor) -> Tensor:
     return cond
 
 
-def _as_index(i: Any, device: torch.device) -> Tensor | slice:
-    if isinstance(i, slice): return i
-    if not isinstance(i, Tensor): i = _tensor(np.asarray(i))
-    if not isinstance(i, Tensor) or i.dtype != torch.bool: i = expect.as_whole_numbers("i", i)
-    return i.to(device)
+def _as_index(i: Any, n: int, device: torch.device) -> Tensor | slice:
+    if not isinstance(i, (Tensor, slice)): i = _tensor(np.asarray(i))
+    found = expect.as_index("i", i, n)
+    return found if isinstance(found, slice) else found.to(device)
 
 
 def _as_flip(flip: Any, x: Tensor) -> Tensor:
@@ -223,14 +225,14 @@ def _cifar10_folder(folder: str | os.PathLike | None, download: bool) -> Path:
     "The folder that holds the files of CIFAR-10."
     cache = Path(pooch.os_cache("diffusion_course"))
     named = folder if folder is not None else os.environ.get("DIFFUSION_COURSE_DATA")
-    root = Path(named).expanduser() if named else cache
+    root = Path(os.path.expanduser(named)) if named else cache
     for path in (root, root / _FOLDER):
         if (path / "test_batch.bin").exists(): return path
     if named:
         files = "data_batch_1.bin to data_batch_5.bin and test_batch.bin"
         raise FileNotFoundError(f"no CIFAR-10 in {named}: expected a folder with {files}")
     if not download:
-        expected = "expected it in $DIFFUSION_COURSE_DATA, or fetched once by cifar10() (162 MB)"
+        expected = "expected it in $DIFFUSION_COURSE_DATA, or fetched once by cifar10() (170 MB)"
         raise FileNotFoundError(f"CIFAR-10 isn't on this machine: {expected}")
     return _fetch(cache)
 
@@ -275,12 +277,15 @@ def _unpack(archive: str, *_: object) -> str:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         new = Path(temporary) / _FOLDER
         new.mkdir()
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                source = tar.extractfile(member) if member.isfile() else None
-                if source is None: continue
-                # by name alone: an archive can't say where to write
-                with open(new / Path(member.name).name, "wb") as f: shutil.copyfileobj(source, f)
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    source = tar.extractfile(member) if member.isfile() else None
+                    if source is None: continue
+                    # by name alone: an archive can't say where to write
+                    with open(new / Path(member.name).name, "wb") as f: shutil.copyfileobj(source, f)
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{archive} is damaged ({error}): expected the archive of CIFAR-10; remove it") from error
         shutil.rmtree(folder, ignore_errors=True)
         shutil.move(new, folder)
     return str(folder)
@@ -308,7 +313,7 @@ def cifar10(
     Args:
         split: "train": 50,000 images; "test": 10,000.
         folder: where the files are; default: $DIFFUSION_COURSE_DATA, else the user's cache.
-        download: fetch the official archive (162 MB) if there is nothing in the cache.
+        download: fetch the official archive (170 MB) if there is nothing in the cache.
 
     Returns:
         Images of shape (n, 3, 32, 32), with labels 0 to 9.
@@ -382,9 +387,9 @@ def radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for another shape, and numbers that are not floating-point.
     """
-    if x.ndim != 4 or not x.is_floating_point() or min(x.shape) < 1 or min(x.shape[2:]) < 2:
+    if expect.tensor("x", x).ndim != 4 or not x.is_floating_point() or min(x.shape) < 1 or min(x.shape[2:]) < 2:
         raise ValueError(f"x is {expect.described(x)}: expected numbers (n, C, H, W), H and W >= 2")
-    if x.element_size() < 4: x = x.float()
+    x = expect.finite("x", x if x.element_size() >= 4 else x.float())
     power = torch.fft.fft2(x, norm="ortho").abs().square().mean((0, 1)).flatten()
     i, j = (torch.fft.fftfreq(side, 1 / side, device=x.device) for side in x.shape[2:])
     k = torch.hypot(i[:, None], j).round().long().flatten()
@@ -409,7 +414,9 @@ def sinusoidal(t: Tensor, width: int) -> Tensor:
     Raises:
         ValueError: for an odd width.
     """
-    if width % 2: raise ValueError(f"width is {width}: expected an even number")
+    if expect.whole("width", width, 2) % 2: raise ValueError(f"width is {width}: expected an even number")
+    if expect.tensor("t", t).ndim != 1 or t.is_complex():
+        raise ValueError(f"t is {expect.described(t)}: expected times (B,)")
     i = torch.arange(width // 2, device=t.device, dtype=torch.float32)
     omega = torch.exp(-math.log(10_000) * i / (width // 2))
     angle = t.to(torch.promote_types(t.dtype, torch.float32))[:, None] * (1000 * omega)
@@ -437,11 +444,10 @@ class DenoiseNet(nn.Module):
         n_labels: int = 0, seed: int = 0,
     ):
         super().__init__()
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"shape is {shape}: expected (channels, height, width)")
-        if width < 2 or width % 2: raise ValueError(f"width is {width}: expected an even number")
-        self.shape = tuple(shape)
-        self.n_labels = expect.whole("n_labels", n_labels, 0)
+        self.shape = shape = expect.sizes("shape", shape, "channels, height, width")
+        width = expect.whole("width", width, 2)
+        if width % 2: raise ValueError(f"width is {width}: expected an even number")
+        self.n_labels = n_labels = expect.whole("n_labels", n_labels, 0)
         self.config = dict(shape=self.shape, width=width, time=time, n_labels=self.n_labels)
         with seeded_weights(seed):
             self.first = nn.Conv2d(shape[0], width, 3, padding=1)
@@ -488,9 +494,9 @@ def check_input(x: Tensor, t: Tensor, shape: tuple[int, ...], weight: Tensor) ->
         ValueError: "x is torch.float64 and the weights torch.float32: expected the same dtype", and
             for other shapes.
     """
-    if x.shape[1:] != shape:
+    if expect.tensor("x", x).shape[1:] != shape:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, {', '.join(map(str, shape))})")
-    if t.shape != x.shape[:1]:
+    if expect.tensor("t", t).shape != x.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x)},), one for each image")
     if x.dtype == weight.dtype: return
     castable = x.is_floating_point() and x.dtype != torch.float64
@@ -512,7 +518,7 @@ def digit_classifier() -> Callable[[Tensor], Tensor]:
     svm = SVC(C=10).fit(x.flatten(1).numpy(), y.numpy())
 
     def classify(x: Tensor) -> Tensor:
-        if x.shape[1:] != (1, 8, 8):
+        if expect.floats("x", x).shape[1:] != (1, 8, 8):
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (n, 1, 8, 8)")
         return torch.from_numpy(svm.predict(x.detach().float().cpu().flatten(1).numpy()))
     return classify

@@ -34,7 +34,8 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     Returns:
         of as many dimensions as x.
     """
-    shape = tuple(x.shape)
+    shape = tuple(expect.tensor("x", x).shape)
+    if not shape or x.is_complex(): raise ValueError(f"x is {expect.described(x)}: expected (B, ...)")
     form = shape[2:] if x.ndim == 4 else shape[1:]
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         given = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
@@ -58,7 +59,8 @@ def half(side: str = "right", shape: tuple[int, int] = (32, 32)) -> Tensor:
         side: which half is to be filled: left, right, top or bottom.
         shape: rows and columns of the image.
     """
-    mask, (h, w) = torch.ones(shape, dtype=torch.bool), shape
+    h, w = expect.sizes("shape", shape, "height, width")
+    mask = torch.ones(h, w, dtype=torch.bool)
     parts = dict(left=mask[:, : w // 2], right=mask[:, w // 2:], top=mask[: h // 2], bottom=mask[h // 2:])
     if side not in parts: raise ValueError(f"side is {side!r}: expected one of {', '.join(parts)}")
     parts[side].fill_(False)
@@ -81,7 +83,11 @@ def box(
         width: columns.
         shape: rows and columns of the image.
     """
-    mask = torch.ones(shape, dtype=torch.bool)
+    top, left, height, width = (
+        expect.whole(name, value, -(2**40))
+        for name, value in dict(top=top, left=left, height=height, width=width).items()
+    )
+    mask = torch.ones(expect.sizes("shape", shape, "height, width"), dtype=torch.bool)
     rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
     mask[rows, columns] = False
     if mask.all():
@@ -101,16 +107,17 @@ def brush(
         radius: of the brush, in pixels.
         shape: rows and columns of the image.
     """
-    points = torch.as_tensor(points, dtype=torch.float64)
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not radius > 0:
-        given = f"points of shape {tuple(points.shape)}, radius {radius}"
-        raise ValueError(f"{given}: expected (n, 2), n >= 1, radius > 0")
-    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in shape))
+    points = expect.finite("points", expect.as_floats(points, "points").double())
+    radius = expect.number("radius", radius, 0, expected="a number > 0", above=True)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"points has shape {tuple(points.shape)}: expected (n, 2), n >= 1")
+    h, w = expect.sizes("shape", shape, "height, width")
+    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in (h, w)))
     away = torch.cdist(at, points).amin(1)
     for a, b in zip(points[:-1], points[1:], strict=True):
         along = ((at - a) @ (b - a) / (b - a).square().sum().clamp_min(1e-12)).clamp(0, 1)
         away = torch.minimum(away, (at - a - along[:, None] * (b - a)).norm(dim=1))
-    return (away > radius).reshape(shape)
+    return (away > radius).reshape(h, w)
 
 # %% ../nbs/20_inpainting.ipynb #bc95aa81
 def _repeated(x1: Tensor, x: Tensor) -> Tensor:
@@ -172,7 +179,9 @@ def noised_again(schedule: Schedule, x: Tensor, s: float, t: float, noise: Tenso
         t: earlier, t <= s: more noise.
         noise: standard normal, of the shape of x.
     """
-    if not 0 <= t <= s <= 1 or schedule.alpha(s) == 0:
+    s, t = expect.one_time(s), expect.one_time(t)
+    expect.same_shape("noise", expect.floating("noise", noise), "x", expect.floating("x", x))
+    if not t <= s or schedule.alpha(s) == 0:
         raise ValueError(f"from s = {s} to t = {t}: expected 0 <= t <= s <= 1, and data at s")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.weights(t), schedule.weights(s)
     kept = alpha_t / alpha_s
@@ -229,6 +238,7 @@ class ReconstructionGuided(ModelWrapper):
         self.weight = expect.number("weight", weight, 0, expected="a number >= 0")
         self.x1: Tensor
         self.mask: Tensor
+        expect.floats("x1", x1)
         self.register_buffer("x1", x1, persistent=False)
         self.register_buffer("mask", as_mask(mask, x1), persistent=False)
 
@@ -256,6 +266,7 @@ class ReconstructionGuided(ModelWrapper):
             t: () or (B,) their time.
             **cond: handed on to the model.
         """
+        expect.floats("x", x)
         if not self.weight: return self.model(x, t, **cond)
         again = torch.is_grad_enabled() and x.requires_grad  # somebody differentiates the prediction itself
         with differentiable(x) as z:
@@ -300,7 +311,9 @@ def seam(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    known = as_mask(mask, x).all(1, keepdim=True).expand(len(x), 1, *x.shape[2:])
+    known = as_mask(mask, expect.finite("x", expect.floats("x", x)))
+    if x.ndim != 4: raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, C, H, W)")
+    known = known.all(1, keepdim=True).expand(len(x), 1, *x.shape[2:])
     jump, count = x.new_zeros(len(x)), x.new_zeros(len(x))
     for dim in (2, 3):
         inside = known.shape[dim] - 3
@@ -324,6 +337,8 @@ def paste_back(edited: Tensor, original: Tensor, mask: Tensor, feather: int = 0)
         mask: True = known, left as it was.
         feather: pixels inside the edited region over which the original fades out.
     """
+    for name, x in (("edited", edited), ("original", original)): expect.tensor(name, x)
+    feather = expect.whole("feather", feather, 0, 10_000)
     if edited.shape != original.shape or edited.dtype != original.dtype:
         given = f"edited is {edited.dtype} of shape {tuple(edited.shape)}"
         raise ValueError(f"{given}: expected the original's, {original.dtype} {tuple(original.shape)}")
@@ -358,9 +373,10 @@ def crop_around(
         margin: known pixels to take along on each side.
         size: rows and columns of the window; default: as small as it gets.
     """
-    if mask.ndim != 2 or mask.all() or margin < 0:
-        given = f"mask of shape {tuple(mask.shape)}, {int((~mask).sum())} pixels to fill, margin {margin}"
-        raise ValueError(f"{given}: expected (H, W), at least one pixel, margin >= 0")
+    margin = expect.whole("margin", margin, 0)
+    if size is not None: expect.sizes("size", size, "rows, columns")
+    if expect.tensor("mask", mask).dtype != torch.bool or mask.ndim != 2 or mask.all():
+        raise ValueError(f"mask is {expect.described(mask)}: expected torch.bool (H, W), one pixel or more to fill")
     window: list[slice] = []
     for k, full in enumerate(mask.shape):
         at = (~mask).any(1 - k).nonzero()
@@ -384,7 +400,9 @@ def latent_mask(mask: Tensor, cells: tuple[int, int]) -> Tensor:
     Returns:
         (..., h, w).
     """
-    (H, W), (h, w) = mask.shape[-2:], cells
+    if expect.tensor("mask", mask).dtype != torch.bool or mask.ndim < 2:
+        raise ValueError(f"mask is {expect.described(mask)}: expected torch.bool (..., H, W)")
+    (H, W), (h, w) = mask.shape[-2:], expect.sizes("cells", cells, "rows, columns")
     if H % h or W % w: raise ValueError(f"cells are {cells}: expected numbers that divide {H} and {W}")
     return mask.unflatten(-1, (w, W // w)).unflatten(-3, (h, H // h)).all(-1).all(-2)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from . import expect
 from .checkpoints import load
 from .classifier import Classifier
 from .former import former
@@ -50,6 +51,8 @@ class Latents:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"): expect.floating(name, vars(self)[name])
+        object.__setattr__(self, "y", expect.as_whole_numbers("y", self.y))
         if self.mean.ndim != 5 or len(self.mean) != 2 or self.std.shape != self.mean.shape:
             raise ValueError(f"mean and std have shapes {tuple(self.mean.shape)} and"
                              f" {tuple(self.std.shape)}: expected both (2, n, c, h, w)")
@@ -68,6 +71,7 @@ class Latents:
         Returns:
             (B, 2 c, h, w), means before standard deviations, and (B,) labels.
         """
+        i = expect.as_index("i", i, len(self))
         y = self.y[i]
         if flip is None: flip = torch.zeros_like(y, dtype=torch.bool)
         if flip.shape != y.shape:
@@ -100,7 +104,7 @@ def encode_all(
     Returns:
         n latents on the CPU, in units of a channel's standard deviation.
     """
-    if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
+    batch = expect.whole("batch", batch)
     device = next(vae.parameters()).device
     parts = []
     disable = None if progress is None else not progress
@@ -158,7 +162,8 @@ class Decoder(nn.Module):
         Returns:
             (B, C, H, W), about in [-1, 1], in single precision.
         """
-        return self.decoder(z).float()
+        z = expect.floats("z", z, shape=self.config.latent)
+        return self.decoder(z.to(next(self.decoder.parameters()).dtype)).float()
 
 
 @settings
@@ -264,12 +269,13 @@ def decode(model: Denoiser | LatentUNet | VAE, z: Tensor, batch: int = 256) -> T
     Returns:
         (n, C, H, W), about in [-1, 1].
     """
-    if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
+    batch = expect.whole("batch", batch)
     net = latent_network(model)
     if net is None:
         raise ValueError(f"model is a {type(network(model) or model).__name__}: expected a model of latents, as"
                          ' load("cifar10-latent"), or an autoencoder')
-    vae = net if isinstance(net, VAE) else net.vae(z.device)
+    vae = net if isinstance(net, VAE) else net.vae(expect.floats("z", z).device)
+    expect.floats("z", z, shape=vae.latent)
     with autocast(z.device):
         return torch.cat([vae.decode(vae.from_unit(part)) for part in z.split(batch)])
 
@@ -391,6 +397,8 @@ def perceptual_loss(critic: Classifier, x: Tensor, x_hat: Tensor) -> Tensor:
     Returns:
         ().
     """
+    expect.same_shape("x_hat", x_hat, "x", expect.floats("x", x))
+
     def unit(f: Tensor) -> Tensor: return F.normalize(f.float(), dim=1)
 
     pairs = zip(critic.maps(x), critic.maps(x_hat), strict=True)

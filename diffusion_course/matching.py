@@ -23,7 +23,7 @@ from . import expect
 from .expect import as_labels
 from .predictions import Denoiser, Model, n_cond, n_labels, target_kind, target_row
 from .schedules import combine
-from .seeds import seeded_weights, stratified
+from .seeds import generator_of, seeded_weights, stratified
 from .solvers import standard_normal
 
 # %% auto #0
@@ -50,6 +50,11 @@ class MLP(nn.Module):
         super().__init__()
         self.x_waves: Tensor
         self.t_waves: Tensor
+        dim, width, depth = (
+            expect.whole(name, value)
+            for name, value in dict(dim=dim, width=width, depth=depth).items()
+        )
+        n_labels, n_cond = expect.whole("n_labels", n_labels, 0), expect.whole("n_cond", n_cond, 0)
         self.config = dict(dim=dim, width=width, depth=depth, n_labels=n_labels, n_cond=n_cond)
         self.shape = (dim,)
         self.n_labels = n_labels
@@ -81,8 +86,10 @@ class MLP(nn.Module):
         Returns:
             (B, dim).
         """
-        if x.shape[1:] != self.shape:
+        if expect.floating("x", x).shape[1:] != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, {self.shape[0]})")
+        if expect.floating("t", t).shape != x.shape[:1]:
+            raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x)},), one time for each sample")
         waves = [*_waves(x, self.x_waves), *_waves(t[:, None], self.t_waves)]
         h = self.first(torch.cat([x, t[:, None], *waves], 1).to(self.first.weight.dtype))
         if self.n_labels or y is not None: h = h + self.embed_y(as_labels(y, self.n_labels, x))
@@ -105,7 +112,8 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, n: int, width: int):
         super().__init__()
-        self.n = n
+        self.n = n = expect.whole("n", n)
+        width = expect.whole("width", width)
         self.layers = nn.Sequential(nn.Linear(2 * n, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, cond: Tensor | None, x: Tensor) -> Tensor:
@@ -156,6 +164,7 @@ def matching_loss(
         ValueError: where shapes do not fit.
     """
     schedule = model.schedule
+    expect.floats("x1", x1)
     if t is None: t = _stratified_times(x1, schedule.t_range, generator)
     x0 = standard_normal(x1, generator) if x0 is None else expect.same_shape("x0", x0, "x1", x1)
     x = schedule.mix(x1, x0, t)
@@ -226,14 +235,19 @@ def drop_conditions(
     Returns:
         y and cond, where they are given, some replaced by the null label and by NaN.
     """
+    expect.number("drop", drop, 0, 1, "a fraction in [0, 1]")
+    given = {k: expect.tensor(k, v) for k, v in dict(y=y, cond=cond).items() if v is not None}
+    if len({v.shape[:1] for v in given.values()} | {()}) > 2 or any(not v.ndim for v in given.values()):
+        raise ValueError(f"y and cond have shapes {[tuple(v.shape) for v in given.values()]}: expected (B,), (B, ...)")
     first = y if y is not None else cond
     if first is None: return {}
+    null = expect.whole("null", null, 0)
     u = torch.rand(len(first), generator=generator, device=generator.device).to(first.device)
     told = {} if y is None else dict(y=y.masked_fill(u < drop, null))
     if cond is None: return told
     shift = 0.0 if y is None else drop / 2  # where both are given, every other loss is of one of them
     lost = ((u - shift) % 1 < drop).reshape(-1, *[1] * (cond.ndim - 1))
-    return told | dict(cond=cond.masked_fill(lost, math.nan))
+    return told | dict(cond=expect.floating("cond", cond).masked_fill(lost, math.nan))
 
 # %% ../nbs/05_flow_matching.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -306,7 +320,7 @@ def fit(
     numbers = None if cond is None else _as_cond_of(model, cond, x1)
     if cond is None and n_cond(model):
         raise ValueError(f"cond is None: expected ({len(x1)}, {n_cond(model)}) numbers, for the network takes them")
-    g = torch.Generator().manual_seed(seed)
+    g = generator_of(seed)
     fused = weight.device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=fused)
     cosine = torch.optim.lr_scheduler.LambdaLR(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import expect
+from .seeds import generator_of
 from .checkpoints import WEIGHTS
 
 # %% auto #0
@@ -47,8 +48,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 200, seed: int
         seed: of the random directions.
     """
     x, y = _two_samples(x, y)
-    if n_projections < 1: raise ValueError(f"n_projections is {n_projections}: expected 1 or more")
-    generator = torch.Generator().manual_seed(seed)
+    n_projections = expect.whole("n_projections", n_projections)
+    generator = generator_of(seed)
     directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=generator)
     directions = directions / directions.norm(dim=0)
     a = (x @ directions).sort(dim=0).values
@@ -127,7 +128,7 @@ def strays(
     Raises:
         ValueError: for points that are not finite, and where log_prob returns NaN or another shape.
     """
-    if not 0 < level < 1: raise ValueError(f"level is {level}: expected a number between 0 and 1")
+    level = expect.number("level", level, 0, 1, "a number between 0 and 1", above=True, below=True)
     edge = _log_density(log_prob, _points("real", real)).quantile(1 - level)
     return (_log_density(log_prob, _points("x", x)) < edge).double().mean().item()
 
@@ -145,8 +146,17 @@ def width(x: Tensor, means: Tensor, stds: Tensor, responsibilities: Tensor) -> f
         stds: (K,) of the components.
         responsibilities: (n, K) the probability of each component given x; the greatest counts.
     """
+    x, means, responsibilities = (
+        _points(name, z).double()
+        for name, z in dict(x=x, means=means, responsibilities=responsibilities).items()
+    )
+    stds = expect.finite("stds", expect.as_floats(stds, "stds")).double()
+    if not (stds > 0).all(): raise ValueError(f"stds is {expect.short(stds)}: expected positive numbers")
+    if stds.shape != means.shape[:1] or means.shape[1] != x.shape[1] or responsibilities.shape != (len(x), len(means)):
+        shapes = [tuple(z.shape) for z in (x, means, stds, responsibilities)]
+        raise ValueError(f"x, means, stds and responsibilities have shapes {shapes}: expected (n, D), (K, D), (K,), (n, K)")
     k = responsibilities.argmax(1)
-    return ((_points("x", x) - means[k]).norm(dim=1) / stds[k]).median().item()
+    return ((x - means[k]).norm(dim=1) / stds[k]).median().item()
 
 
 def _log_density(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -201,12 +211,10 @@ def real_floor(
         seed: of the generator that `draw` gets.
         against: points in the other set; default: n.
     """
-    m = n if against is None else against
-    if n < 1 or m < 1 or repeats < 2:
-        raise ValueError(
-            f"n is {n}, against {m}, repeats {repeats}: expected n and against >= 1, repeats >= 2"
-        )
-    generator = torch.Generator().manual_seed(seed)
+    n = expect.whole("n", n)
+    m = n if against is None else expect.whole("against", against)
+    repeats = expect.whole("repeats", repeats, 2)
+    generator = generator_of(seed)
     values = [metric(draw(n, generator), draw(m, generator)) for _ in range(repeats)]
     v = torch.tensor(values, dtype=torch.float64)
     return Floor(v.mean().item(), v.std().item(), v.quantile(0.99).item(), n, m)

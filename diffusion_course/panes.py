@@ -14,6 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 
+from . import expect
 from .style import COLORS, FAINT
 
 # %% auto #0
@@ -33,7 +34,9 @@ def quantise(x: np.ndarray, view: tuple[float, float]) -> np.ndarray:
         x: positions, of any shape; NaN becomes -32768, what is too far is clipped.
         view: the range of values shown, (lo, hi).
     """
-    centre, half = (view[0] + view[1]) / 2, (view[1] - view[0]) / 2
+    lo, hi = expect.pair("view", view, expected="(lo, hi) with lo < hi, of finite numbers")
+    centre, half = (lo + hi) / 2, (hi - lo) / 2
+    if not 0 < half < np.inf: raise ValueError(f"view is {view}: expected (lo, hi) with lo < hi, of finite numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         q = np.clip(np.rint((x - centre) * (32767 / (REACH * half))), -32767, 32767)
     return np.where(np.isnan(q), -32768, q).astype("<i2")
@@ -46,8 +49,9 @@ def dequantise(q: np.ndarray, view: tuple[float, float]) -> np.ndarray:
         q: int16, of any shape.
         view: the range that `quantise` got.
     """
-    unit = np.float32(REACH * (view[1] - view[0]) / 2 / 32767)
-    x = q.astype(np.float32) * unit + np.float32((view[0] + view[1]) / 2)
+    lo, hi = expect.pair("view", view, expected="(lo, hi) with lo < hi, of finite numbers")
+    unit = np.float32(REACH * (hi - lo) / 2 / 32767)
+    x = q.astype(np.float32) * unit + np.float32((lo + hi) / 2)
     return np.where(q == -32768, np.float32("nan"), x)
 
 # %% ../nbs/toolbox/panes.ipynb #730c6d34

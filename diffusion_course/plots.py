@@ -61,7 +61,7 @@ def show_samples(
     ax = axes_or_new(ax)
     colors: Any = color_of(color)
     if labels is not None:
-        numbers = torch.as_tensor(labels).cpu().numpy()
+        numbers = expect.as_whole_numbers("labels", labels).cpu().numpy()
         if numbers.shape != (len(points),):
             raise ValueError(f"labels has shape {numbers.shape}: "
                              f"expected ({len(points)},), one for each point")
@@ -94,6 +94,7 @@ def show_density(
         ax: where to draw; default: a new figure.
     """
     ax = axes_or_new(ax)
+    n = expect.whole("n", n, 2, of="points")
     values = scalars(p, grid(extent, n)).reshape(n, n).numpy()
     box = (-extent, extent, -extent, extent)
     ax.imshow(values, extent=box, origin="lower", cmap=colormap(color), vmin=0, vmax=top,
@@ -125,7 +126,8 @@ def show_field(
         ax: where to draw; default: a new figure.
     """
     ax = axes_or_new(ax)
-    x = grid(extent * (1 - 1 / n), n)
+    n = expect.whole("n", n, 2, of="arrows")
+    x = grid(expect.number("extent", extent) * (1 - 1 / n), n)
     u = vectors(f, x, t)
     relative = u.norm(dim=1, keepdim=True).clamp_min(1e-12) / (unit or speed(u))
     arrows = F.normalize(u) * relative**power * (2 * extent / n)
@@ -154,7 +156,10 @@ def show_arrows(
     """
     ax = axes_or_new(ax)
     tips = as_points(u, "u")
-    starts = np.broadcast_to(as_points(torch.atleast_2d(at), "at"), tips.shape)
+    starts = as_points(torch.atleast_2d(expect.as_floats(at, "at")), "at")
+    if starts.shape not in (tips.shape, (1, 2)):
+        raise ValueError(f"at has shape {starts.shape}: expected that of u, {tips.shape}, or (2,)")
+    starts = np.broadcast_to(starts, tips.shape)
     ax.quiver(*starts.T, *tips.T, color=color_of(color), angles="xy", scale_units="xy", scale=1,
               width=width, alpha=0.4 if faint else 1.0, label=name)
     plane(ax, extent, title)
@@ -168,7 +173,7 @@ def speed(u: Tensor) -> float:
     Args:
         u: (m, 2).
     """
-    return u.norm(dim=1).quantile(0.99).clamp_min(1e-12).item() / 1.1
+    return float(np.quantile(np.linalg.norm(as_points(u, "u", None), axis=1), 0.99).clip(1e-12)) / 1.1
 
 
 def mass_levels(values: np.ndarray, fractions: Sequence[float]) -> list[float]:
@@ -191,7 +196,8 @@ def grid(extent: float = 3.0, n: int = 100) -> Tensor:
         extent: half width of the square.
         n: points a side.
     """
-    side = torch.linspace(-extent, extent, n)
+    extent = expect.number("extent", extent, 0, 1e9, "a positive number", above=True)
+    side = torch.linspace(-extent, extent, expect.whole("n", n, of="points"))
     return torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
 
 
@@ -222,8 +228,8 @@ def vectors(f: Callable[[Tensor, float], Tensor], x: Tensor, t: float) -> Tensor
     Raises:
         ValueError: if the field returns another shape, and for another time.
     """
-    if not 0 <= t <= 1: raise ValueError(f"t is {t}: expected a time in [0, 1]")
-    u = f(x, t).detach().cpu()
+    t = expect.number("t", t, 0, 1, "a time in [0, 1]")
+    u = f(expect.floats("x", x), t).detach().cpu()
     if u.shape == x.shape: return u
     raise ValueError(f"the field returned shape {tuple(u.shape)} "
                      f"for points of shape {tuple(x.shape)}: expected the same")
@@ -240,7 +246,7 @@ def as_points(x: Tensor | np.ndarray, name: str = "x", dim: int | None = 2) -> n
     Raises:
         ValueError: for another shape, for NaN and infinities.
     """
-    x = torch.as_tensor(x).detach().cpu()
+    x = expect.as_floats(x, name).detach().cpu()
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim) or len(x) == 0:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (n, {dim or 'D'}) with n >= 1")
     return expect.finite(name, x).double().numpy()
@@ -306,7 +312,7 @@ def show_paths(
         title: above the axes.
         ax: where to draw; default: a new figure.
     """
-    xs = torch.as_tensor(xs).detach().cpu()
+    xs = expect.as_floats(xs, "xs").detach().cpu().double()
     if xs.ndim == 2: xs = xs[..., None]
     if xs.ndim != 3 or xs.shape[-1] not in (1, 2) or 0 in xs.shape:
         raise ValueError(f"xs has shape {tuple(xs.shape)}: "
@@ -317,8 +323,9 @@ def show_paths(
     if dots: style["marker"] = "o"
     if x.shape[-1] == 1:
         ax = axes_or_new(ax, size=(4.4, 2.8))
-        times = torch.linspace(0, 1, len(x)) if ts is None else torch.as_tensor(ts).detach().cpu()
-        lines = ax.plot(times.numpy(), x[..., 0], **style)
+        times = torch.linspace(0, 1, len(x)) if ts is None else expect.as_floats(ts, "ts").detach().cpu()
+        if times.shape != (len(x),): raise ValueError(f"ts has shape {tuple(times.shape)}: expected ({len(x)},)")
+        lines = ax.plot(times.double().numpy(), x[..., 0], **style)
         ax.set(xlabel="t", ylabel="x", title=title or "")
     else:
         ax = axes_or_new(ax)
@@ -339,7 +346,7 @@ def slope(
         x: (n,) positive numbers, n >= 2.
         y: (n,) positive numbers.
     """
-    x, y = (torch.as_tensor(v).detach().double().log() for v in (x, y))
+    x, y = (expect.as_floats(v, name).detach().double().log() for name, v in (("x", x), ("y", y)))
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
         raise ValueError(f"x and y have shapes {tuple(x.shape)} and {tuple(y.shape)}: "
                          "expected two curves of the same length >= 2")
@@ -471,7 +478,8 @@ def show_histogram(
         title: above the axes.
         ax: where to draw; default: a new figure.
     """
-    v = as_points(torch.as_tensor(values).reshape(-1, 1), "values", dim=1)[:, 0]
+    v = as_points(expect.as_floats(values, "values").reshape(-1, 1), "values", dim=1)[:, 0]
+    bins = expect.whole("bins", bins, 1, 100_000)
     ax = axes_or_new(ax, size=(4.0, 2.6))
     if extent is None:
         lo, hi = np.quantile(v, [0.001, 0.999])
@@ -504,6 +512,7 @@ def show_images(
         width: of the whole grid, in inches.
     """
     images = _to_bytes(as_images(x))
+    width = expect.number("width", width, 0, 1000, "inches, more than 0", above=True)
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each")
     nrows, ncols = _layout(len(images), ncols)
@@ -626,6 +635,8 @@ class Film:
 
     def __init__(self, frames: Sequence[Image.Image], seconds: float = 3.0, pause: float = 1.0):
         if not len(frames): raise ValueError("no frames: expected one image or more")
+        seconds = expect.number("seconds", seconds, 0, 3600, "seconds, from 0 to an hour")
+        pause = expect.number("pause", pause, 0, 60, "seconds, from 0 to 60")
         sizes = {frame.size for frame in frames}
         if len(sizes) > 1:
             raise ValueError(f"frames have sizes {sorted(sizes)}: expected images of one size")

@@ -87,6 +87,7 @@ class Prediction:
         Args:
             x1: (B, ...). The noise, (x - alpha x1) / sigma, is not defined where sigma is 0.
         """
+        expect.same_shape("x1", x1, "x", self.x)
         alpha = self.schedule.alpha(self.t)
         sigma = self.schedule.sigma(self.t)
         eps = (self.x - per_sample(alpha, x1) * x1) / per_sample(sigma, x1)
@@ -213,17 +214,15 @@ def to_prediction(
     """
     _check_kind(kind, sigma_data)
     t = _as_time_of(expect.floats("x", x), t)
-    if y.shape != x.shape:
-        raise ValueError(f"y has shape {tuple(y.shape)} and x {tuple(x.shape)}: expected the same")
+    expect.same_shape("y", expect.floating("y", y), "x", x)
     return _Solved(x, t, schedule, y=y, kind=kind, sigma_data=sigma_data)
 
 # %% ../nbs/04_predictions.ipynb #87d6851f
 def _check_kind(kind: str, sigma_data: float) -> None:
     if kind not in KINDS: raise ValueError(f"no target {kind!r}: expected one of {', '.join(KINDS)}")
-    if not sigma_data > 0:
-        raise ValueError(
-            f"sigma_data is {sigma_data}: expected a positive number, the standard deviation of the data"
-        )
+    if not (isinstance(sigma_data, float) and 1e-6 < sigma_data < 1e6):  # 0.5, in each step
+        expected = "a positive number, the standard deviation of the data"
+        expect.number("sigma_data", sigma_data, 1e-6, 1e6, expected)
 
 
 def _as_time_of(x: Tensor, t: Tensor | float) -> Tensor:
@@ -253,7 +252,7 @@ def _check_data(data: Tensor, labels: Tensor | None) -> None:
         raise ValueError(
             f"data is {expect.described(data)}: expected finite floating-point numbers of shape (n, ...) with n >= 1"
         )
-    if labels is not None and labels.shape != data.shape[:1]:
+    if labels is not None and expect.tensor("labels", labels).shape != data.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: expected ({len(data)},)")
 
 
@@ -358,7 +357,7 @@ class Denoiser(nn.Module):
             t: a time.
         """
         lo, hi = self.schedule.t_range
-        if not lo <= t <= hi: return True
+        if not lo <= expect.one_time(t) <= hi: return True
         if 0 < t < 1: return False
         *_, D = _equations_at(t, self.kind, self.schedule, self.sigma_data)
         return not math.isfinite(D)
@@ -431,7 +430,7 @@ def singular(model: Model, t: float) -> bool:
     own = _part(model, "singular")
     if own is not None: return own(t)
     lo, hi = model.schedule.t_range
-    return not lo <= t <= hi
+    return not lo <= expect.one_time(t) <= hi
 
 
 def cost(model: Model, t: Tensor | float) -> int:
@@ -442,7 +441,7 @@ def cost(model: Model, t: Tensor | float) -> int:
         t: a time in [0, 1].
     """
     own = _part(model, "cost")
-    return 1 if own is None else own(float(t))
+    return 1 if own is None else own(expect.one_time(t))
 
 
 def has_cost(model: Model) -> bool:
@@ -567,7 +566,7 @@ def differentiable(x: Tensor) -> Iterator[Tensor]:
         x: (B, ...).
     """
     with torch.inference_mode(False), torch.enable_grad():
-        yield x.detach().clone().requires_grad_()
+        yield expect.floating("x", x).detach().clone().requires_grad_()
 
 
 def without_inference(value: Any) -> Any:
@@ -627,6 +626,7 @@ class EmpiricalDenoiser:
     """
 
     def __init__(self, data: Tensor, schedule: Schedule, labels: Tensor | None = None):
+        labels = None if labels is None else expect.as_whole_numbers("labels", labels)
         _check_data(data, labels)
         self.data, self.schedule, self.labels = data, schedule, labels
 
@@ -662,4 +662,4 @@ class EmpiricalDenoiser:
             t: a time.
         """
         lo, hi = self.schedule.t_range
-        return not lo <= t <= hi or bool(self.schedule.sigma(t) == 0)
+        return not lo <= expect.one_time(t) <= hi or bool(self.schedule.sigma(t) == 0)

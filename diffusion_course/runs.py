@@ -93,12 +93,13 @@ class Metrics:
         "All whole rows; a killed run may have left a part of one."
         if not self.path.exists(): return []
         whole = (
-            lambda row: row.get("images", "").isdecimal()
+            lambda row: (row.get("images") or "").isdecimal()
             and set(row) == set(self.columns)
             and all(row.values())
         )
         with open(self.path, newline="", encoding="utf-8", errors="replace") as f:
-            return [row for row in csv.DictReader(f) if whole(row)]
+            try: return [row for row in csv.DictReader(f) if whole(row)]
+            except csv.Error as error: raise ValueError(f"{self.path} is damaged ({error}): expected a table") from None
 
     def add(self, **row: float | str) -> None:
         """Write a row.

@@ -20,6 +20,7 @@ from . import expect
 from .predictions import Model, Prediction, cost, has_cost, singular
 from .schedules import DDPM, Schedule, per_sample
 from .sde import Churn, langevin_correct, sde_step
+from .seeds import generator_of
 from diffusion_course.solvers import (
     as_times,
     euler_step,
@@ -467,7 +468,7 @@ def karras_grid(
     Returns:
         (n + 1,) of torch.float64.
     """
-    if not rho > 0: raise ValueError(f"rho is {rho}: expected a positive number")
+    expect.number("rho", rho, 0.01, expected="a number of 0.01 or more")
     return _ratio_grid(n, schedule, ratio_min, ratio_max, 1 / rho)
 
 
@@ -489,10 +490,8 @@ def log_snr_grid(n: int, schedule: Schedule, ratio_min: float = 0.002, ratio_max
 def _ratio_grid(n: int, schedule: Schedule, ratio_min: float, ratio_max: float, power: float) -> Tensor:
     "Times whose ratios sigma / alpha, raised to this power (0: their logarithms), are equally spaced."
     n = expect.whole("n", n, of="steps")
-    if not 0 < ratio_min < ratio_max:
-        raise ValueError(
-            f"ratio_min is {ratio_min}, ratio_max is {ratio_max}: expected 0 < ratio_min < ratio_max"
-        )
+    least = expect.number("ratio_min", ratio_min, 0, expected="a number > 0", above=True)
+    expect.number("ratio_max", ratio_max, least, expected="a number above ratio_min", above=True)
     ratio = lambda t: (-schedule.log_snr(t) / 2).exp().item()
     ratio_0, ratio_1 = ratio(0.0), ratio(1.0)
     ends_with_noise = ratio_1 > 0
@@ -544,8 +543,8 @@ def adaptive(rtol: float = 1e-6, atol: float = 1e-6) -> Stepper:
         rtol: the error allowed in each step of its own, relative to x.
         atol: and absolute.
     """
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol is {rtol}, atol is {atol}: expected positive numbers")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        expect.number(name, value, 0, expected="a positive number", above=True)
 
     @handling_singular_ends
     def step(model: Recorder, x: Tensor, t: float, s: float) -> Tensor:
@@ -615,7 +614,8 @@ class BrownianPath:
     """
 
     def __init__(self, x: Tensor, n: int = 1024, seed: int = 0):
-        g = torch.Generator(x.device).manual_seed(seed)
+        n = expect.whole("n", n)
+        g = generator_of(seed, expect.floating("x", x).device)
         increments = torch.randn(n, *x.shape, generator=g, dtype=x.dtype, device=x.device)
         self.n = n
         self.w = torch.cat(

@@ -35,10 +35,10 @@ def per_sample(a: Tensor | float, x: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape of a.
     """
-    a = expect.as_floats(a).to(device=x.device, dtype=x.dtype)
+    a = expect.as_floats(a).to(device=expect.floating("x", x).device, dtype=x.dtype)
     if a.shape not in ((), x.shape[:1]):
         raise ValueError(
-            f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or ({len(x)},)"
+            f"{tuple(a.shape)} numbers beside x of shape {tuple(x.shape)}: expected () or one a sample"
         )
     return a.reshape(a.shape + (1,) * (x.ndim - 1)) if a.ndim else a
 
@@ -76,7 +76,7 @@ def as_time(t: Tensor | float) -> Tensor:
             stall the device).
     """
     if isinstance(t, float) and 0 <= t <= 1: return expect.as_scalar(t)
-    if not isinstance(t, Tensor) or not t.is_floating_point(): t = expect.as_floats(t)
+    if not isinstance(t, Tensor) or not t.is_floating_point(): t = expect.as_floats(t, "t")
     if t.element_size() < 4: t = t.float()  # 16 bits can't tell 0.9985 from 1
     if not t.is_cpu: return t
     if not (0 <= t.item() <= 1 if t.ndim == 0 else ((t >= 0) & (t <= 1)).all()):
@@ -96,6 +96,7 @@ def _cached(method: Callable) -> Callable:
             if t.ndim or t.requires_grad or t.dtype != torch.float64 or t.device.type != "cpu":
                 return method(self, t)
             t = t.item()
+        elif not isinstance(t, (float, int)): return method(self, expect.as_floats(t, "t"))
         value = self._values.get((name, t))
         if value is None:
             if len(self._values) > 10_000: self._values.clear()
@@ -203,6 +204,7 @@ class Schedule:
         return self._values.get(("slopes", t)) or self._pair("slopes", self.d_alpha, self.d_sigma, t)
 
     def _pair(self, name: str, first: Callable, second: Callable, t: float) -> tuple[float, float]:
+        t = expect.one_time(t)
         pair = first(t).item(), second(t).item()
         if self.caches: self._values[name, t] = pair
         return pair
@@ -215,6 +217,7 @@ class Schedule:
             eps: (B, ...) noise.
             t: () or (B,) times.
         """
+        expect.same_shape("eps", expect.floating("eps", eps), "x1", expect.floating("x1", x1))
         return combine(self.alpha(t), x1, self.sigma(t), eps)
 
     def __repr__(self) -> str:
@@ -233,7 +236,7 @@ class Linear(Schedule, cache=True):
     def sigma(self, t: Tensor | float) -> Tensor: return 1 - as_time(t)
     def d_alpha(self, t: Tensor | float) -> Tensor: return torch.ones_like(as_time(t))
     def d_sigma(self, t: Tensor | float) -> Tensor: return -torch.ones_like(as_time(t))
-    def t_from_log_snr(self, l: Tensor | float) -> Tensor: return torch.sigmoid(expect.as_floats(l) / 2)
+    def t_from_log_snr(self, l: Tensor | float) -> Tensor: return torch.sigmoid(expect.as_floats(l, "l") / 2)
 
 # %% ../nbs/03_paths.ipynb #8ec88aba
 def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> GaussianMixture:
@@ -244,7 +247,7 @@ def marginal(mixture: GaussianMixture, schedule: Schedule, t: float) -> Gaussian
         schedule: of the path.
         t: a time.
     """
-    alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
+    alpha, sigma = schedule.weights(expect.one_time(t))
     stds = (alpha**2 * mixture.stds**2 + sigma**2).sqrt()
     return GaussianMixture(alpha * mixture.means, stds, mixture.weights, mixture.labels)
 
@@ -275,11 +278,8 @@ class VariancePreserving(Schedule, cache=True):
     t_range = (0.0, 1 - 1e-5)
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(
-                f"beta_min is {beta_min}, beta_max is {beta_max}: expected 0 < beta_min <= beta_max"
-            )
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min = expect.number("beta_min", beta_min, 0, expected="a number > 0", above=True)
+        self.beta_max = expect.number("beta_max", beta_max, self.beta_min, 1e6, "a number from beta_min to 1e6")
 
     def _beta(self, t: Tensor) -> Tensor: return self.beta_min + (self.beta_max - self.beta_min) * (1 - t)
 
@@ -311,11 +311,11 @@ class VarianceExploding(Schedule, cache=True):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"sigma_min is {sigma_min}, sigma_max is {sigma_max}: expected 0 < sigma_min < sigma_max"
-            )
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        least, most = 1e-12, 1e12  # their quotient, and what is multiplied by them, stay numbers in 32 bits
+        self.sigma_min = expect.number("sigma_min", sigma_min, least, most, "a number from 1e-12 to 1e12")
+        self.sigma_max = expect.number(
+            "sigma_max", sigma_max, self.sigma_min, most, "a number above sigma_min, up to 1e12", above=True
+        )
 
     def alpha(self, t: Tensor | float) -> Tensor: return torch.ones_like(as_time(t))
     def sigma(self, t: Tensor | float) -> Tensor:
@@ -344,7 +344,7 @@ class DDPM(Schedule, cache=True):
     _log_alpha2: Tensor
 
     def __init__(self, betas: Tensor):
-        betas = expect.as_floats(betas).detach().cpu().double().clone()
+        betas = expect.as_floats(betas, "betas").detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
             given = f", from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
             raise ValueError(

@@ -65,8 +65,10 @@ def _rate(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _churn_at(churn: Churn, t: Tensor) -> Tensor:
-    c = expect.as_floats(churn(t) if callable(churn) else churn).to(t)
-    if not (c >= 0).all(): raise ValueError(f"churn is {c.tolist()}: expected numbers >= 0, 0 for the ODE")
+    c = expect.as_floats(churn(t) if callable(churn) else churn, "churn").to(t)
+    given = (c >= 0) if callable(churn) else (c >= 0) & (c <= 1e6)  # a function may be infinite where alpha is 0
+    if not given.all() or c.shape not in ((), t.shape):
+        raise ValueError(f"churn is {expect.short(c)}: expected numbers >= 0, up to 1e6, 0 for the ODE")
     return c
 
 # %% ../nbs/06_score_matching.ipynb #f70c2c6f
@@ -92,6 +94,7 @@ def sde_step(
     Returns:
         (B, ...) x at time s.
     """
+    if not (isinstance(t, float) and isinstance(s, float)): t, s = expect.one_time(t), expect.one_time(s)
     p = model(x, t, **cond)
     if s > t and model.schedule.sigma(s) == 0: return p.x1
     f = drift(p, churn, backwards=s < t)
@@ -121,7 +124,7 @@ def langevin_correct(
         (B, ...) new points of time t.
     """
     steps = expect.whole("steps", steps)
-    if not 0 < step <= 1: raise ValueError(f"step is {step}: expected 0 < step <= 1")
+    step = expect.number("step", step, 0, 1, "0 < step <= 1", above=True)
     sigma = float(model.schedule.sigma(t))
     duration = steps * step  # of the whole process, which runs from 0 to 1 here
     climb = lambda x, _: -duration * sigma * model(x, t, **cond).eps

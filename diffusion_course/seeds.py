@@ -12,10 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import expect
+
 # %% auto #0
-__all__ = ['seeded', 'seeded_weights', 'stratified', 'normal_quantile']
+__all__ = ['generator_of', 'seeded', 'seeded_weights', 'stratified', 'normal_quantile']
 
 # %% ../nbs/toolbox/seeds.ipynb #8b8637ae
+def generator_of(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator with torch's own use of a seed: the one place where a seed from outside comes in.
+
+    Args:
+        seed: a whole number that fits into 64 bits.
+        device: of the generator.
+    """
+    return torch.Generator(device).manual_seed(expect.whole("seed", seed, -(2**63), 2**64 - 1))
+
+
 def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
     """A generator whose state follows from whole numbers: a run that resumes has nothing to remember.
 
@@ -23,6 +35,7 @@ def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
         device: of the generator.
         *numbers: 0 or more each; zeros at the end change nothing.
     """
+    numbers = tuple(expect.whole("seed", number, 0, 2**64 - 1) for number in numbers)
     seed = int(np.random.SeedSequence(numbers).generate_state(2, np.uint32).view(np.uint64)[0]) >> 1
     return torch.Generator(device).manual_seed(seed)
 
@@ -37,6 +50,7 @@ def seeded_weights(seed: int) -> Iterator[None]:
     Args:
         seed: a whole number.
     """
+    seed = expect.whole("seed", seed, -(2**63), 2**64 - 1)
     dtype = torch.get_default_dtype()
     device = "meta" if torch.empty(0).is_meta else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -61,6 +75,7 @@ def stratified(
     Returns:
         (n,), in ascending order.
     """
+    n = expect.whole("n", n, 0)
     source = torch.device(device) if generator is None else generator.device
     u = torch.rand(n, generator=generator, device=source, dtype=dtype)
     below_one = 1 - torch.finfo(dtype).eps / 2  # where k + u is rounded up to n
@@ -76,5 +91,8 @@ def normal_quantile(u: Tensor) -> Tensor:
     Returns:
         (...), -inf for 0 and inf for 1.
     """
+    if expect.floating("u", u).element_size() < 4: u = u.float()
+    if u.is_cpu and not ((u >= 0) & (u <= 1)).all():
+        raise ValueError(f"u is {expect.short(u)}: expected probabilities in [0, 1]")
     if u.device.type == "mps": return 2**0.5 * torch.erfinv(2 * u - 1)  # which has no ndtri
     return torch.special.ndtri(u)

@@ -137,7 +137,7 @@ def _iterates(
 # %% ../nbs/02_simulation.ipynb #f6dd1968
 def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
     "u(x, t), with t as a tensor, so that a field may use torch's functions of it."
-    k = u(x, t if isinstance(t, Tensor) else expect.as_scalar(t))
+    k = u(expect.tensor("x", x), t if isinstance(t, Tensor) else expect.as_scalar(t))
     if not isinstance(k, Tensor) or k.shape != x.shape:
         raise ValueError(
             f"the field returned {_shape_of(k)}: expected a tensor of the shape of x, {tuple(x.shape)}"
@@ -146,7 +146,9 @@ def _evaluate(u: Field, x: Tensor, t: float) -> Tensor:
 
 
 def _step_length(t: float, s: float) -> float:
-    if not (0 <= t <= 1 and 0 <= s <= 1):
+    try: within = bool(0 <= t <= 1 and 0 <= s <= 1)
+    except (TypeError, RuntimeError): within = False
+    if not within:
         raise ValueError(
             f"step from t = {t} to s = {s}: expected times in [0, 1] (scale the field instead)"
         )
@@ -162,14 +164,7 @@ def as_times(ts: Tensor | Sequence[float]) -> list[float]:
     Raises:
         ValueError: for anything else.
     """
-    try:
-        ts = (
-            ts.detach().cpu().double()
-            if isinstance(ts, Tensor)
-            else torch.as_tensor(ts, dtype=torch.float64, device="cpu")
-        )
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"ts is {_shape_of(ts)}: expected times") from None
+    ts = expect.as_floats(ts, "ts").detach().cpu().double()
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts has shape {tuple(ts.shape)}: expected (T + 1,), two or more")
     if not ((ts >= -1e-6) & (ts <= 1 + 1e-6)).all():
@@ -211,13 +206,19 @@ def em_step(
     """
     h = _step_length(t, s)
     drift = _evaluate(u, x, t)
-    diffusion = expect.as_floats(g(x, expect.as_floats(t)) if callable(g) else g)
-    if torch.broadcast_shapes(diffusion.shape, x.shape) != x.shape:
+    if not callable(g) and not isinstance(g, Tensor): g = expect.number("g", g)
+    diffusion = expect.as_floats(g(x, expect.as_floats(t)) if callable(g) else g, "g")
+    if not _broadcasts(diffusion, x):
         raise ValueError(
             f"g has {_shape_of(diffusion)}: expected one that broadcasts to that of x, {tuple(x.shape)}"
         )
     z = standard_normal(x, generator) if noise is None else expect.same_shape("noise", noise, "x", x)
     return x + h * drift + abs(h) ** 0.5 * diffusion.to(x) * z
+
+
+def _broadcasts(a: Tensor, x: Tensor) -> bool:
+    "Whether a times x has the shape of x."
+    return a.ndim <= x.ndim and all(n in (1, m) for n, m in zip(reversed(a.shape), reversed(x.shape), strict=False))
 
 
 def standard_normal(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -227,5 +228,6 @@ def standard_normal(x: Tensor, generator: torch.Generator | None = None) -> Tens
         x: (...) what the noise is for.
         generator: source of randomness; default: torch's global one on the device of x.
     """
+    expect.floating("x", x)
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

@@ -19,6 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from . import expect
+
 # %% auto #0
 __all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'png', 'side_by_side', 'shrink', 'figure',
            'legend', 'legend_below', 'figure_of', 'axes_or_new', 'plane', 'colormap']
@@ -159,7 +161,8 @@ def figure(
         the figure, and one `Axes` or an array of them, as `Figure.subplots` gives them: (ncols,),
         (nrows,) or (nrows, ncols).
     """
-    w, h = size or (3.2, 3.2)
+    ncols, nrows = expect.whole("ncols", ncols), expect.whole("nrows", nrows)
+    w, h = (expect.number("size", side, 0, 1000, "inches, more than 0", above=True) for side in size or (3.2, 3.2))
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
     fig = CourseFigure(figsize=(w * ncols, h * nrows), layout=layout, facecolor="white")
     axes = fig.subplots(nrows, ncols)
@@ -224,6 +227,7 @@ def plane(ax: Axes, extent: float, title: str | None = None) -> None:
         extent: half width of the square.
         title: above it.
     """
+    extent = expect.number("extent", extent, 0, 1e9, "a positive number", above=True)
     ax.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
     for spine in ax.spines.values(): spine.set_visible(True)
     if title: ax.set_title(title)

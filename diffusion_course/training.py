@@ -110,7 +110,7 @@ class Recipe:
         for f in dataclasses.fields(self):
             value = vars(self)[f.name]
             if isinstance(value, list): object.__setattr__(self, f.name, tuple(value))
-        if is_folder(self.data): object.__setattr__(self, "data", os.path.abspath(Path(self.data).expanduser()))
+        if is_folder(self.data): object.__setattr__(self, "data", os.path.abspath(os.path.expanduser(self.data)))
         for what, right, names in _EXPECTED:
             for name in names:
                 value = vars(self)[name]
@@ -287,6 +287,7 @@ class DenoiserRecipe(Recipe):
         if self.times not in ("logit-normal", "uniform"):
             raise ValueError(f"times is {self.times!r}: expected 'logit-normal' or 'uniform'")
         if not 0 <= self.drop <= 1: raise ValueError(f"drop is {self.drop}: expected a fraction in [0, 1]")
+        expect.number("guidance", self.guidance, -1e6, 1e6, "a finite number")
 
     def build(self) -> Denoiser:
         "The model at the beginning: random weights, or those of `start`, which may know other labels."
@@ -533,10 +534,7 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> Tensor:
     Returns:
         (batch,).
     """
-    if n < 1 or batch < 1 or step < 0:
-        raise ValueError(
-            f"n is {n}, batch is {batch}, step is {step}: expected n >= 1, batch >= 1, step >= 0"
-        )
+    n, batch, step = expect.whole("n", n), expect.whole("batch", batch), expect.whole("step", step, 0)
     first, last = step * batch, (step + 1) * batch
     cut = lambda epoch: _order(n, seed, epoch)[max(0, first - epoch * n): last - epoch * n]
     return torch.cat([cut(epoch) for epoch in range(first // n, (last - 1) // n + 1)])

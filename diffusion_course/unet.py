@@ -46,8 +46,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, kind: str = "sinusoidal"):
         super().__init__()
         expect.one_of("kind", kind, EMBEDDINGS)
-        if width < 2 or width % 2: raise ValueError(f"width is {width}: expected an even number")
-        self.width = width
+        self.width = width = expect.whole("width", width, 2)
+        if width % 2: raise ValueError(f"width is {width}: expected an even number")
         self.register_buffer("rates", 16 * torch.randn(width // 2) if kind == "fourier" else None)
         self.layers = nn.Sequential(
             nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width),
@@ -80,6 +80,7 @@ class TimeEmbedding(nn.Module):
 # %% ../nbs/13_unet.ipynb #bbcc4ecb
 def _norm(width: int) -> nn.GroupNorm:
     "Groups of 16 channels: fewer leave vectors of PyTorch's CPU code for channels_last half empty."
+    if expect.whole("width", width) % 16: raise ValueError(f"width is {width}: expected a multiple of 16")
     return nn.GroupNorm(width // 16, width)
 
 
@@ -108,6 +109,11 @@ class ResidualBlock(nn.Module):
         modulate: bool = True,
     ):
         super().__init__()
+        width_in, width, embedding = (
+            expect.whole(name, value)
+            for name, value in dict(width_in=width_in, width=width, embedding=embedding).items()
+        )
+        dropout = expect.number("dropout", dropout, 0, 1, "a fraction in [0, 1)", below=True)
         self.norm1 = _norm(width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
         self.embed = nn.Linear(embedding, width * (2 if modulate else 1))
@@ -152,7 +158,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, head: int):
         super().__init__()
-        if head < 1 or width % head:
+        width, head = expect.whole("width", width), expect.whole("head", head, 0)
+        if not head or width % head:
             raise ValueError(f"width is {width}, head is {head}: expected a width that is a multiple of head")
         self.norm = _norm(width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
@@ -188,6 +195,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        width = expect.whole("width", width)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -285,8 +293,7 @@ class UNetConfig:
 
 
 def _check_config(c: UNetConfig) -> None:
-    if len(c.shape) != 3 or min(c.shape) < 1:
-        raise ValueError(f"shape is {c.shape}: expected (channels, height, width)")
+    expect.sizes("shape", c.shape, "channels, height, width")
     if not c.widths or any(w < 1 or w % 16 for w in c.widths):
         raise ValueError(f"widths is {c.widths}: expected multiples of 16")
     for name, value in dict(blocks=c.blocks, head=c.head, patch=c.patch).items(): expect.whole(name, value)

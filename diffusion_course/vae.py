@@ -86,7 +86,8 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("shape", "latent", "widths", "blocks", "blocks_back"):
-            object.__setattr__(self, name, tuple(vars(self)[name]))
+            object.__setattr__(self, name, tuple(expect.whole(name, n, 0) for n in vars(self)[name]))
+        expect.whole("patch", self.patch, 0)
         levels = len(self.widths)
         sizes = "(channels, height, width)"
         one_each = f"{levels} numbers, as widths has"
@@ -119,6 +120,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        width = expect.whole("width", width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         for p in self.conv2.parameters(): nn.init.zeros_(p)
@@ -213,9 +215,11 @@ class VAE(nn.Module):
             z: (B, c, h, w) latents, two positions or more.
             fraction: how far `shift` and `scale` move towards those of z; 1: all the way.
         """
+        z = expect.finite("z", expect.floating("z", z)).to(self.shift)
         if z.shape[1:] != self.latent or z[:, 0].numel() < 2:
             raise ValueError(f"z has shape {tuple(z.shape)}: expected (B, *{self.latent}),"
                              " two positions or more")
+        fraction = expect.number("fraction", fraction, 0, 1, "a number in [0, 1]")
         self.shift.lerp_(z.mean((0, 2, 3))[:, None, None], fraction)
         self.scale.lerp_(z.std((0, 2, 3))[:, None, None].clamp_min(1e-4), fraction)
 
@@ -230,7 +234,7 @@ class VAE(nn.Module):
         Returns:
             (B, c, h, w).
         """
-        return (z - self.shift) / self.scale
+        return (self._of_latents(z) - self.shift) / self.scale
 
     def from_unit(self, z: Tensor) -> Tensor:
         """z · scale + shift, the inverse of `to_unit`: what `decode` takes.
@@ -241,7 +245,11 @@ class VAE(nn.Module):
         Returns:
             (B, c, h, w).
         """
-        return z * self.scale + self.shift
+        return self._of_latents(z) * self.scale + self.shift
+
+    def _of_latents(self, z: Tensor) -> Tensor:
+        if expect.floating("z", z).ndim == 4 and z.shape[1] == self.latent[0]: return z
+        raise ValueError(f"z has shape {tuple(z.shape)}: expected (B, {self.latent[0]}, h, w)")
 
 
 def _dtype(net: nn.Module) -> torch.dtype: return next(net.parameters()).dtype
@@ -262,7 +270,8 @@ def vae_loss(x: Tensor, x_hat: Tensor, q: DiagonalGaussian, kl: float) -> Tensor
     Returns:
         ().
     """
-    expect.same_shape("x_hat", x_hat, "x", x)
+    expect.same_shape("x_hat", expect.floating("x_hat", x_hat), "x", expect.floats("x", x))
+    kl = expect.number("kl", kl, 0, expected="a number >= 0")
     D = x[0].numel()
     return (x_hat - x).square().mean() + kl * q.kl().mean() / D
 
@@ -398,7 +407,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: for other shapes, NaN, and numbers of another range, as floating-point 0 to 255.
     """
-    if a.shape != b.shape or a.ndim != 4:
+    if expect.tensor("a", a).shape != expect.tensor("b", b).shape or a.ndim != 4:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}:"
                          " expected the same, (B, C, H, W)")
     error = (_on_unit_range("a", a) - _on_unit_range("b", b)).square().flatten(1).mean(1)
@@ -417,8 +426,8 @@ def reconstruct(vae: VAE, x: Tensor, batch: int = 256) -> Tensor:
     Returns:
         (n, C, H, W).
     """
-    if batch < 1: raise ValueError(f"batch is {batch}: expected 1 or more")
-    with autocast(x.device):
+    batch = expect.whole("batch", batch)
+    with autocast(expect.floats("x", x, shape=vae.shape).device):
         return torch.cat([vae.decode(vae.encode(part).mode) for part in x.split(batch)])
 
 
@@ -447,8 +456,8 @@ def round_trips(vae: VAE, x: Tensor, n: int, rounding: bool = True) -> Tensor:
     Returns:
         (n + 1, B, C, H, W), x first.
     """
-    if n < 0: raise ValueError(f"n is {n}: expected 0 or more")
-    states = [x]
+    n = expect.whole("n", n, 0)
+    states = [expect.finite("x", expect.floats("x", x, shape=vae.shape))]
     for _ in range(n):
         x = reconstruct(vae, x)
         if rounding: x = to_float(to_bytes(x))

@@ -25,6 +25,7 @@ try: import ipywidgets as w
 except ImportError as error:
     raise ImportError('panels need ipywidgets: pip install "diffusion-course[lab]"') from error
 
+from . import expect
 from .player import Player, Scene
 from .plots import Film
 from .style import side_by_side, shrink
@@ -55,9 +56,11 @@ def slider(
         help: a sentence that is seen on hover and focus; default: that of the argument, if any.
     """
     value = lo if value is None else value
+    for name, number in (("lo", lo), ("hi", hi), ("value", value)): expect.number(name, number)
     if not lo < hi: raise ValueError(f"slider from {lo} to {hi}: expected lo < hi")
     if not lo <= value <= hi:
         raise ValueError(f"slider value {value}: expected a number in [{lo}, {hi}]")
+    if step is not None: expect.number("step", step, 0, expected="a number > 0", above=True)
     if log and lo <= 0: raise ValueError(f"logarithmic slider from {lo}: expected lo > 0")
     common = dict(value=value, description=label or "", tooltip=help or "", style=_STYLE,
                   continuous_update=True, layout=w.Layout(width="300px"))

@@ -13,6 +13,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from . import expect
+
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmss10", "cmr10", "cmtt10", "cmb10")
 
 # %% auto #0
@@ -29,7 +31,10 @@ def draw_letter(letter: str, font: str, slant: float, weight: int, side: int) ->
         weight: how far its strokes are thickened on each side, in two hundredths of the page.
         side: pixels a side of the image.
     """
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+    weight = expect.whole("weight", weight, 0, 100)
+    side = expect.whole("side", side, 1, 10_000, "pixels")
+    slant = expect.number("slant", slant, -80, 80, "degrees from -80 to 80")
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{expect.one_of('font', font, FONTS)}.ttf")
     page = Image.new("L", (200, 200), 255)
     style = ImageFont.truetype(str(path), 170)
     ImageDraw.Draw(page).text((100, 100), letter, 0, style, anchor="mm", stroke_width=weight)
@@ -58,7 +63,8 @@ def write_letters(
     Returns:
         The folder.
     """
-    root, rng = Path(folder), random.Random(seed)
+    each = expect.whole("each", each, 1, 1_000_000, "images")
+    root, rng = Path(folder), random.Random(expect.whole("seed", seed, 0))
     lines = ["file,slant,weight"]
     for letter in letters:
         (root / letter).mkdir(parents=True, exist_ok=True)

@@ -320,7 +320,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match="mean is|std is"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
     with pytest.raises(ValueError, match="n is 0"): log_normal_times(0, VE)
     for bad in (dict(gamma=-0.1), dict(gamma=float("nan")), dict(noise=-1.0), dict(gamma=math.inf)):
-        with pytest.raises(ValueError, match="gamma is .* noise is .* expected numbers >= 0"): edm_heun(**bad)
+        with pytest.raises(ValueError, match="(gamma|noise) is .*: expected a number >= 0"): edm_heun(**bad)
     for bad in ((1.0, 0.5), (-1.0, 2.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="ratios"): edm_heun(0.1, bad)
     exact = ExactDenoiser(MIXTURE, Linear())

@@ -261,7 +261,7 @@ def test_distances_refuse(distance):
 
 
 def test_precision_recall_refuses_k():
-    with pytest.raises(ValueError, match="k is 5: expected 1 to 4"):
+    with pytest.raises(ValueError, match="k is 5: expected a whole number, 1 to 4"):
         ev.precision_recall(normal(5, 2), normal(9, 2), k=5)
 
 
@@ -386,7 +386,8 @@ def test_nearest_agrees_with_all_distances():
     distances = (to_float(x)[:, None] - to_float(data)[None]).flatten(2).square().mean(2).sqrt().double()
     torch.testing.assert_close(found.distance, distances.sort(1).values, rtol=1e-5, atol=1e-6)
     assert all(len(set(row.tolist())) == 90 for row in found.index)
-    with pytest.raises(ValueError, match="k is 91: expected 1 to 90"): ev.nearest(x, data, k=91)
+    with pytest.raises(ValueError, match="k is 91: expected a whole number of neighbours, 1 to 90"):
+        ev.nearest(x, data, k=91)
     with pytest.raises(ValueError, match="expected the same"): ev.nearest(x[:, :1], data)
 
 
@@ -450,7 +451,7 @@ def test_likelihood_refuses():
     model, x = ExactDenoiser(running_mixture(), Linear()), some_pictures(3, shape=(1, 1, 2)).flatten(1)
     with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(3, 2\): expected bytes"):
         ev.bits_per_dim(model, x.float())
-    with pytest.raises(ValueError, match="probes is -1: expected 0 or more"):
+    with pytest.raises(ValueError, match="probes is -1: expected a whole number, 0 or more"):
         ev.bits_per_dim(model, x, probes=-1)
     with pytest.raises(ValueError, match=r"y has shape \(2,\): expected \(3,\)"):
         ev.bits_per_dim(model, x, y=torch.zeros(2))

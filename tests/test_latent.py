@@ -103,7 +103,8 @@ def test_encode_all_is_encode_of_each_image_and_of_its_mirror_image(digit_vae: s
     assert torch.equal(y, images.y[i])
     same = latents.batch(torch.arange(5), torch.zeros(5, dtype=torch.bool))[0]
     torch.testing.assert_close(latents.batch(slice(0, 5))[0], same)
-    with pytest.raises(ValueError, match="batch is 0: expected 1 or more"): encode_all(vae, images, batch=0)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"):
+        encode_all(vae, images, batch=0)
 
 
 def test_latents_refuse_what_does_not_belong_together() -> None:
@@ -130,7 +131,7 @@ def test_decode_is_from_unit_and_decode(digit_vae: str) -> None:
     for model in (Denoiser(net, Linear()), net):
         torch.testing.assert_close(decode(model, z), decode(vae, z))
     torch.testing.assert_close(net.decode(z), decode(vae, z))
-    with pytest.raises(ValueError, match="batch is 0: expected 1 or more"): decode(vae, z, 0)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"): decode(vae, z, 0)
     with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"):
         decode(nn.Linear(2, 2), z)
 
