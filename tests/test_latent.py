@@ -103,7 +103,8 @@ def test_encode_all_is_encode_of_each_image_and_of_its_mirror_image(digit_vae: s
     assert torch.equal(y, images.y[i])
     same = latents.batch(torch.arange(5), torch.zeros(5, dtype=torch.bool))[0]
     torch.testing.assert_close(latents.batch(slice(0, 5))[0], same)
-    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"): encode_all(vae, images, batch=0)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"):
+        encode_all(vae, images, batch=0)
 
 
 def test_latents_refuse_what_does_not_belong_together() -> None:
