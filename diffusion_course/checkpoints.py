@@ -56,7 +56,7 @@ def _checksum(tensors: dict[str, Tensor], said: str) -> str:
     code = zlib.crc32(said.encode())
     for name, v in sorted(tensors.items()):
         code = zlib.crc32(f"{name} {v.dtype} {tuple(v.shape)}".encode(), code)
-        if v.numel(): code = zlib.crc32(memoryview(v.flatten().view(torch.uint8).numpy()), code)
+        if v.numel(): code = zlib.crc32(v.flatten().view(torch.uint8).numpy().data, code)
     return f"{code:08x}"
 
 

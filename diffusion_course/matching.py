@@ -186,8 +186,8 @@ def _stratified_times(
 
 # %% ../nbs/05_flow_matching.ipynb #9d9609d0
 def one_thread_if_small(train: Callable) -> Callable:
-    """Train a small network in one thread: its batches are too small to be divided, and waiting
-    threads stall others.
+    """Train a small network in one thread, because its batches are too small to be divided and waiting
+    threads stall others; and with gradients, whatever grad mode the caller is in.
 
     Args:
         train: a function whose first argument is the model.
@@ -196,7 +196,8 @@ def one_thread_if_small(train: Callable) -> Callable:
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         threads = torch.get_num_threads()
         if sum(p.numel() for p in model.parameters()) < 1_000_000: torch.set_num_threads(1)
-        try: return train(model, *args, **kwargs)
+        try:
+            with torch.inference_mode(False), torch.enable_grad(): return train(model, *args, **kwargs)
         finally: torch.set_num_threads(threads)
     return wrapped
 

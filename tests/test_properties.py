@@ -233,10 +233,12 @@ RIGHT = [
         r"inpainting\.\w+ (x|x1) with",  # what is to be filled may be anything
         r"classifier\.shifted x with|panes\.quantise x|plots\.show_paths xs with",  # moved, or left out of the picture
         r"plots\.show_paths xs times 1000|evaluation\.bits_per_dim probes 0|your_own\.write_letters letters -",  # slow
-        r"(images\.Images\.to|seeds\.seeded) device",  # torch's own message
-        r"expect\.(described|having|short|number (low|high)|as_scalar|as_double|finite|same_shape|tensor|floating) ",
-        r"expect\.(one_or_each|as_labels|as_cond) ",
-        r"metrics\.Floor|player\.play|plots\.\S+ values|latent\.DecoderConfig code",
+        r"(images\.Images\.to|seeds\.seeded|seeds\.generator_of) device",  # torch's own message
+        r"expect\.(described|having|short|(number|pair) (low|high)|as_scalar|as_double) ",
+        r"expect\.(finite|same_shape|tensor|floating) ",
+        r"expect\.(one_or_each|as_labels|as_cond|as_index n)",
+        r"metrics\.Floor|style\.CourseFigure figsize|plots\.show_paths ts",
+        r"player\.play|plots\.\S+ values|latent\.DecoderConfig code",
     )
 ]
 
@@ -365,7 +367,8 @@ ELSEWHERE = set(
     runs.interruptions runs.folder_lock runs.Metrics training.Objective training.Run training.train training.started
     training.ladder training.DATA latent.LatentUNet
     evaluation.inception_fid evaluation.own_classifier
-    evaluation.scores_of images.cifar10 images.digits clinic.examine cold.DEGRADATIONS plots.show_stages
+    evaluation.scores_of images.cifar10 images.digits clinic.examine
+    files.whole_file cold.DEGRADATIONS plots.show_stages
 """.split()
 )
 OTHERS = ("checking", "diagnosis", "relations", "trials", "cli", "hub")
