@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 LAB := $(VENV)/.lab
 DEV := $(VENV)/.dev
 SITE := $(VENV)/.site
+BENCH := benchmarks/.venv
 ARGS ?=
 # Tests of one file share what is slow to make (a browser, a site, a trained model); files run side by side, in their order,
 # which begins with the slowest, those in the browser.
@@ -59,8 +60,15 @@ export: $(DEV)  ## write diffusion_course/ from the notebooks, clean these, and 
 lessons: $(DEV)  ## execute all notebooks and store their outputs (ARGS=nbs/01_distributions.ipynb for one)
 	$(BIN)/python tools/execute.py $(ARGS)
 
-bench: $(DEV)  ## measure what the README claims
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+# Ours and the others' released packages, in an environment of their own.
+$(BENCH)/.done: settings.ini setup.py constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[hub]'
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
+bench: $(BENCH)/.done  ## measure what the README claims, half an hour (ARGS="loop unet" for two topics, ARGS=--quick)
+	$(BENCH)/bin/python benchmarks/run.py $(ARGS)
 
 site: $(SITE)  ## build the web edition in _site/ from the stored notebooks
 	$(BIN)/python -m sphinx -q -W --keep-going -c site -d build/site . _site $(ARGS)
@@ -70,5 +78,5 @@ panels: $(DEV)  ## compute the panels of the web edition that have changed (ARGS
 	$(BIN)/python tools/panels_ahead.py $(ARGS)
 
 clean:  ## remove everything that can be made again, .venv too
-	rm -rf $(VENV) build dist out _site jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist out _site jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

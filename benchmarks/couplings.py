@@ -1,26 +1,23 @@
-"""How straight and how fast flows get by pairing noise with data: `python benchmarks/couplings.py`.
+"""How straight and how fast flows get by pairing noise with data: the table of lesson 11.
 
-Eight Gaussians (standard deviation 0.316) on a circle of radius 5, from N(0, I), batches of 512.
-For each seed three networks of one size are trained for as many steps: on independent pairs, on
-pairs from minibatch optimal transport, and on the pairs of one reflow of the first.
-
-energy    path energy E of 8,192 starts, 100 Heun steps, normalised: (E - W2²) / W2², where W2² is
-          that of N(0, I) and the data. It is measured by exact assignment of evenly spread points
-          (a scrambled Sobol sequence), the mean of eight draws of 1,024; what is left of its bias
-          shows in the value for 2,048 points, printed beside it. A small negative value means a
-          model whose ends lie a little nearer than the data.
-1 step    2-Wasserstein distance of 1,000 samples drawn in one Euler step from 1,000 real points
-          (mean of five draws). Beside it stands the floor, between two sets of real points.
-100 steps the same for 100 Heun steps.
+Eight Gaussians (standard deviation 0.316) on a circle of radius 5, from N(0, I), batches of 512. For each seed three
+networks of one size are trained for as many steps: on independent pairs, on pairs from minibatch optimal transport,
+and on the pairs of one reflow of the first. Energy: path energy E of 8,192 starts, 100 Heun steps, as
+(E - W2²) / W2², where W2² is that of N(0, I) and the data, by exact assignment of evenly spread points (a scrambled
+Sobol sequence, the mean of eight draws of 1,024; what is left of its bias shows in the value for 2,048 points). A
+small negative value means a model whose ends lie a little nearer than the data. One step, 100 steps: 2-Wasserstein
+distance of 1,000 samples (Euler, Heun) from 1,000 real points, the mean of five draws.
 """
 from __future__ import annotations
 
-import argparse
 import math
 import time
+from typing import Any
 
 import torch
+from measuring import Cell, described, goal, spread, table
 from torch import Tensor
+from tqdm import tqdm
 
 from diffusion_course.couplings import ot_matching_loss, path_energy, reflow_pairs
 from diffusion_course.distributions import GaussianMixture
@@ -60,9 +57,9 @@ def distance(model: Denoiser, steps: int, stepper: Stepper) -> float:
     return sum(wasserstein2(x, DATA.sample(1000, rng(300 + k))) for k, x in enumerate(ends)) / DRAWS
 
 
-def models(seed: int, steps: int, width: int) -> dict[str, tuple[Denoiser, float]]:
+def models(seed: int, steps: int, width: int, n: int) -> dict[str, tuple[Denoiser, float]]:
     "The three models by name, with the seconds that each took."
-    data = DATA.sample(50_000, rng(1000 + seed))
+    data = DATA.sample(n, rng(1000 + seed))
     trained: dict[str, tuple[Denoiser, float]] = {}
 
     def train(name: str, make_data, **options) -> None:
@@ -73,43 +70,42 @@ def models(seed: int, steps: int, width: int) -> dict[str, tuple[Denoiser, float
 
     train("independent", lambda: data)
     train("minibatch OT", lambda: data, loss=ot_matching_loss)
-    train("reflowed", lambda: reflow_pairs(trained["independent"][0], noise(50_000, 2000 + seed), steps=50))
+    train("reflowed", lambda: reflow_pairs(trained["independent"][0], noise(n, 2000 + seed), steps=50))
     return trained
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--width", type=int, default=128)
-    args = parser.parse_args()
-    squared = {n: squared_w2(n, draws) for n, draws in ((2048, 2), (1024, 8))}
-    for n, v in squared.items():
-        print(f"W2² from {n:,} points: {v.mean():.3f} ± {v.std():.3f} ({len(v)} draws)", flush=True)
-    w2_squared = squared[1024].mean().item()
-    floor = real_floor(wasserstein2, DATA.sample, 1000, repeats=20)
-    print(f"floor of W2, two real samples of 1,000: {floor.mean:.3f} ± {floor.std:.3f}\n")
-    columns = f"{'seed':4s} {'coupling':13s} {'energy':>7s} {'1 step':>8s} {'100 steps':>10s} {'seconds':>8s}"
-    print(f"{columns}   ({args.steps} steps, width {args.width})")
-    rows: dict[str, list[tuple[float, ...]]] = {}
-    for seed in range(args.seeds):
-        for name, (model, seconds) in models(seed, args.steps, args.width).items():
-            energy = (path_energy(model, even(8192, 100)[0], 100) - w2_squared) / w2_squared
-            row = energy, distance(model, 1, euler()), distance(model, 100, heun()), seconds
-            rows.setdefault(name, []).append(row)
-            print(f"{seed:<4d} {name:13s} {row[0]:7.3f} {row[1]:8.3f} {row[2]:10.3f} {row[3]:8.1f}", flush=True)
-    means = {name: torch.tensor(r).mean(0).tolist() for name, r in rows.items()}
-    for name, row in means.items(): print(f"mean {name:13s} {row[0]:7.3f} {row[1]:8.3f} {row[2]:10.3f} {row[3]:8.1f}")
-    energy_with = max(row[0] for row in rows["minibatch OT"])
-    energy_without = min(row[0] for row in rows["independent"])
-    factor = min(a[1] / b[1] for a, b in zip(rows["independent"], rows["reflowed"], strict=True))
-    checks = {
-        "energy with OT at most 0.05 (worst seed)": (energy_with, energy_with <= 0.05),
-        "energy without at least 0.15 (worst seed)": (energy_without, energy_without >= 0.15),
-        "one-step W2 at least 5 times smaller after one reflow (worst seed)": (factor, factor >= 5),
-    }
-    for text, (value, holds) in checks.items(): print(f"{'ok  ' if holds else 'MISS'} {text}: {value:.3f}")
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Energies and distances, and what lesson 11 says of them."""
+    seeds, steps, width = (1, 10, 32) if quick else (2, 3000, 128)
+    draws = ((512, 1),) if quick else ((2048, 2), (1024, 8))
+    squared = {n: squared_w2(n, k) for n, k in draws}
+    shown = "; ".join(f"{v.mean():.3f} ± {v.std(correction=0):.3f} from {n:,} points" for n, v in squared.items())
+    w2_squared = squared[draws[-1][0]].mean().item()
+    floor = real_floor(wasserstein2, DATA.sample, 1000, repeats=2 if quick else 20)
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for seed in tqdm(range(seeds), "couplings", leave=False):
+        for name, (model, seconds) in models(seed, steps, width, 1024 if quick else 50_000).items():
+            energy = path_energy(model, even(256 if quick else 8192, 100)[0], 10 if quick else 100) / w2_squared - 1
+            row = energy, distance(model, 1, euler()), distance(model, 5 if quick else 100, heun()), seconds
+            found.setdefault(name, []).append(row)
+    rows: list[list[Cell]] = []
+    for name, of_seeds in found.items():
+        energy, one, hundred, _ = torch.tensor(of_seeds).mean(0).tolist()
+        rows.append([name, round(energy, 3), round(one, 2), round(hundred, 2), spread([r[3] for r in of_seeds])])
+    factor = min(a[1] / b[1] for a, b in zip(found["independent"], found["reflowed"], strict=True))
+    goals = [
+        goal("energy with minibatch OT, worst seed", max(r[0] for r in found["minibatch OT"]), 0.05),
+        goal("energy of independent pairs, worst seed", min(r[0] for r in found["independent"]), 0.15, False),
+        goal("one step after a reflow, worst seed", factor, 5, False, "times nearer"),
+    ]
+    columns = ["trained on", "(E - W2²) / W2²", "W2, one step", "W2, 100 Heun steps", "seconds"]
+    note = f"W2²: {shown}. Floor of W2, two real samples of 1,000: {floor.mean:.2f} ± {floor.std:.2f}."
+    title = f"Means of {seeds} seeds, {steps:,} steps, width {width}"
+    return dict(how=described(__doc__), goals=goals, plots=[],
+                tables=[table(title, columns, rows, note)])
 
 
 if __name__ == "__main__":
-    main()
+    import report
+
+    print(report.table(measure()["tables"][0]))

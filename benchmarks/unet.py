@@ -1,28 +1,29 @@
-"""How fast a U-Net trains, beside diffusers' and TorchCFM's: `python benchmarks/unet.py`.
+"""How fast a U-Net trains and samples, and what memory it takes, beside diffusers' and TorchCFM's.
 
-One step is forward, mean squared error, backward and AdamW on random images (3 x 32 x 32). Each of
-the others is built twice: with about as many weights as ours, and with about as many multiply-adds,
-so that our patch stem decides neither. And each is timed twice: as its own documentation trains it
-(single precision, contiguous), and exactly as ours (bf16 autocast where the processor has it,
-channels_last). All take turns; the table has medians, and ratios to ours of the same turn.
-`--profile` shows where ours and theirs spend the time.
+A training step is forward, mean squared error, backward and AdamW on random images (3 x 32 x 32); a sampling step is
+the network's call without gradients. Each of the others is built twice: with about as many weights as ours, and with
+about as many multiply-adds, so that our patch stem decides neither. And each is timed twice: as its own documentation
+trains it (single precision, contiguous), and exactly as ours (16-bit autocast where the device is quicker with it,
+channels_last, fused AdamW). Nothing is compiled, for all. A GPU is used where there is one. Peak memory is that of a
+process of its own which makes two training steps, less what it took before.
 
-TorchCFM's U-Net is taken from the installed package (`pip install torchcfm`); where it's missing,
-its rows are left out.
+`python benchmarks/unet.py --profile` shows where ours and theirs spend the time.
 """
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations_with_replacement, product
+from pathlib import Path
+from typing import Any
 
+import peers
 import torch
+from measuring import Cell, bars, described, goal, headline, per, ratios, table, turns
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from diffusion_course.training import PRESETS, runs_bf16
 from diffusion_course.unet import UNet
@@ -44,9 +45,7 @@ def diffusers_net(widths: tuple[int, ...]) -> nn.Module:
 
 def torchcfm_net(width: int, blocks: int, multipliers: tuple[int, ...]) -> nn.Module:
     """TorchCFM's CIFAR-10 U-Net, with labels. Its widths are multiples of 32."""
-    from torchcfm.models.unet.unet import UNetModelWrapper
-
-    return UNetModelWrapper(
+    return peers.load("torchcfm.models.unet.unet").UNetModelWrapper(
         dim=(3, 32, 32), num_channels=width, num_res_blocks=blocks, channel_mult=list(multipliers),
         num_heads=4, num_head_channels=32, attention_resolutions="8", dropout=0.0, class_cond=True,
         num_classes=11,
@@ -64,17 +63,6 @@ def cost(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> tuple[float, float]
     """Millions of weights, and of multiply-adds for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(): call(net, *(a[:1] for a in batch))
     return sum(p.numel() for p in net.parameters()) / 1e6, counter.get_total_flops() / 2e6
-
-
-def nearest(
-    builds: list[Callable[[], nn.Module]], which: int, target: float, batch: tuple[torch.Tensor, ...],
-) -> nn.Module:
-    """The network whose weights (0) or multiply-adds (1) come nearest to the target."""
-    def error(build: Callable[[], nn.Module]) -> float:
-        # On the meta device nothing is computed, only counted.
-        with torch.device("meta"): found = cost(build(), tuple(a.to("meta") for a in batch))[which]
-        return abs(found / target - 1)
-    return min(builds, key=error)()
 
 
 def stepper(net: nn.Module, batch: tuple[torch.Tensor, ...], fast: bool) -> Callable[[], None]:
@@ -95,54 +83,130 @@ def stepper(net: nn.Module, batch: tuple[torch.Tensor, ...], fast: bool) -> Call
     return step
 
 
-def main() -> None:
-    """Time all networks and print a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", action="store_true")
-    args = parser.parse_args()
+def sampler(net: nn.Module, batch: tuple[torch.Tensor, ...], fast: bool) -> Callable[[], None]:
+    """A function that calls the network once, as a sampling step does."""
+    x, t, y = batch
+    if fast:
+        net = net.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    bf16 = fast and runs_bf16(x.device)
+
+    @torch.no_grad()
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16): call(net, x, t, y)
+    return step
+
+
+def device() -> torch.device: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batch_of(n: int, where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Random images, times and labels."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(args.batch, 3, 32, 32, generator=g)
-    t = torch.rand(args.batch, generator=g)
-    batch = x, t, torch.randint(10, (args.batch,), generator=g)
-    ours = lambda: UNet(PRESETS["cifar10-small"].net)
-    weights, adds = cost(ours(), batch)
-    widths = product(range(16, 193, 16), range(32, 257, 32), range(32, 257, 32))
-    rising = [w for w in widths if w[0] <= w[1] <= w[2] <= 4 * w[0]]
-    builds = {"diffusers": [partial(diffusers_net, w) for w in rising]}
-    try:
-        import torchcfm  # noqa: F401
-        shapes = [m for m in combinations_with_replacement(range(1, 7), 3) if m[2] <= 4 * m[0]]
-        builds["TorchCFM"] = [partial(torchcfm_net, 32, 1, m) for m in shapes]
-    except ImportError: print("TorchCFM isn't installed: its rows are left out\n")
-    nets = {f"{name}, equal {what}": partial(nearest, b, k, (weights, adds)[k], batch)
-            for name, b in builds.items() for k, what in enumerate(("weights", "multiply-adds"))}
-    rows = {("ours", "fast"): ours()}
-    for name, build in nets.items(): rows |= {(name, "as documented"): build(), (name, "fast"): build()}
-    costs = {key: cost(net, batch) for key, net in rows.items()}
-    steps = {key: stepper(net, batch, key[1] == "fast") for key, net in rows.items()}
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in rows}
-    for turn in tqdm(range(args.repeats + 1), leave=False):
-        for key, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if turn: times[key].append(time.perf_counter() - begin)
-    fast = "bf16" if runs_bf16(torch.device("cpu")) else "fp32"
-    how = f"batch {args.batch}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{how}; fast = {fast}, channels_last, fused AdamW\n")
-    print("| network | trained | weights, M | multiply-adds, M | images/s | ours is faster by |")
-    print("|---|---|---|---|---|---|")
-    for key, seconds in times.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, times["ours", "fast"], strict=True))
-        speed = args.batch / statistics.median(seconds)
-        millions, adds = costs[key]
-        print(f"| {key[0]} | {key[1]} | {millions:.2f} | {adds:.0f} | {speed:.0f} | {ratio:.2f} |")
-    if args.profile:
-        for key in (k for k in rows if k[1] == "fast"):
-            with torch.profiler.profile() as p: steps[key]()
-            table = p.key_averages().table(sort_by="self_cpu_time_total", row_limit=8, max_name_column_width=40)
-            print(f"\n{key[0]}\n{table}")
+    x, t = torch.randn(n, 3, 32, 32, generator=g), torch.rand(n, generator=g)
+    return tuple(a.to(where) for a in (x, t, torch.randint(10, (n,), generator=g)))
 
 
-if __name__ == "__main__": main()
+# As wide as brings them nearest to our 5.96 M weights, or 371 M multiply-adds, to 8 % or better.
+EQUAL: dict[str, Callable[[], nn.Module]] = {
+    "diffusers, equal weights": partial(diffusers_net, (64, 64, 192)),
+    "diffusers, equal multiply-adds": partial(diffusers_net, (32, 64, 96)),
+    "TorchCFM, equal weights": partial(torchcfm_net, 32, 1, (3, 4, 5)),
+    "TorchCFM, equal multiply-adds": partial(torchcfm_net, 32, 1, (1, 2, 4)),
+}
+
+
+def ours() -> nn.Module: return UNet(PRESETS["cifar10-small"].net)
+
+
+def networks() -> dict[str, Callable[[], nn.Module]]:
+    """How each network is built: ours, and the others' of equal weights and of equal multiply-adds."""
+    there = {"diffusers": peers.has("diffusers"), "TorchCFM": peers.has("torchcfm.models.unet.unet")}
+    return {"ours": ours} | {name: build for name, build in EQUAL.items() if there[name.partition(",")[0]]}
+
+
+def peak_memory(build: Callable[[], nn.Module], n: int, fast: bool) -> float:
+    """MB that two training steps take, beyond what the process had before. Called in a process of its own."""
+    if torch.cuda.is_available():
+        stepper(build().cuda(), batch_of(n, device()), fast)()
+        return torch.cuda.max_memory_allocated() / 1e6
+    import resource
+
+    import psutil
+
+    step = stepper(build(), batch_of(n, device()), fast)
+    unit = 1e6 if sys.platform == "darwin" else 1e6 / 1024
+    before = psutil.Process().memory_info().rss / 1e6
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit - before
+
+
+def memory_of(name: str, n: int, fast: bool) -> float | None:
+    """`peak_memory` in a process of its own; None where that is not known (Windows)."""
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unet; "
+            f"print(unet.peak_memory(unet.networks()[{name!r}], {n}, {fast}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) if not done.returncode else None
+
+
+def measure(quick: bool = False) -> dict[str, Any]:
+    """Training, sampling and memory of all networks."""
+    where = device()
+    n, repeats = (8, 1) if quick else (512 if where.type == "cuda" else 128 if runs_bf16(where) else 32, 5)
+    batch = batch_of(n, where)
+    builds = networks()
+    keys = [("ours", True)] + [(name, fast) for name in builds if name != "ours" for fast in (False, True)]
+    nets = {key: builds[key[0]]().to(where) for key in keys}
+    train = turns({key: stepper(net, batch, key[1]) for key, net in nets.items()}, repeats, "unet, training")
+    draw = turns({key: sampler(net, batch, key[1]) for key, net in nets.items()}, repeats, "unet, sampling")
+    memory = {key: memory_of(key[0], n, key[1]) for key in (keys[:1] if quick else keys)}
+    fast = "bf16" if runs_bf16(where) else "fp32"
+    mine = "ours", True
+    rows: list[list[Cell]] = []
+    for key in keys:
+        weights, adds = cost(nets[key], batch)
+        rows.append([key[0], f"as ours ({fast})" if key[1] else "as documented", weights, adds,
+                     per(n, train[key]), ratios(train[key], train[mine]), per(n, draw[key]),
+                     ratios(draw[key], draw[mine]), memory.get(key)])
+    columns = ["network", "run", "weights, M", "multiply-adds, M", "trained images/s", "ours is faster by",
+               "images/s of a sampling step", "ours is faster by", "memory, MB"]
+    goals = []
+    for key in keys[1:]:
+        limit = 1.2 if key[1] else 1.5
+        how = "in the same precision and format" if key[1] else "as documented"
+        for what, times in (("training", train), ("sampling", draw)):
+            goals.append(goal(f"{what}, {key[0]}, {how}", ratios(times[key], times[mine])["median"], limit, False,
+                              "times as fast", WHY.get(key[0].partition(", equal ")[2], "")))
+    heads = [headline(f"training, beside the U-Net of {name}, {'same precision' if fast_ else 'as documented'}",
+                      ratios(train[name, fast_], train[mine]), "times as fast") for name, fast_ in keys[1:]]
+    values = {f"{name}{'' if name == 'ours' else ', as ours' if same else ', as documented'}": per(n, times)
+              for (name, same), times in train.items()}
+    return dict(headlines=heads, how=described(__doc__), goals=goals, plots=[
+        bars("training", "Training throughput", values, "images a second")],
+        tables=[table(f"On the {where.type}, batches of {n}", columns, rows)])
+
+
+WHY = {
+    "weights": "",
+    "multiply-adds": "at equal multiply-adds what is left is memory traffic and small kernels: group norms and"
+                     " activations take a share of the time that grows where matrix units don't hurry the products",
+}
+
+
+def profile() -> None:
+    """Where the networks spend a training step, as ours."""
+    batch = batch_of(128, device())
+    for name, build in networks().items():
+        step = stepper(build().to(device()), batch, True)
+        step()
+        with torch.profiler.profile() as p: step()
+        shown = p.key_averages().table(sort_by="self_cpu_time_total", row_limit=8, max_name_column_width=40)
+        print(name, shown, sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", action="store_true", required=True)
+    parser.parse_args()
+    profile()

@@ -12,11 +12,11 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise;
-`clinic` broken code to diagnose.
+`clinic` broken code to diagnose; `transformer` patches, captions, negative prompts.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
-others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `seeds`,
-`style`, `trials`, `widgets`.
+others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `scenes`
+captioned shapes, `seeds`, `style`, `trials`, `widgets`.
 """
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     )
     from .schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving
     from .solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
+    from .transformer import DiT, DiTConfig, prompted, tokens
     from .unet import UNet, UNetConfig
 
 _NAMES = {
@@ -58,24 +59,26 @@ _NAMES = {
                  "log_snr_grid", "midpoint", "rk4", "sample", "trajectory", "uniform_grid"),
     "schedules": ("DDPM", "Cosine", "Linear", "Schedule", "VarianceExploding", "VariancePreserving"),
     "solvers": ("em_step", "euler_step", "heun_step", "integrate", "midpoint_step", "rk4_step"),
+    "transformer": ("DiT", "DiTConfig", "prompted", "tokens"),
     "unet": ("UNet", "UNetConfig"),
 }
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
-    "player", "relations", "runs", "sde", "seeds", "style", "training", "trials", "vae", "widgets", "your_own",
+    "player", "relations", "runs", "scenes", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "your_own",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # in words, because type checkers read no other
-    "Cosine", "DDPM", "Denoiser", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
+    "Cosine", "DDPM", "Denoiser", "DiT", "DiTConfig", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
     "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
     "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
     "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
     "from_diffusers", "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
-    "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews",
+    "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews", "prompted",
     "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save", "show_images",
-    "show_samples", "to_diffusers", "to_prediction", "toy", "toy_names", "trajectory", "uniform_grid",
+    "show_samples", "to_diffusers", "to_prediction", "tokens", "toy", "toy_names", "trajectory", "uniform_grid",
 ]
 
 

@@ -108,6 +108,7 @@ _KNOWN = {  # networks and schedules of this package: the module of each, and wh
     "Restorer": ("cold", "UNetConfig"),
     "LatentUNet": ("latent", "LatentUNetConfig"),
     "Decoder": ("latent", "DecoderConfig"),
+    "DiT": ("transformer", "DiTConfig"),
     "ScaledInput": ("edm", None),
     "DiffusersNet": ("hub", None),
     "DiffusersLatentNet": ("hub", None),

@@ -193,6 +193,7 @@ _PRESETS = (
     "latent",
     "cold",
     "few_step",
+    "transformer",
 )  # modules of this package that define PRESETS, named configurations
 
 

@@ -232,7 +232,7 @@ def _cifar10_folder(folder: str | os.PathLike | None, download: bool) -> Path:
         files = "data_batch_1.bin to data_batch_5.bin and test_batch.bin"
         raise FileNotFoundError(f"no CIFAR-10 in {named}: expected a folder with {files}")
     if not download:
-        expected = "expected it in $DIFFUSION_COURSE_DATA, or fetched once by cifar10() (162 MB)"
+        expected = "expected it in $DIFFUSION_COURSE_DATA, or fetched once by cifar10() (170 MB)"
         raise FileNotFoundError(f"CIFAR-10 isn't on this machine: {expected}")
     return _fetch(cache)
 
@@ -313,7 +313,7 @@ def cifar10(
     Args:
         split: "train": 50,000 images; "test": 10,000.
         folder: where the files are; default: $DIFFUSION_COURSE_DATA, else the user's cache.
-        download: fetch the official archive (162 MB) if there is nothing in the cache.
+        download: fetch the official archive (170 MB) if there is nothing in the cache.
 
     Returns:
         Images of shape (n, 3, 32, 32), with labels 0 to 9.

@@ -20,12 +20,12 @@ const CSS = `
 .dc-panel .dc-controls .widget-checkbox { grid-template-columns: 1fr; padding-left: calc(var(--dc-label) + 2px); }
 .dc-panel .dc-controls .widget-checkbox .widget-label-basic { width: auto; display: flex; align-items: center; gap: 6px; color: var(--dc-ink); }
 .dc-panel .dc-controls .widget-checkbox input { flex: none; width: 18px; height: 18px; margin: 3px; accent-color: var(--dc-blue); }
-.dc-panel .dc-controls .widget-toggle-buttons, .dc-panel .dc-controls .widget-dropdown select { grid-column: 2 / -1; width: auto; margin: 0; min-width: 0; }
+.dc-panel .dc-controls .widget-toggle-buttons, .dc-panel .dc-controls .widget-dropdown select, .dc-panel .dc-controls .widget-combobox input { grid-column: 2 / -1; width: auto; margin: 0; min-width: 0; }
 .dc-panel .dc-controls .widget-toggle-buttons { display: block; height: auto; overflow: visible; }
 .dc-panel .dc-controls .widget-toggle-buttons > div { display: flex; flex-wrap: wrap; gap: 2px; }
 .dc-panel .widget-toggle-button { margin: 1px; padding: 0 9px; color: var(--dc-ink); background: var(--dc-plate); border: 1px solid var(--dc-line); box-shadow: none; }
 .dc-panel .widget-toggle-button.mod-active { color: var(--dc-on-blue); background: var(--dc-blue); border-color: var(--dc-blue); font-weight: 600; box-shadow: none; }
-.dc-panel .widget-dropdown select { color: var(--dc-ink); border-color: var(--dc-line); }
+.dc-panel .widget-dropdown select, .dc-panel .widget-combobox input { color: var(--dc-ink); border-color: var(--dc-line); }
 
 .dc-panel .noUi-target { --jp-widgets-slider-handle-size: 24px; background: var(--dc-line); border-color: var(--dc-line); border-radius: 2px; }
 .dc-panel .noUi-connect { background: var(--dc-blue); }
@@ -68,7 +68,7 @@ function set(node, name, value) {
 // A control's name, help, first value and whether it makes a difference, on the elements that ipywidgets has made.
 function dressControl(row, about, panel) {
   const handle = row.querySelector(".noUi-handle"), track = row.querySelector(".noUi-base"), readout = row.querySelector(".widget-readout");
-  const buttons = row.querySelectorAll(".widget-toggle-button"), field = row.querySelector("select, input[type=checkbox]"), label = row.querySelector(".widget-label");
+  const buttons = row.querySelectorAll(".widget-toggle-button"), field = row.querySelector("select, input[type=checkbox], .widget-combobox input"), label = row.querySelector(".widget-label");
   const off = panel.dataset.off?.split(" ").includes(about.key) ?? false;
   row.classList.toggle("dc-off", off);
   let bubble = row.querySelector(".dc-help");

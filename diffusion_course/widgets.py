@@ -34,7 +34,7 @@ import anywidget  # after the player, which says how to install it
 import traitlets
 
 # %% auto #0
-__all__ = ['slider', 'choice', 'toggle', 'Panel', 'panel']
+__all__ = ['slider', 'choice', 'toggle', 'text', 'Panel', 'panel']
 
 # %% ../nbs/toolbox/widgets.ipynb #c1d3daf7
 _STYLE = dict(description_width="initial")
@@ -153,6 +153,24 @@ def toggle(
     return w.Checkbox(value=value, description=label or "", tooltip=help or "", indent=False,
                       layout=layout)
 
+
+def text(
+    value: str = "", suggestions: Sequence[str] = (), *, label: str | None = None, help: str | None = None,
+) -> w.Widget:
+    """A field for text. It counts when Enter is pressed or the field is left, not at every letter.
+
+    Args:
+        value: at the beginning.
+        suggestions: texts that the field offers while one types; a page without a kernel offers these alone.
+        label: its name; default: a word for the argument.
+        help: a sentence that is seen on hover and focus; default: that of the argument, if any.
+    """
+    options = tuple(dict.fromkeys([value, *suggestions]))
+    if not all(isinstance(option, str) for option in options):
+        raise ValueError(f"text with {options}: expected strings")
+    return w.Combobox(value=value, options=options, ensure_option=False, continuous_update=False,
+                      description=label or "", tooltip=help or "", style=_STYLE, layout=w.Layout(width="440px"))
+
 # %% ../nbs/toolbox/widgets.ipynb #7dc51c49
 class Panel:
     """Controls joined to what `draw` makes of their values. Display it.
@@ -160,7 +178,7 @@ class Panel:
     Args:
         draw: draw(**values) -> Figure | Scene | Image | Film | str, a tuple of these, or a
             generator of such.
-        controls: argument name -> slider, choice or toggle.
+        controls: argument name -> slider, choice, toggle or text.
         cache: results remembered.
         needs: argument name -> f(values) -> whether that control makes a difference.
     """
@@ -408,12 +426,12 @@ def panel(
         needs: for a control that makes no difference at some values of the others, whether it
             does, as a function of the values: `needs=dict(churn=lambda v: v["sampler"] == "SDE")`.
             Where it makes none it is greyed.
-        **controls: one for each argument of `draw`: a slider, a choice or a toggle.
+        **controls: one for each argument of `draw`: a slider, a choice, a toggle or a text.
     """
     for name, control in controls.items():
         if not isinstance(control, w.Widget):
             raise ValueError(f"control {name!r} is {control!r}: "
-                             "expected slider(…), choice(…) or toggle(…)")
+                             "expected slider(…), choice(…), toggle(…) or text(…)")
     if not controls: raise ValueError("a panel without controls: expected at least one")
     strangers = set(needs or {}) - set(controls)
     if strangers:

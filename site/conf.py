@@ -43,7 +43,7 @@ version = release = cfg["version"]
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.githubpages"]
 root_doc = "nbs/index"
-include_patterns = ["nbs/**.ipynb", "docs/**.md", "site/*.md"]
+include_patterns = ["nbs/**.ipynb", "docs/**.md", "benchmarks/README.md", "site/*.md"]
 exclude_patterns = [".*", "_*", "**/.ipynb_checkpoints", "build", "dist", "out", "runs", "data"]
 
 nb_execution_mode = "off"

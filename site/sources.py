@@ -292,7 +292,8 @@ def contents(cells: list[Cell]) -> str:
     found = {title: [row[3] for row in rows] for title, rows in parts(cells).items()}
     found[list(found)[-1]].append("last_page")
     lessons = [toctree(title, pages) for title, pages in found.items()]
-    rest = ["glossary", "/site/play", "/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks"]
+    rest = ["glossary", "/site/play", "/site/solutions", "/site/toolbox", "/docs/reference/README", "/docs/five-tasks",
+            "/benchmarks/README", "/docs/larger"]
     return toctree("", ["The map <self>"]) + "".join(lessons) + toctree("Beside the lessons", rest)
 
 

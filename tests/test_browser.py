@@ -1,6 +1,7 @@
 """Every lesson as a learner meets it: opened in JupyterLab, run, every slider dragged, every player played."""
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -180,8 +181,8 @@ def test_what_a_panel_says_and_what_keys_do(page, server: Server, notebooks: Pat
 
 def test_keys_move_a_players_time(browser, tmp_path: Path) -> None:
     scene = play({"a": torch.linspace(-1, 1, 12).reshape(3, 2, 2)}, autoplay=False)
-    html = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
-    (tmp_path / "keys.html").write_text(html, encoding="utf-8")
+    text = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
+    (tmp_path / "keys.html").write_text(text, encoding="utf-8")
     page = browser.new_page(viewport={"width": 380, "height": 700})
     page.goto((tmp_path / "keys.html").as_uri())
     time = page.get_by_role("slider", name="time")
@@ -195,11 +196,31 @@ def test_keys_move_a_players_time(browser, tmp_path: Path) -> None:
     page.close()
 
 
+def test_a_player_plays_in_a_frame_of_its_own(browser, tmp_path: Path) -> None:
+    """As Colab and VS Code show outputs: in a frame that may run scripts, and reaches no page, file or host."""
+    scene = play({"a": torch.linspace(-1, 1, 12).reshape(3, 2, 2)}, autoplay=False)
+    frame = html.escape(f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}")
+    text = f'<!doctype html><body><iframe sandbox="allow-scripts" width="700" height="700" srcdoc="{frame}"></iframe>'
+    (tmp_path / "frame.html").write_text(text, encoding="utf-8")
+    page, asked, errors = browser.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "frame.html").as_uri())
+    player = page.frame_locator("iframe").locator(".dc-player")
+    player.locator("canvas").first.wait_for(timeout=PATIENCE)
+    before = player.get_attribute("data-draws")
+    player.locator(".dc-play").click()
+    expect(player).not_to_have_attribute("data-draws", before, timeout=PATIENCE)
+    page.close()
+    assert [url for url in asked if not url.startswith(("file:", "about:", "data:", "blob:"))] == []
+    assert errors == []
+
+
 def test_a_player_never_runs_backwards(browser, tmp_path: Path) -> None:
     """A browser may stamp a frame earlier than the click that started it; the clock stays above its beginning."""
     scene = play(torch.linspace(-1, 1, 12).reshape(3, 2, 2))
-    html = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
-    (tmp_path / "player.html").write_text(html, encoding="utf-8")
+    text = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
+    (tmp_path / "player.html").write_text(text, encoding="utf-8")
     page = browser.new_page()
     page.add_init_script("""
         window.seen = [];

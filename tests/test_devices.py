@@ -84,6 +84,10 @@ from diffusion_course.solvers import (
     em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step, standard_normal,
 )
 from diffusion_course.training import DenoiserRecipe, Recipe, Run, runs_bf16, train
+from diffusion_course.transformer import (
+    DiT, DiTBlock, DiTConfig, MultiHead, TransformerRecipe, attention_maps, attention_weights, modulate, patchify,
+    positional_codes, prompted, tokens, unpatchify, waves,
+)
 from diffusion_course.unet import UNet, UNetConfig
 from diffusion_course.vae import VAE, DiagonalGaussian, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss
 
@@ -1011,6 +1015,39 @@ class TestTheOtherPublicNames:
             assert q.sample(g).device == device
 
 
+class TestTransformers:
+    """Patches, words and guidance by captions."""
+
+    def reader(self) -> Denoiser:
+        config = DiTConfig((1, 8, 8), patch=4, width=16, depth=1, head=8)
+        return Denoiser(shaken(DiT(config)), Linear()).eval()
+
+    def test_parts(self, device):
+        agree(device, lambda x: unpatchify(patchify(x, 4), (1, 8, 8), 4), pixels())
+        q, k, scale = (torch.randn(2, 3, 8, generator=rng(seed)) for seed in range(3))
+        mask = torch.tensor([True, False, True])
+        agree(device, attention_weights, q, k, mask)
+        agree(device, modulate, q, scale, k)
+        agree(device, lambda layer, h, c: layer(h, c), MultiHead(8, 4), q, k)
+        agree(device, lambda layer, h, e: layer(h, e), shaken(DiTBlock(8, 4)), q, torch.randn(2, 8, generator=rng(5)))
+        assert waves(torch.arange(3, device=device), 4).device == device
+        assert positional_codes(2, 2, 8).shape == (4, 8)
+
+    def test_captions(self, device):
+        words = tokens(["a red circle", "two blue squares"])
+        for cond in (words, Stays(words)):
+            agree(device, lambda m, x, c: m(x, 0.4, cond=c).x1, self.reader(), pixels(2), cond, atol=1e-3)
+            agree(device, lambda m, x, c: prompted(m, 3.0, "red")(x, 0.4, cond=c).x1, self.reader(), pixels(2), cond,
+                  atol=1e-3)
+            agree(device, lambda m, x, c: attention_maps(m, x, 0.4, c), self.reader(), pixels(2), cond, atol=1e-3)
+
+    def test_training(self, device, tmp_path):
+        net = DiTConfig((1, 8, 8), patch=4, width=16, depth=1, head=8, n_labels=10, n_cond=0, vocabulary=0)
+        short = dict(images=64, batch=32, warmup=32, log_every=32, save_every=64, stages=(32,), flip=False)
+        model = train(TransformerRecipe(data="digits", net=net, **short), tmp_path, progress=False)
+        assert {v.device for v in model.state_dict().values()} == {CPU}
+
+
 # Public names of lessons that are constants, types, records or tables, look things up, or run inside others
 NOT_CALLED = set("""
     toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label has_cost
@@ -1023,6 +1060,7 @@ NOT_CALLED = set("""
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
     Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
     own_classifier inception_fid FAULTS Chart examine normals n_cond FONTS draw_letter write_letters
+    TextBlock TextEncoder Prompted WORDS N_WORDS PREVIEW scenes
 """.split())
 
 

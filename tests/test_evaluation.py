@@ -386,7 +386,8 @@ def test_nearest_agrees_with_all_distances():
     distances = (to_float(x)[:, None] - to_float(data)[None]).flatten(2).square().mean(2).sqrt().double()
     torch.testing.assert_close(found.distance, distances.sort(1).values, rtol=1e-5, atol=1e-6)
     assert all(len(set(row.tolist())) == 90 for row in found.index)
-    with pytest.raises(ValueError, match="k is 91: expected a whole number of neighbours, 1 to 90"): ev.nearest(x, data, k=91)
+    with pytest.raises(ValueError, match="k is 91: expected a whole number of neighbours, 1 to 90"):
+        ev.nearest(x, data, k=91)
     with pytest.raises(ValueError, match="expected the same"): ev.nearest(x[:, :1], data)
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import panels_ahead as ahead  # noqa: E402
 
-from diffusion_course.widgets import choice, slider, toggle  # noqa: E402
+from diffusion_course.widgets import choice, slider, text, toggle  # noqa: E402
 
 MEGABYTE = 2**20
 WITH_PANELS = [path for path in LESSONS if (ahead.SITE / path.stem).exists()]
@@ -95,6 +95,10 @@ def test_the_first_panels_show_what_draw_gives() -> None:
 # ---- which settings ------------------------------------------------------------------------------
 
 def test_a_slider_keeps_its_ends_and_its_start() -> None:
+    words = text("b", ["a", "", "b"])
+    assert ahead.positions(words, 2) == [0, 1, 2] and ahead.start_of(words, [0, 1, 2]) == 0
+    assert [ahead.argument(words, k) for k in range(3)] == ["b", "a", ""]
+    assert [ahead.written(words, k) for k in range(3)] == ["b", "a", "(nothing)"]
     assert ahead.positions(slider(0, 9), 4) == [0, 3, 6, 9]
     assert ahead.positions(slider(1, 3, 2), 7) == [1, 2, 3]
     values = ahead.positions(slider(0.0, 1.5, 0.2), 5)

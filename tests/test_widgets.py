@@ -20,7 +20,7 @@ from diffusion_course import style
 from diffusion_course.player import play
 from diffusion_course.plots import Film, show_samples
 from diffusion_course.style import figure
-from diffusion_course.widgets import choice, panel, slider, toggle
+from diffusion_course.widgets import choice, panel, slider, text, toggle
 
 POINTS = normal(200, 2, dtype=torch.float32)
 
@@ -201,10 +201,27 @@ def test_sliders():
     lambda: slider(1, 0), lambda: slider(0, 1, 2), lambda: slider(0, 1, log=True), lambda: choice([]),
     lambda: choice({}), lambda: choice(["a"], "b"), lambda: choice({"a": 1}, "a"),
     lambda: choice([("a", 1), ("a", 2)]), lambda: choice({1: "x", "1": "y"}), lambda: panel(str),
-    lambda: panel(str, n=3),
+    lambda: panel(str, n=3), lambda: text("a", [1, 2]),
 ])
 def test_bad_controls_are_refused(bad):
     with pytest.raises(ValueError, match="expected"): bad()
+
+
+def test_a_text_counts_when_it_is_complete_and_offers_suggestions():
+    def draw(words):
+        if "cat" in words: raise ValueError("no cats")
+        return f"{len(words)} letters"
+
+    p = panel(draw, words=text("two", ["three", "two", "four"], help="some words"))
+    control = p.controls["words"]
+    assert control.options == ("two", "three", "four") and not control.continuous_update
+    assert shown(p) == "3 letters" and "words = two" in p.to_html()
+    move(p, "words", "anything else")
+    assert shown(p) == "13 letters"
+    move(p, "words", "a cat")
+    assert "no cats" in p._message.value and shown(p) == "13 letters"
+    p.reset()
+    assert control.value == "two"
 
 
 # ---- choices -------------------------------------------------------------------------------------

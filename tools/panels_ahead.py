@@ -47,6 +47,7 @@ SECONDS = 12.0  # of the processor for drawing, of a panel
 ROOM = 600_000  # characters that the images and scenes of a panel may take, about
 ITERATES = 33  # at most, of a scene
 POINTS = 300  # at most, of a pane
+CHOSEN = w.ToggleButtons, w.Dropdown, w.Combobox  # of a text without a kernel, one of its suggestions
 Setting = tuple[int, ...]  # for each control the place of its value among those computed
 
 
@@ -150,7 +151,7 @@ def positions(control: w.Widget, count: int) -> list[Any]:
     Values are what the widget holds; of one with options, the places of these.
     """
     if isinstance(control, w.Checkbox): return [False, True]
-    if isinstance(control, (w.ToggleButtons, w.Dropdown)): return list(range(len(control.options)))
+    if isinstance(control, CHOSEN): return list(range(len(control.options)))
     if isinstance(control, w.SelectionSlider): lo, hi, step, start = 0, len(control.options) - 1, 1, control.index
     elif isinstance(control, w.FloatLogSlider):
         lo, hi, step, start = control.min, control.max, control.step, math.log10(control.value)
@@ -171,6 +172,7 @@ def positions(control: w.Widget, count: int) -> list[Any]:
 
 def start_of(control: w.Widget, values: list[Any]) -> int:
     """The place, among the values computed, of the one that the control begins with."""
+    if isinstance(control, w.Combobox): return control.options.index(control.value)
     indexed = isinstance(control, (w.ToggleButtons, w.Dropdown, w.SelectionSlider))
     now = control.index if indexed else control.value
     return min(range(len(values)), key=lambda k: abs(values[k] - now))
@@ -178,7 +180,7 @@ def start_of(control: w.Widget, values: list[Any]) -> int:
 
 def argument(control: w.Widget, value: Any) -> Any:
     """What `draw` gets for one of the `positions` of a control."""
-    if not isinstance(control, (w.ToggleButtons, w.Dropdown, w.SelectionSlider)): return value
+    if not isinstance(control, (*CHOSEN, w.SelectionSlider)): return value
     chosen = control.options[value]
     if isinstance(chosen, tuple): chosen = chosen[1]
     return chosen.value if isinstance(chosen, widgets._Option) else chosen
@@ -187,9 +189,9 @@ def argument(control: w.Widget, value: Any) -> Any:
 def written(control: w.Widget, value: Any) -> str:
     """A value as the panel shows it."""
     if isinstance(control, w.Checkbox): return "on" if value else "off"
-    if isinstance(control, (w.ToggleButtons, w.Dropdown, w.SelectionSlider)):
+    if isinstance(control, (*CHOSEN, w.SelectionSlider)):
         chosen = control.options[value]
-        return str(chosen[0] if isinstance(chosen, tuple) else chosen)
+        return str(chosen[0] if isinstance(chosen, tuple) else chosen) or "(nothing)"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
@@ -199,7 +201,7 @@ def settings(controls: dict[str, w.Widget], limit: int) -> tuple[list[list[Any]]
     All combinations, where three or more positions a slider fit. Otherwise all of two controls, with the others at
     their start, and each of the others alone.
     """
-    sliders = [not isinstance(c, (w.Checkbox, w.ToggleButtons, w.Dropdown)) for c in controls.values()]
+    sliders = [not isinstance(c, (w.Checkbox, *CHOSEN)) for c in controls.values()]
     seeds = [name == "seed" for name in controls]
 
     def chosen(count: int) -> list[list[Any]]:
@@ -319,7 +321,7 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     controls = []
     for (name, control), v, k in zip(panel.controls.items(), values, chosen[0], strict=True):
         kind = ("toggle" if isinstance(control, w.Checkbox) else
-                "choice" if isinstance(control, (w.ToggleButtons, w.Dropdown)) else "slider")
+                "choice" if isinstance(control, CHOSEN) else "slider")
         controls.append(dict(name=name, label=widgets._name(control, name), kind=kind, start=k, values=v,
                              shown=[written(control, value) for value in v]))
     full = len(chosen) == math.prod(map(len, values))

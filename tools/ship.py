@@ -1,9 +1,10 @@
-"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step} ...`.
+"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step,scenes} ...`.
 
     python tools/ship.py images runs/cifar10-small runs/digits
     python tools/ship.py vae runs
     python tools/ship.py latent runs
     python tools/ship.py few-step runs/few-step
+    python tools/ship.py scenes runs/scenes
 
 Writes diffusion_course/weights/, with each model's record and quality beside it. `python
 tools/ship.py NAME --help` says what each expects. Minutes of one core; `latent`, which encodes and
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measure_text import checksum
 from PIL import Image
 from torch import nn
 
@@ -175,6 +177,24 @@ def few_step(args: argparse.Namespace) -> None:
     ship(newest(args.run), "few-step", check_vae)
 
 
+# ---- lesson 24 -----------------------------------------------------------------------------------
+
+def scenes(args: argparse.Namespace) -> None:
+    """Ship the reader of captions of lesson 24.
+
+    Expects a run of `diffusion-course train scenes`, and ships its model, or its latest stage while it
+    isn't finished, as scenes.safetensors, with what diffusion_course/weights/scenes.json says of it where
+    it has been measured (`python tools/measure_text.py RUN/model.safetensors`).
+    """
+    source = newest(args.run)
+    table = WEIGHTS / "scenes.json"
+    measured = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
+    quality = {}
+    if measured.get("about", {}).get("weights") == checksum(load(source)):
+        quality = {r["part"]: round(r["right"], 4) for r in measured.get("parts", [])}
+    ship(source, "scenes", right=quality)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Ship what the subcommand names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     command("vae", vae).add_argument("runs", type=Path, help="the folder that holds the runs")
     command("latent", latent).add_argument("runs", type=Path, help="the folder that holds the runs")
     command("few-step", few_step).add_argument("run", type=Path, help="the folder of the run")
+    command("scenes", scenes).add_argument("run", type=Path, help="the folder of the run")
     args = parser.parse_args(argv)
     args.command(args)
 

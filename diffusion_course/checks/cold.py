@@ -45,8 +45,8 @@ REVEAL = (
             "This fills the whole hole with the guess at once. Only what the next "
             "mask lets through comes in."),
     Mistake(_paste_masked,
-            "This is right only for masks of 0 and 1. Insert D(x1, t) = mask · x1 "
-            "into x - D(guess, t) + D(guess, s)."),
+            "This is right only for masks of 0 and 1. Put D of the guess, with a soft mask, into "
+            "the formula of the improved step: what remains?"),
     Mistake(_of_x, "What comes in comes from the guess, not from x, which is grey there."),
     Mistake(_rest,
             "What comes in is weighted with the difference of the masks at s and at "
@@ -249,14 +249,19 @@ def _base_two(k, fraction, width):
 
 
 TIME = (
-    Mistake(_backwards,
-            "You found 1 - t. Large sigma is early: solve sigma = width (1-t)/t for t again."),
-    Mistake(_no_half, "The exponent is minus one *half* of (π k σ)²."),
+    Mistake(_backwards, "You found 1 - t. Is large sigma early or late?"),
+    Mistake(_no_half,
+            "Your waves are damped by the square of what they should be. Which factor stands in "
+            "the exponent of a Gaussian's transform?"),
     Mistake(_whole_turns, "k counts half turns: the angle along a side is π k, not 2 π k."),
     Mistake(_no_pi, "The angle along a side is π k. The π is missing."),
-    Mistake(_variance, "You inserted sigma squared. width (1-t)/t is the standard deviation."),
-    Mistake(_no_width, "sigma is width times (1-t)/t. The width is missing."),
-    Mistake(_straight, "You solved sigma = width (1-t). It is width (1-t)/t."),
+    Mistake(_variance,
+            "You inserted sigma squared. Is what is given a variance or a standard deviation?"),
+    Mistake(_no_width,
+            "The width is missing. What does sigma become when the images are twice as wide?"),
+    Mistake(_straight,
+            "Your sigma grows along a straight line and ends at the width. What does the lesson's"
+            " blur do at t = 0?"),
     Mistake(_times_k, "Fine waves are lost to a weaker blur: sigma goes with 1/k."),
     Mistake(_in_pixels, "sigma and width are both fractions of the side: no 32 belongs here."),
     Mistake(_base_two, "The exponential's inverse is the natural logarithm."),
@@ -361,6 +366,10 @@ def _absolute(*args):
     return _trained(*args, loss_of=lambda e, d, c: (e.abs().mean((1, 2, 3)) / (d.abs().mean((1, 2, 3)) + c)).mean())
 
 
+def _sums_of_absolutes(*args):
+    return _trained(*args, loss_of=lambda e, d, c: (e.abs().sum((1, 2, 3)) / (d.abs().sum((1, 2, 3)) + c)).mean())
+
+
 def _mean_squares(*args):
     return _trained(*args, loss_of=lambda e, d, c: _left(e / e[0].numel() ** 0.5, d / d[0].numel() ** 0.5, c))
 
@@ -387,6 +396,7 @@ RESTORER_STEP = (
             "You divide a mean by a mean. Which comes first: the fraction of each image, or the mean?"),
     Mistake(_squares_of_lengths, "You compare squares of lengths. What makes a length of a sum of squares?"),
     Mistake(_absolute, "You measure with absolute values, as this lesson does. Which measure is asked for here?"),
+    Mistake(_sums_of_absolutes, "These are sums of absolute values. What makes a length of squares?"),
     Mistake(_mean_squares, "You take roots of means, beside which `little` weighs more. Is a length a sum or a mean?"),
     Mistake(_no_correction, "Your restorer returns the convolution alone. To what should it be added?"),
     Mistake(_sees_all, "Your restorer sees the undamaged image. What is it given when it restores?"),

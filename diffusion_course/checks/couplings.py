@@ -275,14 +275,15 @@ GAUSSIANS = (
             "has to change as well, and that moves points too."),
     Mistake(_stds_only, "The standard deviations are right. The centre has to move too."),
     Mistake(_independent,
-            "This is the cost of independent pairs. The best "
-            "pairs keep the order: x goes to m1 + s1/s0·(x - m0)."),
+            "This is the cost of independent pairs. Which map takes one Gaussian to the other and"
+            " keeps the order of the points?"),
     Mistake(_difference_of_variances,
-            "You took the difference of variances. Work "
-            "out the mean square of (s1/s0 - 1)(x - m0)."),
+            "You took the difference of variances. How far does the map move a point x, and what "
+            "is the mean square of that?"),
     Mistake(_opposite,
             "This map turns the order round: smallest to largest. That is the worst pairing."),
-    Mistake(_ratio, "x - m0 itself has the variance s0²: (s1/s0 - 1)² is to be multiplied by it."),
+    Mistake(_ratio,
+            "You left out how far the points are from their centre. Which variance has x - m0?"),
 )
 
 
@@ -317,9 +318,10 @@ ONE_STEP = (
             "K is E[x1 x0ᵀ]: it takes x0 to x1 as K x0. For points in rows that is x0 @ K.mT."),
     Mistake(_no_mean, "The mean of the data is missing."),
     Mistake(_added_to_x0,
-            "You added x0 to where the step lands. The velocity "
-            "at t = 0 is E[x1 | x0] - x0, so x0 cancels."),
-    Mistake(_shifted, "This moves every start by m. The velocity at t = 0 is E[x1 | x0] - x0."),
+            "You added x0 to where the step lands. The velocity at the start is a difference: "
+            "what cancels?"),
+    Mistake(_shifted,
+            "This moves every start by m. Which mean is subtracted in the velocity at the start?"),
     Mistake(_velocity, "This is the velocity. Add it to x0."),
     Mistake(_inverse, "What would be inverted is the covariance of x0, which is I; K is not."),
     Mistake(_m_subtracted, "x0 has mean zero: it is x0 that K is applied to, not x0 - m."),
@@ -355,8 +357,8 @@ def _not_divided(s, t): return 1 + s**2 - _c(s, t) ** 2
 
 MEETING = (
     Mistake(_variance_of_x1,
-            "This is the variance of x1 given x_t. And x1 "
-            "- x0 = (x1 - x_t)/(1 - t): divide by (1 - t)²."),
+            "This is the variance of x1 given x_t. How is x1 - x0 made of x1 and x_t, and what "
+            "does that do to the variance?"),
     Mistake(_not_conditioned,
             "This is the variance of x1 - x0 when nothing is "
             "known. x_t tells something: subtract what it explains."),

@@ -59,8 +59,8 @@ RESPACED = (
             "This is what is lost since the beginning. Divide by "
             "alpha-bar of the stop before, then subtract from 1."),
     Mistake(_difference,
-            "You subtracted alpha-bars. Increments multiply, so "
-            "divide: 1 - alpha_bar / alpha_bar of the stop before."),
+            "You subtracted alpha-bars. Increments multiply: how do you find one factor of a "
+            "product?"),
     Mistake(_kept, "This is what a jump keeps. Beta is what it loses: subtract it from 1."),
     Mistake(_rooted,
             "There is no root here: 1 - beta is the ratio of two "
@@ -145,25 +145,22 @@ CLIP = (
     Mistake(_alpha_bar_as_alpha,
             "You took alpha-bar for alpha. alpha-bar is a fraction "
             "of the variance: what multiplies the image is its root."),
-    Mistake(_clipped_image,
-            "This is the clipped image. Solve x = √alpha_bar·x1 "
-            "+ √(1-alpha_bar)·eps once more, for eps."),
+    Mistake(_clipped_image, "This is the clipped image. Which noise leads from that image to x?"),
     Mistake(_not_clipped,
             "You returned the predicted noise. It belongs to the image before it was clipped."),
     Mistake(_clipped_noise,
             "You clipped the noise. It is the image that "
             "has to lie in [-1, 1]; noise may be any number."),
     Mistake(_no_roots,
-            "The roots are missing: x is made with √alpha_bar "
-            "and √(1-alpha_bar), whose squares add up to 1."),
+            "You mixed with the fractions of the variance. By what are data and noise themselves "
+            "multiplied?"),
     Mistake(_clipped_to_unit, "You clipped to [0, 1]. Images here lie in [-1, 1]."),
     Mistake(_clipped_x,
             "You clipped x too. x is noisy, and may lie "
             "anywhere; only the predicted image is clipped."),
     Mistake(_scaled_before_clip,
-            "You clipped √alpha_bar·x1. Divide by √alpha_bar "
-            "first: it is x1 that lies in [-1, 1]."),
-    Mistake(_not_divided, "This is √(1-alpha_bar)·eps. Divide by √(1-alpha_bar)."),
+            "You clipped the data as they stand in x, still scaled. Which number lies in [-1, 1]?"),
+    Mistake(_not_divided, "This is the noise as it stands in x. By what is it still multiplied?"),
     Mistake(_one_level, "Every image has its own alpha-bar: shape it (B, 1, 1, 1)."),
 )
 
@@ -290,19 +287,17 @@ VARIANCE = (
             "misses what lies between. Multiply the two Gaussians."),
     Mistake(_s_not_squared, "s is a standard deviation: variances add, so square it."),
     Mistake(_upside_down,
-            "The ratio is upside down: it is beta times "
-            "the variance before, over the variance after."),
+            "The ratio is upside down. Which is larger, the variance before the increment or "
+            "after it?"),
     Mistake(_data_alone,
             "You took the variance of the data for that of the "
             "noised cloud: shrink it by alpha-bar and add the noise."),
-    Mistake(_shrunk_data,
-            "The cloud one increment earlier holds noise as well: add 1 - alpha-bar."),
+    Mistake(_shrunk_data, "The cloud one increment earlier holds noise as well. How much?"),
     Mistake(_v_itself,
             "This is the variance of the cloud. You also "
             "know x^(i), the second clue, which narrows it."),
     Mistake(_increment_not_scaled,
-            "x^(i) was shrunk by √(1-beta). As a clue about "
-            "x^(i-1) its precision is (1-beta)/beta, not 1/beta."),
+            "x^(i) was shrunk before noise came in. How precise is it as a clue about x^(i-1)?"),
     Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
 )
 
@@ -370,16 +365,17 @@ def _prefix(target, first=1e-4, last=0.02):
 
 INCREMENTS_NEEDED = (
     Mistake(_quick_guess,
-            "This is a good first guess: alpha-bar ≈ exp(-sum of betas). But the "
-            "ratio is alpha-bar / (1 - alpha-bar), and each factor is 1 - beta. Count."),
+            "This is a good first guess. But of which quantity is the ratio asked, and is each "
+            "factor exactly exp(-beta)? Count."),
     Mistake(_alpha_bar_below,
-            "You looked for alpha-bar below the target. The ratio is alpha-bar / (1 - alpha-bar)."),
+            "You looked for alpha-bar below the target. A ratio of signal to noise is asked for: "
+            "how much noise is there?"),
     Mistake(_alpha_below,
-            "You compared √alpha-bar, the factor of the data. The "
-            "signal-to-noise ratio is alpha-bar / (1 - alpha-bar)."),
+            "You compared the factor of the data. The signal-to-noise ratio compares two "
+            "variances: which?"),
     Mistake(_ratio_of_scales,
-            "You compared alpha / sigma. The signal-to-noise "
-            "ratio is its square, as variances count."),
+            "You compared two standard deviations. Of what is the signal-to-noise ratio the "
+            "ratio?"),
     Mistake(_one_short,
             "This is one too few: with this number the ratio is still above the target."),
     Mistake(_one_more,

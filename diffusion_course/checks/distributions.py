@@ -51,13 +51,14 @@ def _constant_not_summed(x, mean, std):
 
 GAUSSIAN = (
     Mistake(_variance_for_std,
-            "You used the standard deviation where its square belongs. Here std is "
-            "the standard deviation: divide by 2·std², and write std² in the constant."),
+            "Your density gets narrower, or wider, with the wrong power of std. In which power "
+            "does std stand in the exponent, and in the constant?"),
     Mistake(_no_half,
-            "The exponent is too large by a factor of two: it is -(x - mean)² / (2 std²)."),
+            "Your log density falls twice as fast with the distance as it should. Which factor "
+            "stands in the exponent of a Gaussian?"),
     Mistake(_no_constant,
-            "This is right up to a constant. Subtract ½·log(2π std²) for "
-            "each dimension: it is what makes the density integrate to one."),
+            "This is right up to a constant. What makes the density integrate to one, and how "
+            "often does it count in D dimensions?"),
     Mistake(_mean_over_dimensions,
             "You averaged the squared differences over the dimensions. The exponent is their sum."),
     Mistake(_no_logarithm, "This is the density. The exercise asks for its logarithm."),
@@ -65,14 +66,13 @@ GAUSSIAN = (
             "This is right near the mean and -inf far from it: the "
             "exponential underflows. Never leave the logarithm."),
     Mistake(_constant_added,
-            "The constant has the wrong sign: the density is "
-            "divided by √(2π std²), so its logarithm is subtracted."),
+            "The constant has the wrong sign. Is a density multiplied by its normalising factor, "
+            "or divided by it?"),
     Mistake(_times_two_variances,
-            "Python reads a / 2 * std**2 as (a / 2) · "
-            "std². Divide by (2 * std**2), with brackets."),
+            "Python reads a / 2 * std**2 as (a / 2) · std². Which brackets say what you mean?"),
     Mistake(_constant_not_summed,
-            "log(2π) appears once for every dimension: the "
-            "constant is the sum over d of ½·log(2π s_d²)."),
+            "You count log(2π) once in all. For how many dimensions does a normalising factor "
+            "stand there?"),
 )
 
 
@@ -134,22 +134,23 @@ def _plane_only(x, means, stds, weights):
 
 MIXTURE_LOG_PROB = (
     Mistake(_underflow,
-            "This is right near the data and -inf far from it: the exponentials "
-            "underflow. Use torch.logsumexp on the logarithms instead of exp, sum and log."),
+            "This is right near the data and -inf far from it: the exponentials underflow. Which "
+            "function of torch sums exponentials without leaving the logarithm?"),
     Mistake(_no_weights,
-            "The weights are missing: add log(weights) to the log density of each component."),
+            "Your components count alike. What happens to the logarithm of a density when the "
+            "density is multiplied by its weight?"),
     Mistake(_mean_of_logs,
             "This is the weighted mean of the log densities. The logarithm goes around "
             "the sum, not inside it (by Jensen's inequality yours is too small)."),
     Mistake(_weights_as_logs,
-            "You added the weights to log densities. A factor in front of "
-            "a density becomes a sum with its logarithm: add weights.log()."),
+            "You added the weights to log densities. What does a factor in front of a density "
+            "become under the logarithm?"),
     Mistake(_epsilon_added,
-            "A small number keeps the logarithm finite and makes it wrong: far "
-            "from the data your density is 1e-12 everywhere. Use torch.logsumexp."),
+            "A small number keeps the logarithm finite and makes it wrong: far from the data your"
+            " density is 1e-12 everywhere. Which function needs no such number?"),
     Mistake(_plane_only,
-            "This is right in the plane and wrong elsewhere: the "
-            "constant is D/2 · log(2π std²), with D = x.shape[1]."),
+            "This is right in the plane and wrong elsewhere. What in your constant depends on the"
+            " number of dimensions?"),
     Mistake(_largest_component,
             "You kept the largest component only. Between "
             "components several of them contribute: sum them."),
@@ -207,23 +208,23 @@ def _not_cumulated(u, z, means, stds, weights):
 
 SAMPLING = (
     Mistake(_equal_weights,
-            "Every component is picked equally often. The intervals of "
-            "[0, 1) must have the lengths of the weights: cumulate them."),
+            "Every component is picked equally often. How long must the interval of [0, 1) be "
+            "that stands for component k?"),
     Mistake(_mean_of_draws,
             "You took the weighted mean of a draw from each component: that is one "
             "Gaussian in the middle. Pick one component for each point, then draw from it."),
     Mistake(_variance_as_std,
-            "The noise is multiplied by the variance. Multiply it "
-            "by the standard deviation: means[k] + stds[k] · z."),
+            "Your clouds have the wrong size. By what is a standard normal number multiplied: "
+            "variance or standard deviation?"),
     Mistake(_unscaled_noise,
             "The noise has standard deviation one everywhere. Scale "
             "it with the std of the component that was picked."),
     Mistake(_one_too_few,
-            "Every component is one too low, and the first is taken for the "
-            "last: searchsorted over the cumulated weights already counts from 0."),
+            "Every component is one too low, and the first is taken for the last. From which "
+            "number does searchsorted already count?"),
     Mistake(_not_cumulated,
-            "The components are looked up in the weights themselves. "
-            "Look them up in the cumulated weights, weights.cumsum(0)."),
+            "You look the components up in the weights themselves. Where do the intervals of [0, "
+            "1) begin and end?"),
 )
 
 
@@ -290,23 +291,26 @@ def _by_division(x, y, means, stds, weights, labels):
 
 LABEL_SCORE = (
     Mistake(_conditional_only,
-            "This is the score of p(x | y). It also leads to where *any* data is; "
-            "subtract the score of p(x), and what only the label explains is left."),
-    Mistake(_negated, "The sign is off: p(y | x) = p(x | y) p(y) / p(x), so p(x) is subtracted."),
+            "This is the score of p(x given y). It also leads to where *any* data is. What has to"
+            " be taken away, so that only what the label explains is left?"),
+    Mistake(_negated,
+            "The sign is off. In Bayes' rule, which density stands in the denominator, and what "
+            "does a logarithm make of that?"),
     Mistake(_against_the_others,
-            "You subtracted the score of the other labels. "
-            "Bayes' rule divides by p(x), in which y is included."),
+            "You subtracted the score of the other labels. By which density does Bayes' rule "
+            "divide, and is y left out of it?"),
     Mistake(_by_std,
-            "The pull of a component is (mean - x) / std²: it is divided by the variance."),
+            "Each pull has the wrong strength. What is the gradient of a Gaussian's logarithm: is"
+            " the distance divided by std, or by another power of it?"),
     Mistake(_by_weights,
             "Each component pulls in proportion to its "
             "responsibility at this point, not to its weight."),
     Mistake(_gradient_of_probability,
-            "This is the gradient of p(y | x). The exercise "
-            "asks for that of its logarithm: divide by p(y | x)."),
+            "This is the gradient of p(y given x). The exercise asks for that of its logarithm: "
+            "what does the chain rule add?"),
     Mistake(_by_division,
-            "This is right near the data and NaN far from it: 0/0 after the "
-            "exponentials underflow. Take the softmax of the logarithms instead."),
+            "This is right near the data and NaN far from it: the exponentials underflow and 0/0 "
+            "is left. Which function normalises without leaving the logarithm?"),
 )
 
 
@@ -429,6 +433,7 @@ def _permutation_cases() -> list[tuple]:
     for n, m, shift, seed in ((6, 9, 0.35, 4), (8, 5, 0.0, 2)):
         generator = torch.Generator().manual_seed(seed)
         orders = torch.stack([torch.randperm(n + m, generator=generator) for _ in range(60)])
+        orders[0] = torch.arange(n + m)  # the division that was given: a distance exactly as large
         cases.append((normal(n, 2, seed=seed), normal(m, 2, seed=seed + 9) + shift, _energy, orders))
     return cases
 

@@ -96,8 +96,8 @@ CENTRED = (
             "The skip is missing: c_skip times the centred x, the best "
             "linear guess, to which the network's answer is added."),
     Mistake(_skip_of_edm,
-            "In c_skip an alpha is missing: it is alpha·s²/(alpha²·s² "
-            "+ sigma²), which is EDM's for alpha = 1."),
+            "In c_skip an alpha is missing. Which covariance stands in the numerator of the best "
+            "linear guess, when the signal is scaled?"),
     Mistake(_no_mean,
             "The mean doesn't appear: take the mean of x out "
             "first, and put the mean of the data back at the end."),
@@ -255,14 +255,12 @@ MIDPOINT = (
             "This is Heun, which looks at the end of the step. Midpoint looks "
             "half-way, and goes the whole way with the slope found there."),
     Mistake(_slope_over_sigma_hat,
-            "The slope in the middle is (x - D)/sigma with "
-            "the sigma of the *middle*, where D was evaluated."),
+            "You divided by the raised level. At which level was the second D evaluated?"),
     Mistake(_added_to_x,
             "You added the step to x as it was before the "
             "noise was raised. It starts from the raised x."),
     Mistake(_no_noise,
-            "The raised level needs its noise: x must become a "
-            "sample at (1 + gamma)·sigma before you evaluate D."),
+            "You raised the level and not the point. What makes x a sample at the raised level?"),
     Mistake(_noise_by_growth,
             "Variances add, standard deviations don't: noise of which "
             "standard deviation takes sigma² to the raised level squared?"),
@@ -285,7 +283,9 @@ MIDPOINT = (
     Mistake(_whole_step_from_the_middle,
             "You took the whole step from the middle. It starts where the first half started."),
     Mistake(_euler, "This is Euler. The slope in the middle is missing."),
-    Mistake(_wrong_sign, "The sign of the slope is off: dx/dsigma is (x - D)/sigma, the noise."),
+    Mistake(_wrong_sign,
+            "The sign of the slope is off. In which direction does a point move when sigma falls:"
+            " towards D or away from it?"),
 )
 
 
@@ -440,7 +440,8 @@ DENSITY = (
             "You multiplied by t(1 - t). Where t crowds many values "
             "of the logarithm together, its density is *larger*."),
     Mistake(_signal_over_noise,
-            "The ratio is upside down: on the linear path noise over signal is (1 - t)/t."),
+            "The ratio is upside down. What is divided by what on the linear path, when *noise* "
+            "over *signal* is asked for?"),
     Mistake(_density_of_ratio,
             "This is the log-normal density of the *ratio*. You need "
             "the derivative of the logarithm in t, not in the ratio."),
@@ -487,8 +488,8 @@ def _cap_too_high(s_churn, n, high, low):
 
 CHURN = (
     Mistake(_exact_raise,
-            "This is exact for the raise, and of first order for the "
-            "churn. Keep the first order on both sides: 2·gamma·sigma²."),
+            "This is exact for the raise, and of first order for the churn. What is the raise to "
+            "first order?"),
     Mistake(_no_cap,
             "This is right where no cap applies. gamma is never "
             "more than √2 - 1, even if the budget allows it."),
@@ -508,8 +509,8 @@ CHURN = (
             "You took the logarithm to base two. d(log "
             "sigma) = dsigma/sigma holds for the natural one."),
     Mistake(_twice,
-            "You are off by a factor of two: both ways of adding "
-            "variance have one, 2·gamma·sigma² and 2·churn·sigma·dsigma."),
+            "You are off by a factor of two. How much variance does each of the two ways add, to "
+            "first order?"),
     Mistake(_upside_down, "The ratio is upside down: a larger gamma must give a larger churn."),
     Mistake(_cap_too_high,
             "The cap is too high: with the right one the raised "
@@ -554,8 +555,7 @@ SPREAD = (
     Mistake(_stds_added,
             "The variances of independent numbers add, their standard deviations don't."),
     Mistake(_shrunk_twice,
-            "This is the factor, squared. Solve dlog(x)/dsigma = "
-            "sigma/(s² + sigma²): a logarithm of a square, halved."),
+            "This is the factor, squared. Of what is your logarithm the logarithm?"),
     Mistake(_predicted_data,
             "This is one jump to the predicted data, the mean. The "
             "ODE, solved exactly, doesn't shrink the cloud that much."),

@@ -55,6 +55,14 @@ def _means_not_squared(mean_a, std_a, mean_b, std_b):
     return _of_means(mean_a, mean_b).sqrt() + (std_a - std_b).square().sum()
 
 
+def _no_cross_term(mean_a, std_a, mean_b, std_b):
+    return _of_means(mean_a, mean_b) + (std_a**2 + std_b**2).sum()
+
+
+def _not_squared(mean_a, std_a, mean_b, std_b):
+    return _of_means(mean_a, mean_b) + (std_a - std_b).sum()
+
+
 def _one_product(mean_a, std_a, mean_b, std_b):
     trace = (std_a**2 + std_b**2 - std_a * std_b).sum()
     return _of_means(mean_a, mean_b) + trace
@@ -62,12 +70,10 @@ def _one_product(mean_a, std_a, mean_b, std_b):
 
 FRECHET = (
     Mistake(_variances,
-            "You compared variances. Work the trace out: it is a square of a "
-            "difference of *standard deviations*."),
+            "You compared variances. Work the trace out: of which difference is it a square?"),
     Mistake(_absolute_variances,
-            "The trace isn't the difference of the variances: the term with the "
-            "square root, -2 s_a s_b, is missing."),
-    Mistake(_no_root, "The product of the variances is under a square root: that root is s_a·s_b."),
+            "The trace isn't the difference of the variances. Which term is missing?"),
+    Mistake(_no_root, "The product of the variances stands under a square root. What is that root?"),
     Mistake(_stds_as_variances,
             "The covariance holds the squares of the standard deviations you were given."),
     Mistake(_rooted,
@@ -75,6 +81,8 @@ FRECHET = (
             "square root at the end."),
     Mistake(_averaged, "A trace is a sum over features, not a mean."),
     Mistake(_means_not_squared, "The distance between the means is squared too."),
+    Mistake(_no_cross_term, "For two equal sets your distance isn't 0. Which term is missing?"),
+    Mistake(_not_squared, "For some sets your distance is negative. What happens to std_a - std_b?"),
     Mistake(_one_product, "The trace subtracts *twice* the square root."),
 )
 
@@ -314,8 +322,8 @@ BITS = (
             "wide. Here they are 1 / (255 s)."),
     Mistake(_wrong_way, "Dividing by a small s makes a bin *wider*: 1 / (255 s), not s / 255."),
     Mistake(_width_sign,
-            "Wrong sign: a byte's probability is the density *times* the width of "
-            "its bin, 1 / (255 s). Take -log2 of both."),
+            "Wrong sign. How does a byte's probability follow from the density and the width of "
+            "its bin, and what does -log2 make of the width?"),
     Mistake(_density_of_pixels,
             "You divided the first term by the number of pixels, but each pixel is "
             "three numbers. The second term is right."),

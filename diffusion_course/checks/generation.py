@@ -41,11 +41,10 @@ PREVIEW = (
     Mistake(_noise, "This is the predicted noise: from x you walked back to t = 0."),
     Mistake(_backwards, "Wrong sign: the velocity points from noise to data, so add it."),
     Mistake(_divided,
-            "You divided x by t. Insert x = t·x1 + (1-t)·eps and u = x1 - eps into x "
-            "+ (1-t)·u, and see what is left."),
+            "You divided x by t. What is made of noise and data in x and in u, and in which "
+            "combination of the two does the noise cancel?"),
     Mistake(_scaled,
-            "You weighted x with t. Insert x = t·x1 + (1-t)·eps and u = x1 - eps: x "
-            "enters as it is."),
+            "You weighted x with t. In which combination of x and u does the noise cancel?"),
     Mistake(_mean_time, "Every image has its own time: shape 1 - t as (B, 1, 1, 1)."),
     Mistake(_clipped,
             "Right, and then clipped. A prediction may lie beyond [-1, 1]; only the screen clips."),
@@ -374,8 +373,8 @@ DYNAMIC = (
             "You thresholded the velocity. Find x1 first, threshold that, and go "
             "back to a velocity."),
     Mistake(_old_noise,
-            "You kept the old noise: then x is no longer t·x1 + (1-t)·eps. Find the "
-            "noise that belongs to the new x1 at the same x."),
+            "You kept the old noise, so that x is put together no longer. Which noise belongs to "
+            "the new x1 at the same x?"),
     Mistake(_signed,
             "The quantile is that of the absolute values: dark areas burn out as bright ones do."),
     Mistake(_not_divided_by_time,
@@ -439,8 +438,7 @@ UNDO = (
             "The Euler step evaluated the field at t. Undoing it evaluates it there "
             "too, not at s."),
     Mistake(_walks_on,
-            "You step on from the last guess. Each new guess starts at x_s: x = x_s "
-            "- (s-t)·u(last guess, t)."),
+            "You step on from the last guess. From which point does every new guess start?"),
     Mistake(_small_steps,
             "These are smaller steps back along the ODE. Here *one* Euler step has "
             "to be undone exactly."),

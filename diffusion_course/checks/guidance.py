@@ -60,8 +60,8 @@ VELOCITY = (
     Mistake(_their_w,
             "This is Ho and Salimans's w, which is 0 when guidance is off. Ours is larger by one."),
     Mistake(_added,
-            "The weights must add up to 1, or x = alpha·x1 + sigma·eps "
-            "no longer holds. Give eps_null the weight 1 - w."),
+            "Your weights don't add up to 1, so x isn't put together from data and noise any "
+            "longer. Which weight is left for the null prediction?"),
     Mistake(_label_only,
             "This is the conditional model, right for w = 1 alone. Combine the two noises first."),
     Mistake(_eps_itself,

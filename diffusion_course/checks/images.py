@@ -46,11 +46,10 @@ TO_BYTES = (
             "Everything is a little too dark: converting to bytes drops the digits "
             "after the point. Round first."),
     Mistake(_unit_range,
-            "Your bytes are 0 and 1. Mean and standard deviation are those of byte / "
-            "255: multiply by 255."),
+            "Your bytes are 0 and 1. In which unit are mean and standard deviation given?"),
     Mistake(_two_sided,
-            "You treated the numbers as lying in [-1, 1]. Here mean and standard "
-            "deviation are those of byte / 255, in [0, 1]."),
+            "You treated the numbers as lying in [-1, 1]. In which range are mean and standard "
+            "deviation given?"),
     Mistake(_wrong_order,
             "Undo the steps in reverse order: the division by the standard deviation "
             "came last, so it is undone first. Then add the mean."),
@@ -117,28 +116,27 @@ def _swapped(x1, eps, d): return _mixed(eps, x1, _ratio(x1, d))
 
 NOISY = (
     Mistake(_as_amplitude,
-            "You divided the decibels by 20. That is for amplitudes; here they "
-            "compare variances: 10^(d/10)."),
+            "You divided the decibels by 20. Do they compare amplitudes here, or variances?"),
     Mistake(_unit_variance,
-            "You took the variance of the images to be 1. The signal in x_t has the "
-            "variance alpha²·var(x1)."),
+            "You took the variance of the images to be 1. Which variance has the signal in x_t?"),
     Mistake(_mean_square,
             "You took the mean square for the variance: subtract the mean of the image first."),
     Mistake(_unbiased,
-            "torch's var divides by the number of values minus one. Here the "
-            "variance divides by their number: unbiased=False."),
+            "torch's var divides by the number of values minus one. By which number is the "
+            "variance divided here?"),
     Mistake(_of_the_batch,
             "You took one variance for the whole batch. Each image has its own: keep "
             "the first axis."),
     Mistake(_no_root,
-            "You found alpha²/sigma². On the path you need alpha/sigma: take the square root."),
+            "You found a ratio of variances. Which ratio does the path have, and how do you get "
+            "there?"),
     Mistake(_upside_down,
             "Many decibels should mean little noise; yours mean much. The signal is "
             "the numerator, the noise the denominator."),
     Mistake(_multiplied,
-            "alpha²·var/sigma² is given, so alpha²/sigma² is that number *divided* "
-            "by the variance."),
-    Mistake(_natural, "Decibels use the logarithm to base 10: 10^(d/10), not exp(d/10)."),
+            "The given number already contains the variance of the images. Do you multiply by it "
+            "or divide?"),
+    Mistake(_natural, "You used the exponential. To which base are decibels?"),
     Mistake(_along_width, "t of shape (B,) met the last axis, the width. Shape it (B, 1, 1, 1)."),
     Mistake(_swapped, "You mixed with alpha and sigma swapped: alpha = t belongs to the image."),
 )
@@ -185,8 +183,8 @@ def _from_the_data(error, t, parts): return loss_by_time(error, t, parts).flip(0
 
 BY_TIME = (
     Mistake(_nearest,
-            "You rounded t·parts to the nearest number. The part is the whole number "
-            "below: 0.3·4 = 1.2 and 0.45·4 = 1.8 both lie in part 1."),
+            "You rounded t·parts to the nearest number. In which of four parts lie t = 0.3 and t "
+            "= 0.45?"),
     Mistake(_one_part_less,
             "You multiplied t by parts - 1, so the last part holds only t = 1. "
             "Multiply by parts, and give t = 1 to the last one."),
@@ -254,12 +252,15 @@ def _not_unitary(x, power, t):
 
 
 SPECTRAL = (
-    Mistake(_still_scaled, "This is the mean of alpha·x1. Divide by alpha."),
+    Mistake(_still_scaled,
+            "This is the mean of the data as they stand in x_t. By what are they still "
+            "multiplied?"),
     Mistake(_no_alpha_above,
-            "An alpha is missing in the numerator: the covariance of x1 and x_t is alpha·S."),
+            "An alpha is missing in the numerator. What is the covariance of x1 and x_t, if the "
+            "signal is scaled?"),
     Mistake(_no_alpha_at_all,
-            "You forgot that the signal in x_t is alpha·x1: S alone would be right "
-            "for x = x1 + sigma·eps."),
+            "You forgot that the signal in x_t is scaled. Where does alpha enter: into the "
+            "covariance, into the variance, or into both?"),
     Mistake(_sigma_not_squared, "The noise in x_t has the variance sigma², not sigma."),
     Mistake(_power_squared, "You squared the power. It is a variance already."),
     Mistake(_power_rooted,
@@ -286,8 +287,7 @@ SPECTRAL = (
     Mistake(_complex,
             "You returned complex numbers. Their imaginary parts are nothing but "
             "rounding: take the real part."),
-    Mistake(_inverse_only,
-            "x / alpha keeps all of the noise. Weight each wave by how much of it is signal."),
+    Mistake(_inverse_only, "x / alpha keeps all of the noise. How much of each wave is signal?"),
 )
 
 

@@ -237,6 +237,11 @@ def _by_size(*args): return _moved(*args, draw=lambda w, u: w.argsort()[_systema
 def _std_not_squared(*args): return _moved(*args, width=1)
 
 
+def _normalised(*args):
+    x, log_w = _moved(*args)
+    return x, log_w.log_softmax(0)
+
+
 def _not_pulled(mean, std, pull, strength, z, twist, old, log_w, u):
     return particle_step(mean, std, 0 * pull, strength, z, twist, old, log_w, u)
 
@@ -262,6 +267,7 @@ PARTICLE_STEP = (
     Mistake(_the_best, "All your new particles are copies of one. At which place on [0, 1] does each of them look?"),
     Mistake(_by_size, "You lay the weights end to end by size. Which order is asked for?"),
     Mistake(_std_not_squared, "The pull is multiplied by std. Which power of it is asked for?"),
+    Mistake(_normalised, "You normalised the logarithms that you return. Who asked for that?"),
     Mistake(_not_pulled, "Your particles take the model's own step. Where does the pull come in?"),
     Mistake(_full_strength, "Your pull has always the same strength. Which argument have you not used?"),
     Mistake(_fresh_weights, "Your weights begin anew in every step. Which argument holds those from before?"),
@@ -329,8 +335,8 @@ SAFE = (
     Mistake(_cells_grown,
             "You grew by reach cells. reach counts pixels: enlarge first, then grow."),
     Mistake(_reach_halved,
-            "That is half of the reach: a window that extends reach pixels to each "
-            "side has the size 2·reach + 1."),
+            "That is half of the reach. How wide is a window that extends `reach` pixels to each "
+            "side of its centre?"),
     Mistake(_reach_more,
             "You grew by one pixel too many. With reach = 0 only the squares themselves change."),
     Mistake(_from_the_middle,
@@ -468,6 +474,12 @@ def _stds_added(alpha, sigma, s, t, r):
     return factor_1 * factor_2, factor_2 * std_1 + std_2
 
 
+def _stds_plainly_added(alpha, sigma, s, t, r):
+    factor_1, std_1 = _up(alpha, sigma, s, t)
+    factor_2, std_2 = _up(alpha, sigma, t, r)
+    return factor_1 * factor_2, std_1 + std_2
+
+
 def _first_noise_unscaled(alpha, sigma, s, t, r):
     factor_1, std_1 = _up(alpha, sigma, s, t)
     factor_2, std_2 = _up(alpha, sigma, t, r)
@@ -505,21 +517,23 @@ def _only_alpha(alpha, sigma, s, t, r):
 
 TWO_UPS = (
     Mistake(_stds_added,
-            "You added standard deviations. The two noises are independent: their variances add."),
-    Mistake(_first_noise_unscaled, "The noise of the first step is scaled by the second one, too."),
+            "You added standard deviations. Which quantity of independent noises adds up?"),
+    Mistake(_stds_plainly_added,
+            "You added standard deviations. What adds up, and what does the second step do to the first noise?"),
+    Mistake(_first_noise_unscaled, "What does the second step do to the noise of the first?"),
     Mistake(_variance, "This is the variance. The standard deviation is its square root."),
     Mistake(_only_the_second, "This is the way from t to r alone. It began at s."),
     Mistake(_only_the_first, "This is the way from s to t alone. It ends at r."),
     Mistake(_sigma_r,
             "At r the noise has size sigma(r) in all, but a part of it was already in x_s."),
     Mistake(_sigma_unscaled,
-            "The noise that x_s holds is scaled as well, by the factor, before it is subtracted."),
+            "By what is the noise that x_s holds scaled on the way?"),
     Mistake(_upside_down,
             "The factor is upside down: going up there is less data, so it is below 1."),
     Mistake(_difference,
-            "You subtracted standard deviations. Subtract variances, then take the square root."),
+            "You subtracted standard deviations. Of what should the difference be taken?"),
     Mistake(_only_alpha,
-            "x_s holds alpha(s) of the data. To have alpha(r) of it, multiply by the ratio."),
+            "x_s holds alpha(s) of the data already. What makes alpha(r) of that?"),
 )
 
 

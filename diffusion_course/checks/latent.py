@@ -51,6 +51,10 @@ def _times_scale(W, mean, std, shift, scale, eta, eps, t, lr):
     return _descend(W, (mean + std * eta - _each(shift)) * _each(scale), eps, t, lr)
 
 
+def _way_back(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, (mean + std * eta) * _each(scale) + _each(shift), eps, t, lr)
+
+
 def _scaled_first(W, mean, std, shift, scale, eta, eps, t, lr):
     return _descend(W, (mean + std * eta) / _each(scale) - _each(shift), eps, t, lr)
 
@@ -98,6 +102,8 @@ LATENT_STEP = (
     Mistake(_mean_alone, "You train on the means. Where does eta come in?"),
     Mistake(_times_scale,
             "After your scaling, a channel of deviation s has deviation s². Should its scale multiply it?"),
+    Mistake(_way_back,
+            "That is the way back, from a latent to the code. What comes first on the way there?"),
     Mistake(_scaled_first, "You scale before you shift. In whose units is the shift given?"),
     Mistake(_not_shifted, "The channels keep a mean of their own. Which argument removes it?"),
     Mistake(_wide_draw, "The draw is added after the scaling. In whose units is the standard deviation given?"),
@@ -423,15 +429,14 @@ def _mixed(z, m, s, t):
 
 GUESS = (
     Mistake(_divides_by_0,
-            "This is right inside, but at t = 1 it divides by 0. Multiply numerator "
-            "and denominator by s²(1-t)²."),
+            "This is right inside, but at t = 1 it divides by 0. By what can you multiply "
+            "numerator and denominator, so that both stay finite?"),
     Mistake(_just_mean, "That is right at t = 0. Near t = 1 the sample itself can be seen in z."),
     Mistake(_by_time, "z / t forgets that z holds noise, and ignores what m says."),
-    Mistake(_no_t, "The covariance of z1 and z is t·s², not s²."),
+    Mistake(_no_t, "The covariance of z1 and z is too large. By what is z1 multiplied in z?"),
     Mistake(_s_not_squared, "s is a standard deviation: variances are s²."),
     Mistake(_sigma_not_squared, "The noise in z has variance (1-t)², not 1-t."),
-    Mistake(_surprise,
-            "The mean of z given m is t·m, not m: that is what z must be compared with."),
+    Mistake(_surprise, "You compare z with m. What is the mean of z, given m?"),
     Mistake(_zero_mean, "You took z1 to have mean 0. Its mean is known to be m."),
     Mistake(_unit, "z1 varies around m with standard deviation s, not 1."),
     Mistake(_backwards, "Time runs the other way: t = 0 is noise, t = 1 data."),

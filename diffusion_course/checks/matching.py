@@ -55,15 +55,12 @@ COSINE = (
     Mistake(_linear_target,
             "x1 - eps is the velocity of the linear path. On this one differentiate sin and cos."),
     Mistake(_no_inner_derivative,
-            "The inner derivative is missing: the angle "
-            "is π/2·t, so everything is multiplied by π/2."),
+            "The inner derivative is missing. What is the angle's derivative with respect to t?"),
     Mistake(_x_t,
             "This target is x_t itself. The network learns its *derivative* with respect to t."),
-    Mistake(_wrong_sign,
-            "The derivative of the cosine is minus the sine: eps enters with a minus."),
+    Mistake(_wrong_sign, "The sign of eps is off. What is the derivative of a cosine?"),
     Mistake(_not_differentiated,
-            "The factors have not changed places: the derivative "
-            "of sin is cos, so x1 is multiplied by the cosine."),
+            "The factors have not changed places. Which function is the derivative of the sine?"),
     Mistake(_summed,
             "You summed over the dimensions. Average over "
             "everything, so that the loss does not depend on D."),
@@ -118,16 +115,16 @@ def _second_moment(targets): return targets.mean(0), targets.square().mean()
 STUCK = (
     Mistake(_median, "The median minimises the mean *absolute* error. For squares it is the mean."),
     Mistake(_zero_loss,
-            "The loss does not go to zero: the targets differ, and one "
-            "vector cannot equal them all. What is left is their variance."),
+            "The loss does not go to zero: the targets differ, and one vector cannot equal them "
+            "all. What is left at the best one?"),
     Mistake(_standard_deviation,
             "The loss is made of squares: what is left is the variance, not its root."),
-    Mistake(_unbiased, "You divided by n - 1. The loss is a mean over n samples, so divide by n."),
+    Mistake(_unbiased, "You divided by n - 1. Over how many samples does the loss average?"),
     Mistake(_sum_over_dimensions,
             "You summed over the dimensions. The loss is the mean over samples and dimensions."),
     Mistake(_one_mean_for_all,
-            "You took one mean over all dimensions. The "
-            "vector has an entry for each: targets.mean(0)."),
+            "You took one mean over all dimensions. How many entries has the vector that is "
+            "learned?"),
     Mistake(_second_moment,
             "You left the mean in. What is left of the loss are the squares *around* the mean."),
 )
@@ -262,23 +259,25 @@ FLOOR = (
             "You gave a and b equal weights everywhere. At x one of "
             "them is more probable: use the posterior probabilities."),
     Mistake(_variance_of_x1,
-            "This is the variance of x1. The target is (x1 - "
-            "x)/(1 - t), so its variance is divided by (1 - t)²."),
-    Mistake(_divided_once, "A variance scales with the square: divide by (1 - t)², not by 1 - t."),
+            "This is the variance of x1. The target is a difference divided by the time that is "
+            "left: what does dividing do to a variance?"),
+    Mistake(_divided_once,
+            "You divided once. How does a variance change when its variable is divided by a "
+            "number?"),
     Mistake(_summed_over_dimensions,
             "You summed over the dimensions. The loss averages over them."),
     Mistake(_points_not_scaled,
             "The probabilities compare x with a and b. At "
             "time t these have been shrunk to t·a and t·b."),
     Mistake(_sigma_not_squared,
-            "The probabilities come from normal densities with standard deviation "
-            "sigma = 1 - t: the exponent is divided by 2·sigma², not by 2·sigma."),
+            "The weights come from normal densities with standard deviation 1 - t. In which power"
+            " does it stand in the exponent?"),
     Mistake(_one_weight,
-            "A two-valued variable has variance w(1 - w) times the squared "
-            "difference: where it is decided, w = 1, nothing is left."),
+            "Where only one of the two points is possible, nothing should be left. What is the "
+            "variance of a variable with two values?"),
     Mistake(_half_the_difference,
-            "You used half the difference. With weights w and 1 - w the "
-            "variance is w(1 - w)·|a - b|²: the halves are in the weights."),
+            "You used half the difference, which is right for equal weights. What is the variance"
+            " when one value is more probable?"),
     Mistake(_by_exponentials,
             "This is right near the path and NaN far from "
             "it: the exponentials underflow. Use softmax."),

@@ -74,31 +74,33 @@ def _without_noise(x, u, *coefficients):
 
 VELOCITY = (
     Mistake(_wrong_axis,
-            "The formula is right and the axis is wrong: coefficients of shape "
-            "(B,) line up with the *last* axis of x. Reshape them to (B, 1, ...)."),
+            "Nothing is wrong but the axis: coefficients of shape (B,) line up with the *last* "
+            "axis of x. Which shape lets them meet the first?"),
     Mistake(_other_determinant,
-            "The sign is off: D = alpha · d_sigma - sigma · "
-            "d_alpha, and the numerator is d_sigma · x - sigma · u."),
+            "The sign is off throughout. Which of the two products is subtracted in the "
+            "determinant, and which in the numerator?"),
     Mistake(_undivided,
-            "Divide by D = alpha · d_sigma - sigma · d_alpha. "
-            "On the linear path it is -1, elsewhere it is not."),
+            "You solved two equations without dividing by their determinant. On the linear path "
+            "it happens to be -1; what is it in general?"),
     Mistake(_negated,
-            "This is sigma · u - d_sigma · x. Divide by -D instead "
-            "of leaving it out: D is -1 on the linear path only."),
-    Mistake(_eps, "This is the noise. The data are (d_sigma · x - sigma · u) / D."),
+            "You left the determinant out, at its value on the linear path. What is it on other "
+            "paths?"),
+    Mistake(_eps,
+            "This is the noise. Which of the two unknowns has to be eliminated to find the data?"),
     Mistake(_straight_on,
-            "x + sigma · u walks straight on for the rest of the time. That is right on "
-            "the linear path only; solve the two equations with the slopes that you have."),
+            "You walk straight on for the rest of the time. That is right on the linear path "
+            "only; what do the two equations say elsewhere?"),
     Mistake(_straight_on_by_alpha,
-            "x + (1 - alpha) · u walks straight on for the rest of the time. That is right "
-            "on the linear path only; solve the two equations with the slopes that you have."),
+            "You walk straight on for a time of 1 - alpha. That is right on the linear path only;"
+            " what do the two equations say elsewhere?"),
     Mistake(_plus_in_determinant,
-            "A determinant is a difference: D = alpha · d_sigma - sigma · d_alpha."),
+            "Your determinant is a sum. Multiply the two equations so that eps cancels: which "
+            "sign does that leave?"),
     Mistake(_plus_in_numerator,
-            "In the numerator the two terms have opposite signs: d_sigma "
-            "· x - sigma · u. Substitute x and u, and eps must cancel."),
+            "Substitute x and u into your numerator: eps doesn't cancel. What has to change so "
+            "that it does?"),
     Mistake(_without_noise,
-            "You left the noise out: u = d_alpha · x1 + d_sigma · eps. Use x to get rid of eps."),
+            "You left the noise out of u. Which equation helps to get rid of it?"),
 )
 
 
@@ -142,29 +144,29 @@ def _velocity_for_noise(z, v, s): return -v / s
 
 SD3 = (
     Mistake(_our_velocity,
-            "You took v for data - noise, as in this course. Theirs is noise "
-            "- data: its sign is the other one, so noise = z + (1 - s) · v."),
+            "You took v for data minus noise, as in this course. Which way does theirs point?"),
     Mistake(_our_time,
-            "The noise is z + (1 - s) · v: their s is the "
-            "fraction of the noise, and 1 - s is left to walk."),
-    Mistake(_our_time_and_scale,
-            "You read s as our time, with 1 - s as the scale "
-            "of the noise. In z the noise has the scale s."),
+            "You walk to the noise for the wrong length of time. Their s is the fraction of the "
+            "noise: how much is left to walk?"),
+    Mistake(_our_time_and_scale, "You read s as our time. In z, what is the scale of the noise?"),
     Mistake(_wrong_sign,
-            "The sign is off: the score points away from the noise, "
-            "-noise / s. Reversing time does not change that."),
-    Mistake(_noise, "This is the noise. The score is -noise / s."),
-    Mistake(_minus_noise, "Divide by the scale of the noise in z, which is s."),
+            "The sign is off: does the score point along the noise, or against it? Reversing time"
+            " does not change that."),
+    Mistake(_noise, "This is the noise. By what is it multiplied to become the score?"),
+    Mistake(_minus_noise,
+            "The direction is right. By which scale is the noise divided in the score?"),
     Mistake(_divided_twice,
-            "You divided by s². The noise has unit variance, so the score "
-            "is -noise / s; s² belongs to -(z - (1 - s) · data) / s²."),
+            "You divided twice. Is what you have in the numerator the noise of unit variance, or "
+            "noise as it stands in z?"),
     Mistake(_data_for_noise,
-            "z - s · v is the data. The score is made of the noise, z + (1 - s) · v."),
+            "You walked to the data. The score is made of the noise: in which direction does it "
+            "lie?"),
     Mistake(_both_reversed,
-            "You turned both the velocity and the score around. Theirs is v = noise - data, so "
-            "noise = z + (1 - s) · v, and the score is -noise / s in either direction of time."),
+            "You turned both the velocity and the score around. Which of the two changes its sign"
+            " when time runs the other way?"),
     Mistake(_velocity_for_noise,
-            "You took v for the noise. It is noise - data: noise = z + (1 - s) · v."),
+            "You took v for the noise. It is a difference of two things: how do you get one of "
+            "them, with the help of z?"),
 )
 
 
@@ -189,24 +191,25 @@ def _over_sigma(x, y, alpha, sigma): return (x - alpha * y) / sigma
 
 DIFFERENCE = (
     Mistake(_linear_only,
-            "This is right on the linear path, where alpha + "
-            "sigma = 1. In general divide by alpha + sigma."),
-    Mistake(_data, "This is the data. The noise is (x - alpha · y) / (alpha + sigma)."),
+            "This is right on the linear path, where alpha + sigma = 1. What takes the place of "
+            "that 1 in general?"),
+    Mistake(_data, "This is the data. Which of the two unknowns is asked for?"),
     Mistake(_opposite,
-            "The sign is off. With the row (1, -1) the determinant "
-            "is D = -(alpha + sigma), and eps = (alpha · y - x) / D."),
+            "The sign is off. What is the determinant of the row (1, -1), with its sign?"),
     Mistake(_other_sign_of_y,
-            "Put x1 = y + eps into x = alpha · x1 + sigma "
-            "· eps: then alpha · y is subtracted from x."),
+            "Express x1 by y and eps, and put that into x: with which sign does alpha · y come to"
+            " the other side?"),
     Mistake(_singular,
-            "Yours is singular where alpha = sigma, as the target x1 + eps would be. For "
-            "the difference b = -1, and D = alpha · b - sigma · a = -(alpha + sigma)."),
+            "Yours is singular where alpha = sigma, as the target x1 + eps would be. Which sign "
+            "has b in the row of a difference?"),
     Mistake(_squared_scales,
-            "alpha² + sigma² is the determinant of v. For the row (1, -1) it is -(alpha + sigma)."),
-    Mistake(_sigma_for_alpha, "eps = (alpha · y - a · x) / D: it is alpha that multiplies y."),
+            "alpha² + sigma² is the determinant of v. What is that of the row (1, -1)?"),
+    Mistake(_sigma_for_alpha,
+            "Which coefficient multiplies y when x1 is eliminated: that of the data in x, or that"
+            " of the noise?"),
     Mistake(_over_sigma,
-            "You took y for the data: (x - alpha · x1) / sigma. But y "
-            "= x1 - eps, so another alpha · eps goes to the left side."),
+            "You took y for the data. But there is noise in y as well: what does that add to the "
+            "coefficient of eps?"),
 )
 
 
@@ -281,37 +284,37 @@ def _no_alpha_in_precision(x, alpha, sigma, mean, std):
 
 POSTERIOR = (
     Mistake(_posterior_variance,
-            "The mean is right; the second output is the variance. Take its root."),
+            "The mean is right. Is the second output a variance or a standard deviation?"),
     Mistake(_std_of_x,
-            "The mean is right; the second output is the standard deviation of x. That "
-            "of x1 given x is std · sigma / √(alpha² std² + sigma²), smaller than std."),
+            "The mean is right; the second output is the standard deviation of x. Is what you "
+            "know of x1 after seeing x wider or narrower than before?"),
     Mistake(_no_alpha_in_correction,
-            "The correction of the mean lacks an alpha: it is the "
-            "covariance of x1 and x, alpha · std², over the variance of x."),
-    Mistake(_off_from_mean, "Compare x with where the mean is at that time, alpha · mean."),
-    Mistake(_stds_added, "You added standard deviations. Variances add up: alpha² std² + sigma²."),
+            "The correction of the mean is a covariance over a variance. How does x1 enter x: "
+            "with which factor do the two vary together?"),
+    Mistake(_off_from_mean,
+            "You compare x with the mean of the data. Where is that mean at time t?"),
+    Mistake(_stds_added, "You added standard deviations. What of independent numbers adds up?"),
     Mistake(_x_alone,
-            "This is what x says by itself, x / alpha ± sigma / "
-            "alpha. Weigh it against what the data say, mean ± std."),
+            "This is what x says by itself. What did the data say before x was seen, and how are "
+            "the two weighted?"),
     Mistake(_posterior_precision,
-            "The mean is right; the second output is the precision, one "
-            "over the variance. The standard deviation is its inverse root."),
+            "The mean is right; the second output is a precision. How does a standard deviation "
+            "follow from it?"),
     Mistake(_noisy_x1,
-            "You took x for a noisy x1. It is a noisy alpha·x1: what x says "
-            "is that x1 is near x / alpha, with precision alpha²/sigma²."),
+            "You took x for a noisy x1. By what is x1 multiplied in x, and what does x say about "
+            "x1 once that is undone?"),
     Mistake(_prior_std,
             "The mean is right; the second output is the standard deviation before x is seen. "
-            "Seeing x narrows it: 1/std² + alpha²/sigma² is one over the variance that is left."),
+            "Which two precisions add up?"),
     Mistake(_fraction_of_std,
-            "The mean is right; the second output is the fraction of "
-            "the standard deviation that is left. Multiply it by std."),
+            "The mean is right; the second output is the fraction of the standard deviation that "
+            "is left. A fraction of what?"),
     Mistake(_swapped, "Both are right, in the other order: the mean comes first."),
     Mistake(_no_alpha_in_mean,
-            "x says that x1 is near x / alpha, with precision alpha² / "
-            "sigma²; their product is alpha · x / sigma², with an alpha."),
+            "Your mean lacks a factor. Which value for x1 does x suggest by itself, and how "
+            "precisely?"),
     Mistake(_no_alpha_in_precision,
-            "What x says about x1 has the standard deviation "
-            "sigma / alpha, so its precision is alpha² / sigma²."),
+            "Your precision lacks a factor. How far off is x1 if x is off by sigma?"),
 )
 
 
@@ -386,31 +389,36 @@ def _scaled_mean(x, alpha, sigma, data): return alpha * leave_one_out(x, alpha, 
 
 LEAVE_ONE_OUT = (
     Mistake(_all_kept,
-            "data[i] still has a weight for x[i]. Set the diagonal to -inf before the softmax."),
+            "data[i] still has a weight for x[i]. Which exponent stands for a weight of nothing?"),
     Mistake(_zero_in_the_logarithm,
-            "A logarithm of 0 stands for a weight of 1: the "
-            "left-out point got the largest weight of all. Use -inf."),
+            "You set an exponent to 0. Which weight is that, and which exponent stands for a "
+            "weight of nothing?"),
     Mistake(_not_renormalised,
-            "You removed a weight after the softmax, and the others no "
-            "longer add up to one. Set the diagonal to -inf before it."),
+            "You removed a weight after the softmax, and the others no longer add up to one. At "
+            "which moment should it disappear?"),
     Mistake(_by_exponentials,
-            "This is right for much noise and NaN for little: the "
-            "exponentials underflow, 0/0. Let softmax work on the exponents."),
+            "This is right for much noise and NaN for little: the exponentials underflow, and 0/0"
+            " is left. Which function normalises exponents without that?"),
     Mistake(_epsilon_added,
-            "A small number in the denominator avoids NaN and returns the origin: with "
-            "little noise every weight has underflowed. Let softmax work on the exponents."),
+            "A small number in the denominator avoids NaN and returns the origin: with little "
+            "noise every weight has underflowed. Which function normalises exponents without "
+            "that?"),
     Mistake(_renormalised,
-            "This is right for much noise. With little, data[i] takes the "
-            "whole softmax and the others underflow before you normalise "
-            "them again. Set the diagonal to -inf before the softmax."),
-    Mistake(_unscaled_data, "Compare x with where the data are at that time, alpha · data."),
-    Mistake(_no_half, "The exponent of a Gaussian is -square / (2 sigma²), with the two."),
-    Mistake(_sigma_not_squared, "You divided by 2 sigma. The exponent is -square / (2 sigma²)."),
+            "This is right for much noise. With little, data[i] takes the whole softmax, and the "
+            "others have underflowed before you normalise again. At which moment should it "
+            "disappear?"),
+    Mistake(_unscaled_data, "You compare x with the data. Where are the data at time t?"),
+    Mistake(_no_half,
+            "Your weights are too sharp. Which number stands in the denominator of a Gaussian's "
+            "exponent, beside sigma²?"),
+    Mistake(_sigma_not_squared,
+            "Your weights have the wrong width. In which power does sigma stand in a Gaussian's "
+            "exponent?"),
     Mistake(_distance_not_squared,
             "The distances are not squared: a Gaussian falls with the square."),
     Mistake(_wrong_axis_of_softmax,
-            "The softmax runs over the wrong axis: for each x "
-            "the weights of the data add up to one, softmax(1)."),
+            "The softmax runs over the wrong axis. What should add up to one: the weights of all "
+            "data for one x, or of all x for one data point?"),
     Mistake(_nearest,
             "You took the nearest of the others. That is the limit "
             "of little noise; in general it is a weighted mean."),
@@ -482,22 +490,25 @@ ERROR = (
     Mistake(_upside_down,
             "The ratio is upside down: a target whose determinant is small makes the error large."),
     Mistake(_sizes_added,
-            "You added the sizes of two errors. They have signs: x stays, "
-            "so when x1 moves by -sigma · e/D, eps moves by +alpha · e/D."),
+            "You added the sizes of two errors. They have signs, since x stays as it is: when x1 "
+            "grows, what does eps have to do?"),
     Mistake(_as_if_independent,
-            "You combined the errors of x1 and eps as if they were independent. They "
-            "come from the same e: x1 moves by -sigma · e/D, eps by +alpha · e/D."),
+            "You combined the errors of x1 and eps as if they were independent. From how many "
+            "independent errors do they come?"),
     Mistake(_same_direction,
-            "The errors of x1 and eps have opposite signs, so that alpha "
-            "· x1 + sigma · eps stays x: -sigma · e/D and +alpha · e/D."),
-    Mistake(_data_only, "The noise is off as well: add d_sigma · alpha/D, with its sign."),
-    Mistake(_noise_only, "The data are off as well: add -d_alpha · sigma/D."),
+            "With your errors x would change. In which direction must eps move when x1 moves?"),
+    Mistake(_data_only,
+            "The noise is off as well. Which term of the velocity does that add, and with which "
+            "sign?"),
+    Mistake(_noise_only,
+            "The data are off as well. Which term of the velocity does that add, and with which "
+            "sign?"),
     Mistake(_linear_velocity,
             "This is right on the linear path, where the determinant of "
             "the velocity is -1. In general it stands in the numerator."),
     Mistake(_crossed,
-            "The error of x1 is sigma · e/D and that of eps alpha · "
-            "e/D; d_alpha multiplies the first, d_sigma the second."),
+            "You multiplied each slope with the error of the other part. Which slope belongs to "
+            "the data, which to the noise?"),
 )
 
 

@@ -102,7 +102,9 @@ DDIM = (
             "You added new noise without taking old noise "
             "out: the variances must still sum to sigma_s²."),
     Mistake(_eta_not_squared, "The variance of the new noise goes with eta², not eta."),
-    Mistake(_still_scaled, "x - sigma_t·eps is alpha_t·x1. Divide by alpha_t before you mix anew."),
+    Mistake(_still_scaled,
+            "This is the data as it stands in x. By what is it still multiplied, before you mix "
+            "anew?"),
     Mistake(_sigma_of_t,
             "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."),
     Mistake(_snr_not_squared,
@@ -110,8 +112,10 @@ DDIM = (
     Mistake(_variances_for_stds,
             "You scaled by variances. Noise is scaled by the roots of its variances."),
     Mistake(_kept_for_new,
-            "You drew anew what should be kept: the new fraction is one minus SNR_t/SNR_s."),
-    Mistake(_noise_added_to_x, "x = alpha·x1 + sigma·eps: take the noise *out* of x to find x1."),
+            "You drew anew what should be kept. Which of the two fractions is small for a small "
+            "step?"),
+    Mistake(_noise_added_to_x,
+            "You added the noise once more. How is x made, and what has to go so that x1 is left?"),
 )
 
 
@@ -305,13 +309,12 @@ def _over_both(x, u, u_before, r, t, s):
 
 TWO = (
     Mistake(_middle_of_times,
-            "The middle of the step lies (s - t)/2 after "
-            "t, where you know u. You went on by (t + s)/2."),
+            "You know the velocity at t. How much later does the middle of the step lie?"),
     Mistake(_euler,
             "This is Euler. Use the older velocity too: it tells how the velocity changes."),
     Mistake(_equal_steps,
-            "This is right where both steps are equally "
-            "long. The slope is (u - u_before)/(t - r)."),
+            "This is right where both steps are equally long. Over which time did the velocity "
+            "change by u - u_before?"),
     Mistake(_wrong_sign, "The sign is off: if the velocity has grown, expect it to keep growing."),
     Mistake(_to_the_end,
             "You used the velocity at the end of the step. Its "
@@ -323,7 +326,7 @@ TWO = (
             "t. You need the one after: carry the line on."),
     Mistake(_from_the_older,
             "The line is carried on from t, where the velocity is u, not u_before."),
-    Mistake(_over_both, "The change u - u_before happened between r and t. Divide by t - r."),
+    Mistake(_over_both, "The change u - u_before happened between two times. Which two?"),
 )
 
 
@@ -437,14 +440,14 @@ KEPT = (
             "You went from the first to the last time in one step. "
             "Each step exchanges noise: multiply over the steps."),
     Mistake(_variance_kept,
-            "This is the fraction of the *variance* that is "
-            "kept. The factor of the noise itself is its root."),
+            "This is the fraction of the *variance* that is kept. By what is the noise itself "
+            "multiplied?"),
     Mistake(_eta_as_variance, "The variance of the new noise goes with eta²."),
     Mistake(_last_step_only,
             "You looked at the last step alone. The steps before it exchanged noise as well."),
     Mistake(_eta_alone,
-            "How much is drawn anew also depends on the step: "
-            "1 - SNR_t/SNR_s, which is small for a small step."),
+            "How much is drawn anew depends on the step as well. For a very small step, how much "
+            "should it be?"),
     Mistake(_limit,
             "That is the limit of very fine steps. Multiply "
             "the factors of the steps that are there."),

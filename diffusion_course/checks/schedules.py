@@ -55,22 +55,24 @@ def _one_level_for_all(x1, eps, alpha): return mix_pictures(x1, eps, alpha[:1].e
 
 MIX = (
     Mistake(_variance_as_sigma,
-            "1 - alpha² is the *variance* of the noise. What multiplies the noise is its root."),
+            "1 - alpha² is the *variance* of the noise. By what is a standard normal number "
+            "multiplied?"),
     Mistake(_linear_sigma,
-            "1 - alpha is the noise of the linear path. Variance "
-            "preserving means alpha² + sigma² = 1: sigma = √(1 - alpha²)."),
+            "1 - alpha is the noise of the linear path. Which two numbers add up to one on a path"
+            " that preserves variance?"),
     Mistake(_variances,
-            "These are the fractions of the variance. What multiplies "
-            "data and noise are their roots, alpha and √(1 - alpha²)."),
+            "You mixed with the fractions of the variance. By what are data and noise themselves "
+            "multiplied?"),
     Mistake(_swapped, "Data and noise have changed places: alpha belongs to the data."),
     Mistake(_rooted,
             "You took the root of alpha. That is right for DDPM's "
             "alpha-bar, which is our alpha squared; here you have alpha."),
     Mistake(_noise_unscaled,
-            "The noise is added at full strength. Mix: multiply it by √(1 - alpha²)."),
+            "The noise is added at full strength. How much of the variance is left for it when "
+            "the data keep alpha²?"),
     Mistake(_one_level_for_all,
-            "Every image got the level of the first. Each "
-            "has its own: shape alpha as (B, 1, 1, 1)."),
+            "Every image got the level of the first. Each has its own: which shape lets alpha "
+            "meet a batch of images?"),
 )
 
 
@@ -95,16 +97,18 @@ def _eps(x, x1, t): return (x - t[:, None] * x1) / (1 - t)[:, None]
 
 TOWARDS = (
     Mistake(_whole_distance,
-            "This is the distance that is left. Divide it by the time that is left, 1 - t."),
+            "This is the distance that is left. How much time is left to walk it?"),
     Mistake(_divided_by_t,
-            "You divided by the time that has passed. "
-            "What counts is the time that is left, 1 - t."),
+            "You divided by the time that has passed. Which time does the rest of the way take?"),
     Mistake(_backwards, "Your arrow leads away from the data point."),
-    Mistake(_eps_not_divided, "eps is (x - t·x1) / (1 - t): you left out the division."),
+    Mistake(_eps_not_divided,
+            "You took x - t·x1 for the noise. By what is the noise multiplied in x?"),
     Mistake(_x_for_eps,
-            "You mixed where you should differentiate. The velocity "
-            "is x1 - eps, and eps follows from x = t·x1 + (1 - t)·eps."),
-    Mistake(_eps, "This is eps, the noise you came from. The velocity is x1 - eps."),
+            "You mixed where you should differentiate. What is the derivative of the path with "
+            "respect to t, and how does eps follow from x and x1?"),
+    Mistake(_eps,
+            "This is eps, the noise that you came from. Which velocity leads from there to the "
+            "data point?"),
 )
 
 
@@ -154,20 +158,18 @@ def _swapped_levels(betas): return ddpm_levels(betas)[::-1]
 
 DDPM_LEVELS = (
     Mistake(_alpha_not_rooted,
-            "The fractions 1 - beta are of the *variance*. Their "
-            "product is alpha², so take its root for alpha."),
-    Mistake(_no_roots, "These are the variances, alpha² and sigma². Take their roots."),
-    Mistake(_of_one_step,
-            "This is what a single step does. The steps before it count "
-            "too: multiply the fractions 1 - beta up, with cumprod."),
+            "The fractions 1 - beta are of the *variance*, and so is their product. What is "
+            "alpha, then?"),
+    Mistake(_no_roots, "These are the variances. Which numbers multiply data and noise?"),
+    Mistake(_of_one_step, "This is what a single step does. What have the steps before it left?"),
     Mistake(_summed,
-            "You summed the betas. Each step takes a fraction of what "
-            "is *left*, so the fractions 1 - beta are multiplied."),
-    Mistake(_product_of_betas, "You multiplied the betas. What a step keeps is 1 - beta."),
+            "You summed the betas. Each step takes a fraction of what is *left*: how do such "
+            "fractions combine?"),
+    Mistake(_product_of_betas,
+            "You multiplied the betas. A beta is what a step loses: what does it keep?"),
     Mistake(_one_step_late,
-            "You are off by one: after the first step alpha² is 1 - betas[0], not 1."),
-    Mistake(_one_minus_alpha,
-            "sigma is not 1 - alpha here. The squares add up to one: sigma = √(1 - alpha²)."),
+            "You are off by one. How much variance is lost after the very first step?"),
+    Mistake(_one_minus_alpha, "sigma is not 1 - alpha here. Which two numbers add up to one?"),
     Mistake(_swapped_levels, "Signal and noise have changed places: alpha starts near one."),
 )
 
@@ -193,21 +195,21 @@ def _no_sigma(t): return 2 / math.pi * torch.atan(t)
 
 
 COSINE_TIME = (
-    Mistake(_upside_down,
-            "You used noise over signal. The ratio that rises with t is alpha/sigma."),
+    Mistake(_upside_down, "You used noise over signal. Which of the two ratios rises with t?"),
     Mistake(_squared_ratio,
-            "tan(πt'/2) is alpha/sigma itself. If you square one side, square the other."),
+            "tan(πt'/2) is one ratio, and yours on the other side is its square. Which of them do"
+            " you compare?"),
     Mistake(_same_alpha,
-            "At this time the *signal* is equally strong. "
-            "Equally noisy means the same alpha/sigma."),
+            "At this time the *signal* is equally strong. Which quantity says how noisy a mixture"
+            " is, whatever its scale?"),
     Mistake(_same_sigma,
-            "At this time the *noise* is equally strong. "
-            "Equally noisy means the same alpha/sigma."),
+            "At this time the *noise* is equally strong. Which quantity says how noisy a mixture "
+            "is, whatever its scale?"),
     Mistake(_angle, "This is the angle. It runs from 0 to π/2; time runs from 0 to 1."),
     Mistake(_same_time,
-            "The two paths are equally noisy at the same time only at 0, "
-            "½ and 1. Set their alpha/sigma equal and solve for the time."),
-    Mistake(_no_sigma, "The ratio on the linear path is t / (1 - t): you left the noise out."),
+            "The two paths are equally noisy at the same time only at 0, ½ and 1. What has to be "
+            "equal elsewhere?"),
+    Mistake(_no_sigma, "You left the noise out. What is signal over noise on the linear path?"),
 )
 
 
@@ -270,34 +272,34 @@ def _not_divided(x, data, t): return _log_weights(x, data, t).softmax(1) @ data 
 
 FIELD = (
     Mistake(_epsilon_added,
-            "A small number in the denominator avoids NaN and returns the "
-            "origin for far points: every weight has underflowed. Use softmax."),
+            "A small number in the denominator avoids NaN and returns the origin for far points: "
+            "every weight has underflowed. Which function normalises exponents without that?"),
     Mistake(_distance_not_squared,
-            "The distances are not squared: the exponent "
-            "of a Gaussian is -|x - t·x1|² / (2 sigma²)."),
+            "The distances are not squared. What stands in the exponent of a Gaussian?"),
     Mistake(_equal_weights,
-            "You averaged over all data alike. Weight each data "
-            "point by how probable it is that x is on its way to it."),
+            "You averaged over all data alike. How probable is each data point as the one that x "
+            "is on its way to?"),
     Mistake(_nearest,
             "You followed the nearest data point alone. The field "
             "is the weighted *mean* of what all of them propose."),
     Mistake(_divided_exponentials,
-            "This is right near the path and NaN far from it: every "
-            "exponential underflows and 0/0 is left. Use softmax."),
+            "This is right near the path and NaN far from it: every exponential underflows and "
+            "0/0 is left. Which function normalises exponents without that?"),
     Mistake(_not_normalised,
-            "The weights must add up to one at each x: divide by their sum, or use softmax."),
+            "Your weights don't add up to one at each x. By what do you divide them?"),
     Mistake(_data_not_scaled,
-            "The weights compare x with the data. At time t the "
-            "data point has been shrunk to t·x1: compare with that."),
-    Mistake(_no_half, "The exponent of a Gaussian is -|x - t·x1|² / (2 sigma²): the 2 is missing."),
+            "The weights compare x with the data. Where has a data point got to at time t, when "
+            "noise is mixed in?"),
+    Mistake(_no_half,
+            "Your weights are too sharp. Which number stands in the denominator of a Gaussian's "
+            "exponent, beside sigma²?"),
     Mistake(_sigma_not_squared,
-            "You divided the squared distance by 2·sigma, "
-            "with sigma = 1 - t. It is divided by 2·sigma²."),
+            "Your weights are too blunt, or too sharp. In which power does sigma stand in the "
+            "exponent?"),
     Mistake(_over_the_points,
-            "The softmax runs over the wrong dimension: the "
-            "weights of all *data* points add up to one, at each x."),
-    Mistake(_not_divided,
-            "This is the distance that is left. Divide it by the time that is left, 1 - t."),
+            "The softmax runs over the wrong dimension. What should add up to one: the weights of"
+            " all data at one x, or of all x at one data point?"),
+    Mistake(_not_divided, "This is the distance that is left. How much time is left to walk it?"),
 )
 
 

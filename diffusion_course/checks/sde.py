@@ -31,19 +31,22 @@ def _no_sigma(x, score, alpha, sigma): return (x + score) / alpha
 
 DENOISE = (
     Mistake(_downhill,
-            "You went downhill. The score is *minus* the "
-            "noise over sigma, and minus times minus adds it."),
+            "You went downhill. Which sign has the noise in the score, and what do you have to do"
+            " to take it out?"),
     Mistake(_one_sigma,
-            "One sigma is missing: one turns the score into eps, another scales eps in x."),
-    Mistake(_still_scaled, "This is alpha·x1. Divide by alpha."),
+            "One sigma is missing. One turns the score into eps: what else scales the noise in x?"),
+    Mistake(_still_scaled, "This is the data as it stands in x. By what is it still multiplied?"),
     Mistake(_multiplied,
-            "You multiplied by alpha where you should divide: x = alpha·x1 + sigma·eps."),
+            "You multiplied by alpha. What undoes the scale that the data have in x?"),
     Mistake(_only_the_score_scaled,
-            "Divide the whole of x + sigma²·score by alpha, not the score alone."),
-    Mistake(_score_as_noise, "You used the score as if it were eps. eps is -sigma·score."),
+            "You scaled the score alone. Which part of the sum is scaled by alpha: one term, or "
+            "all that is left when the noise is gone?"),
+    Mistake(_score_as_noise,
+            "You used the score as if it were eps. By what do the two differ, in size and in "
+            "sign?"),
     Mistake(_no_sigma,
-            "You took sigma·eps for -score. It is -sigma²·score: "
-            "multiply by sigma, don't divide by it."),
+            "The score has the wrong power of sigma. How do you get from the score to eps, and "
+            "from eps to the noise in x?"),
 )
 
 
@@ -94,14 +97,18 @@ def _one_sigma_for_all(score, eps, sigma): return (sigma.mean() * score + eps).s
 
 LOSS = (
     Mistake(_divided,
-            "This is right where sigma > 0, and 0/0 where it is 0. Multiply "
-            "the weight into the square first: (sigma·score + eps)²."),
-    Mistake(_wrong_sign, "The sign is off: the target is *minus* eps/sigma."),
+            "This is right where sigma > 0, and 0/0 where it is 0. Can the weight enter before "
+            "you divide?"),
+    Mistake(_wrong_sign,
+            "The sign is off. In which direction does the score point, as seen from the noise?"),
     Mistake(_eps_as_target,
-            "You compared the score with the noise itself. Multiply the score by -sigma first."),
+            "You compared the score with the noise itself. Which factor makes them comparable?"),
     Mistake(_eps_weighted_too,
-            "Here your target is -eps. It is -eps/sigma, so under eps the weight sigma² cancels."),
-    Mistake(_sigma_squared_inside, "Inside the square the weight sigma² is only sigma."),
+            "The weight has reached the target twice. What is left of eps/sigma when it is "
+            "weighted?"),
+    Mistake(_sigma_squared_inside,
+            "The weight stands under the square in your code. Which power of sigma does that make"
+            " it?"),
     Mistake(_summed,
             "You summed over the pixels. Take the mean, "
             "so that the loss doesn't grow with the image."),
@@ -111,7 +118,8 @@ LOSS = (
     Mistake(_clamped,
             "Where sigma is 0 nothing is left of your loss. The limit "
             "is |eps|²: multiply the weight in before you divide."),
-    Mistake(_one_sigma_for_all, "Every image has its own sigma: shape it (B, 1, 1, 1)."),
+    Mistake(_one_sigma_for_all,
+            "Every image has its own sigma. Which shape lets it meet a batch of images?"),
 )
 
 
@@ -175,18 +183,18 @@ STEP = (
             "direction, and the score has to gather it: +g²/2 both ways."),
     Mistake(_towards_data,
             "This step goes towards data. With the clock reversed the velocity changes its sign."),
-    Mistake(_whole_g2, "The score comes with g²/2, not g²."),
+    Mistake(_whole_g2, "Your score is twice too strong. How much of g² comes with it?"),
     Mistake(_noise_by_h, "You scaled the noise by h. Noise grows with the root of the step."),
     Mistake(_noise_by_g2,
-            "You scaled the noise by g². That is the rate "
-            "of the variance; the noise is scaled by g."),
+            "You scaled the noise by g². That is the rate of the variance: by what is the noise "
+            "itself scaled?"),
     Mistake(_no_score,
-            "There is noise, but no score to hold the "
-            "cloud together: add g²/2·score to the drift."),
+            "There is noise, but nothing that holds the cloud together. Which term balances it?"),
     Mistake(_no_noise, "The score gathers and nothing spreads: the noise is missing."),
-    Mistake(_noise_not_scaled, "The noise isn't scaled with the step: multiply by the root of h."),
+    Mistake(_noise_not_scaled,
+            "The noise isn't scaled with the step. How does a Brownian increment grow with h?"),
     Mistake(_t_for_sigma,
-            "You used t for sigma. On the linear path sigma is 1 - t: g² = 2(1 - t)."),
+            "You used t for sigma. How much noise is there at time t on the linear path?"),
 )
 
 
@@ -216,25 +224,25 @@ def _whole_score_scaled(x, score, beta, kappa): return beta / 2 * x + kappa**2 *
 
 DRIFT = (
     Mistake(_whole_score_scaled,
-            "This is right at kappa = 1. But at kappa = 0 no score is left, and the "
-            "ODE needs beta/2·score: scale only the part that belongs to the noise."),
+            "This is right at kappa = 1. But the ODE needs a part of the score too: which part "
+            "belongs to the noise alone?"),
     Mistake(_only_ode,
-            "This is the ODE, right for kappa = 0 alone. Noise of "
-            "strength g needs an extra g²/2·score in the drift."),
+            "This is the ODE, right for kappa = 0 alone. What does noise of strength g need in "
+            "the drift?"),
     Mistake(_always_full,
             "This is the reverse SDE, right for kappa = 1 alone. Start "
             "from the ODE and add the part that belongs to *your* noise."),
-    Mistake(_kappa_not_squared, "The score goes with g², and g is kappa·√beta: square kappa."),
+    Mistake(_kappa_not_squared,
+            "You used kappa where its square belongs. Does the score go with g, or with g²?"),
     Mistake(_only_the_noise,
-            "At kappa = 0 a score must remain: the ODE of this process is beta/2·(x + score)."),
-    Mistake(_x_not_flipped,
-            "The clock is reversed, so the term that shrank x must expand it here: +beta/2·x."),
+            "At kappa = 0 nothing of the score is left. Which drift has the ODE of this process?"),
+    Mistake(_x_not_flipped, "The clock is reversed. What becomes of the term that shrank x?"),
     Mistake(_subtracted,
             "The score in this drift belongs to the clock that "
             "runs to noise. Here both parts of the score add up."),
     Mistake(_no_half,
-            "There is twice too much score: it comes with "
-            "g²/2, for the ODE's part and for the noise."),
+            "There is twice too much score. How much of g² comes with it, for the ODE's part and "
+            "for the noise?"),
     Mistake(_rooted,
             "You took the root of beta in the drift. The root "
             "belongs to the noise; the drift goes with beta."),
@@ -270,20 +278,22 @@ SETTLED_VARIANCE = (
     Mistake(_exactly,
             "That is where it settles for tiny steps. Write one step "
             "as x ← a·x + noise and ask which variance stays the same."),
-    Mistake(_a_not_squared, "Multiplying x by a multiplies its variance by a²."),
-    Mistake(_noise_once, "The noise is √(2·delta)·z: its variance is 2·delta."),
-    Mistake(_rooted_noise, "√(2·delta) scales z. Its variance, which you need here, is 2·delta."),
-    Mistake(_std_in_score, "The score of N(0, s²) is -x/s²: s is squared."),
+    Mistake(_a_not_squared,
+            "By how much does a variance grow when its variable is multiplied by a?"),
+    Mistake(_noise_once,
+            "Your noise is half as strong as it is. What is the variance of √(2·delta)·z?"),
+    Mistake(_rooted_noise, "√(2·delta) scales z. You need a variance here: which one is that?"),
+    Mistake(_std_in_score, "The score of N(0, s²) has another power of s. Which one?"),
     Mistake(_no_memory,
             "This is the variance that one step adds. "
             "What is left of all earlier steps counts too."),
     Mistake(_one_step,
-            "This is the variance after one step from N(0, s²). Repeat "
-            "until it no longer changes: solve v = a²·v + 2·delta."),
+            "This is the variance after one step from N(0, s²). What holds once it no longer "
+            "changes?"),
     Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
     Mistake(_too_narrow,
-            "The sign is off: a finite step leaves the cloud too "
-            "wide, not too narrow. Solve v = a²·v + 2·delta again."),
+            "The sign is off: a finite step leaves the cloud too wide, not too narrow. Which "
+            "equation holds for a variance that stays?"),
 )
 
 

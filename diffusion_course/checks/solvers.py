@@ -34,18 +34,19 @@ def _increment_only(u, x, t, s): return (s - t) * u(x, t)
 
 EULER_STEP = (
     Mistake(_whole_arrow,
-            "You walked the whole arrow. It is a velocity: "
-            "multiply it by the length of the step, s - t."),
+            "You walked the whole arrow. It is a velocity: for how long do you follow it?"),
     Mistake(_arrow_at_the_end,
-            "You took the arrow at the time of arrival. Euler takes it now: u(x, t)."),
-    Mistake(_multiplied, "You multiplied x by the arrow. A step adds to x: x + (s - t) · u."),
+            "You took the arrow at the time of arrival. At which time and place does Euler look?"),
+    Mistake(_multiplied,
+            "You multiplied x by the arrow. A velocity moves a point: what does a step do to x?"),
     Mistake(_multiplied_and_added,
-            "The arrow is multiplied by x as well. It stands for itself: x + (s - t) · u."),
+            "The arrow is multiplied by x as well. It is a velocity already: what else does it "
+            "need to become a displacement?"),
     Mistake(_never_backwards,
-            "This is right forwards and wrong backwards: "
-            "the length of a step is s - t, with its sign."),
+            "This is right forwards and wrong backwards. Which sign has the length of a step that"
+            " goes back in time?"),
     Mistake(_against_the_arrow,
-            "You walked against the arrow: the length of the step is s - t, not t - s."),
+            "You walked against the arrow. Which sign has the length of a step from t to s?"),
     Mistake(_increment_only, "This is the move alone. Add it to where you were."),
 )
 
@@ -130,27 +131,28 @@ def _second_only(u, x, t, s):
 
 RALSTON_STEP = (
     Mistake(_stopped_clock,
-            "The second arrow is taken at the right place and the wrong "
-            "time: two thirds of the way it is t + 2/3·h. On a field "
-            "that does not change with time you would never notice."),
+            "The second arrow is taken at the right place and the wrong time. What time is it two"
+            " thirds of the way? (On a field that does not change with time you would never "
+            "notice.)"),
     Mistake(_arrival_time,
-            "The second arrow is taken at the time of "
-            "arrival. Two thirds of the way it is t + 2/3·h."),
+            "The second arrow is taken at the time of arrival. What time is it two thirds of the "
+            "way?"),
     Mistake(_place_of_arrival,
-            "The second arrow is taken at the end of the "
-            "first. Go two thirds of it: x + 2/3·h·k1."),
-    Mistake(_weights_swapped, "The weights are swapped: ¼ of the first arrow, ¾ of the second."),
+            "The second arrow is taken at the end of the first. How far along it does Ralston "
+            "look?"),
+    Mistake(_weights_swapped,
+            "The weights are swapped. Which of the two arrows counts for more?"),
     Mistake(_equal_weights,
-            "You took the mean of both arrows, as Heun does. Ralston takes the second "
-            "elsewhere, and so weights them ¼ and ¾: otherwise the second order is lost."),
+            "You took the mean of both arrows, as Heun does. Ralston looks at another place than "
+            "the end: which weights keep the second order?"),
     Mistake(_stayed_in_place,
-            "The second arrow is taken at the old place. "
-            "Move two thirds of the way first: x + 2/3·h·k1."),
+            "The second arrow is taken at the old place. Where does two thirds of the first arrow"
+            " lead?"),
     Mistake(_forgot_the_step,
-            "On the way to the second arrow you walked 2/3 of the "
-            "whole first one. An arrow is a velocity: 2/3·h·k1."),
+            "On the way to the second arrow you walked 2/3 of the whole first one. An arrow is a "
+            "velocity: for how long do you follow it?"),
     Mistake(_time_from_zero,
-            "The second arrow is taken at time 2/3·h. The step begins at t: t + 2/3·h."),
+            "The second arrow is taken at a time that counts from 0. When does the step begin?"),
     Mistake(_second_only,
             "You walked along the second arrow alone. A quarter of the way belongs to the first."),
 )
@@ -200,19 +202,22 @@ def _root_of_g(u, g, x, t, s, z):
 
 EM_STEP = (
     Mistake(_no_root,
-            "The noise is multiplied by h. Variances add up, so it is "
-            "the variance that grows with h, and the noise with its root."),
-    Mistake(_noise_twice, "The noise enters twice. z is all the randomness there is: √h · g · z."),
+            "The noise is multiplied by h. It is the variances of steps that add up: how does the"
+            " noise itself grow, then?"),
+    Mistake(_noise_twice, "The noise enters twice. How often is randomness drawn in one step?"),
     Mistake(_squared,
-            "The noise is multiplied by g². That is its "
-            "variance; the noise itself is multiplied by g."),
+            "The noise is multiplied by g². That is the rate of its variance: by what is the "
+            "noise itself multiplied?"),
     Mistake(_root_for_both,
-            "The drift is multiplied by √h too. Only the noise is; the drift moves x by h · u."),
-    Mistake(_unscaled_noise, "The noise does not shrink with the step: multiply it by √h."),
+            "The drift is multiplied by √h too. Which of the two moves x in proportion to the "
+            "time?"),
+    Mistake(_unscaled_noise,
+            "The noise does not shrink with the step. How does the variance of a Brownian "
+            "increment depend on h, and its size?"),
     Mistake(_anticipating,
             "You took g at the end of the step. Itô's integral "
             "takes it at the start, before the noise is known."),
-    Mistake(_root_of_g, "The root goes over h only. g is a standard deviation already."),
+    Mistake(_root_of_g, "The root goes over g as well. Is g a variance or a standard deviation?"),
 )
 
 
@@ -277,27 +282,26 @@ def _noise_at_the_start(x, h, theta, g, z):
 
 OU_STEP = (
     Mistake(_small_step,
-            "This is an Euler-Maruyama step, which is right only when it is "
-            "short. Use the mean and the variance that hold after any time."),
+            "This is an Euler-Maruyama step, which is right only when it is short. Which mean and"
+            " which variance hold after any time?"),
     Mistake(_variance_times_z,
-            "You multiplied z by the variance. Noise is "
-            "multiplied by the standard deviation, its root."),
+            "You multiplied z by the variance. By what is a standard normal number multiplied?"),
     Mistake(_variance_of_the_limit,
-            "This is the variance of the limit. After a time "
-            "h it is smaller: multiply it by 1 - exp(-2θh)."),
-    Mistake(_no_two, "The variance is twice too large: it is g²/(2θ) · (1 - exp(-2θh))."),
-    Mistake(_slow_variance,
-            "The mean forgets at rate θ, the variance at "
-            "rate 2θ, because it is a square: 1 - exp(-2θh)."),
+            "This is the variance of the limit. How much of it is there after a time h, when the "
+            "start is not yet forgotten?"),
+    Mistake(_no_two,
+            "The variance is twice too large. What is its limit for large h: where do noise and "
+            "pull balance?"),
+    Mistake(_slow_variance, "The mean forgets at rate θ. At which rate does a square forget?"),
     Mistake(_brownian,
             "The noise is that of Brownian motion, whose variance "
             "g²·h grows for ever. Here the pull limits it."),
     Mistake(_times_theta,
-            "Python reads g**2 / 2 * theta as (g²/2) · θ. Divide by (2 * theta), with brackets."),
-    Mistake(_no_memory, "The start is forgotten at once. The mean is exp(-θh) · x."),
+            "Python reads g**2 / 2 * theta as (g²/2) · θ. Which brackets say what you mean?"),
+    Mistake(_no_memory,
+            "The start is forgotten at once. Which part of x is left after a time h?"),
     Mistake(_noise_at_the_start,
-            "The noise decays with x. What is drawn is the noise at "
-            "the *end* of the step: only x is multiplied by exp(-θh)."),
+            "The noise decays with x. When is it drawn: at the start of the step, or for its end?"),
 )
 
 
@@ -349,21 +353,22 @@ def _multiplied_score(score, x, h, temperature, z):
 
 LANGEVIN_STEP = (
     Mistake(_no_two_in_root,
-            "The two is missing: the noise is √(2·h·temperature) · z. "
-            "Without it the points settle in a cloud that is too tight."),
-    Mistake(_downhill, "The score points uphill, and so should you: x + h · score."),
+            "Your points settle in a cloud that is too tight. Which factor stands under the root,"
+            " beside h and the temperature?"),
+    Mistake(_downhill, "You walk downhill. In which direction does the score point?"),
     Mistake(_temperature_outside,
-            "The temperature stands under the root: it scales the variance of the noise."),
-    Mistake(_rootless,
-            "The root is missing: noise grows with √h, and is scaled by √(2·h·temperature)."),
+            "The temperature stands outside of the root. What does it scale: the noise, or the "
+            "variance of the noise?"),
+    Mistake(_rootless, "Your noise is a variance. What scales z?"),
     Mistake(_half_score,
             "You took half the score with the whole noise: the points settle "
             "in a cloud that is too wide. Here the score is multiplied by h."),
     Mistake(_half_of_both,
-            "You took half of both: the same process at half the speed, which many papers "
-            "write. Here the drift is the score itself: h · score and √(2·h·temperature)."),
+            "You took half of both: the same process at half the speed, which many papers write. "
+            "Which drift does this exercise ask for?"),
     Mistake(_h_outside,
-            "The noise is multiplied by h. Only its root belongs there: √(2·h·temperature)."),
+            "The noise is multiplied by h. In which power does the length of a step enter the "
+            "noise?"),
     Mistake(_divided_score,
             "You divided the score by the temperature. That settles in the same "
             "density, but it is another process; here the temperature scales the noise."),
@@ -415,7 +420,8 @@ def _through_the_origin(n_steps, errors):
 
 ORDER = (
     Mistake(_negative,
-            "The sign is off: against the number of steps the line falls. Take the step, 1/n."),
+            "The sign is off: against the number of steps the line falls. What is the length of a"
+            " step if there are n?"),
     Mistake(_no_logarithm,
             "This is the slope of the error against the step. "
             "The order is the slope of their logarithms."),
@@ -425,8 +431,8 @@ ORDER = (
     Mistake(_half_logarithm,
             "Only the error is under a logarithm. Take the logarithm of the step too."),
     Mistake(_through_the_origin,
-            "Your line is forced through the origin. It has an "
-            "offset, log C: subtract the mean of the log steps first."),
+            "Your line is forced through the origin. A power law has a constant in front: what "
+            "does it become under the logarithm?"),
 )
 
 

@@ -207,7 +207,8 @@ RATE = (
             "You shifted the cosine up by `last`: it now begins at 1 + last. Stretch "
             "its range to [last, 1]."),
     Mistake(_straight, "That is a straight line. The cosine leaves 1 and reaches `last` gently."),
-    Mistake(_no_warmup, "The warm-up is missing: below `warmup` images the rate is seen / warmup."),
+    Mistake(_no_warmup,
+            "The warm-up is missing. Which fraction of the rate holds below `warmup` images?"),
     Mistake(_quarter,
             "You used a quarter of the wave. Half of it, from 0 to pi, is flat at both ends."),
     Mistake(_warm_from_last, "The warm-up starts at 0; only the end is at `last`."),

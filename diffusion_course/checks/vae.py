@@ -41,6 +41,8 @@ def _cut_off(E, W, x, eps, kl, lr):
 
 
 def _log_var_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var * eps)
+def _variance_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var.exp() * eps)
+def _kl_twice_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl / eps.shape[1], lr)
 def _kl_undivided(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1], lr)
 def _kl_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1] / eps.shape[1], lr)
 def _without_noise(E, W, x, eps, kl, lr): return vae_step(E, W, x, 0 * eps, kl, lr)
@@ -52,6 +54,9 @@ VAE_STEP = (
     Mistake(_cut_off, "The squared error doesn't reach the encoder. Is your z still a function of mu and log_var?"),
     Mistake(_log_var_as_std,
             "What does the encoder return beside mu: tau, tau² or log tau²? Which of them multiplies eps?"),
+    Mistake(_variance_as_std, "exp(log_var) is tau². What multiplies eps?"),
+    Mistake(_kl_twice_averaged,
+            "Over the numbers of a code the KL is a sum. Where does a mean come in?"),
     Mistake(_kl_undivided, "By what is the squared error divided, and by what the KL?"),
     Mistake(_kl_averaged, "Over what is the KL added up, and by what is it divided?"),
     Mistake(_without_noise, "Your z is the mean. Where does eps come in?"),
@@ -86,7 +91,7 @@ BELIEVED_NOISE = (
             "That is kappa, twice the variance. The standard deviation is the square "
             "root of half of it."),
     Mistake(_noise_without_two,
-            "A factor of 2 is missing: -log N(x; d, s²) is the squared error over *two* s²."),
+            "A factor of 2 is missing. What stands under the square in a Gaussian's exponent?"),
     Mistake(_noise_flipped,
             "D and m are swapped: averaging the KL over few numbers makes each nat "
             "more expensive."),
@@ -97,7 +102,8 @@ BELIEVED_NOISE = (
     Mistake(_noise_all_summed,
             "That is right for an error summed over the image. Here it is averaged "
             "over its D numbers."),
-    Mistake(_noise_times_two, "You multiplied by 2 where you should divide: weight·D/m is 2s²."),
+    Mistake(_noise_times_two,
+            "You multiplied by 2 where you should divide. For which s do the two losses agree?"),
 )
 
 
@@ -179,20 +185,20 @@ def _time_unchanged(t, c): return t * 1.0
 
 TIME = (
     Mistake(_time_through_ratio,
-            "This is right inside, and NaN at t = 1: multiply numerator and denominator by 1 - t."),
+            "This is right inside, and NaN at t = 1. How can you write the fraction so that "
+            "nothing is divided by 0 there?"),
     Mistake(_time_ratio,
-            "That is the ratio t c / (1 - t) itself. Which time t' has t' / (1 - t') equal to it?"),
+            "That is a ratio of signal to noise, not a time. At which time does the path have it?"),
     Mistake(_time_back,
             "It is the other way round: large data stand out of the noise *earlier*, "
             "so t' is above t for c > 1."),
-    Mistake(_time_scaled,
-            "t c leaves [0, 1]. Compare the ratios of signal to noise, alpha c / sigma."),
+    Mistake(_time_scaled, "t c leaves [0, 1]. Which ratio has to be equal on the two paths?"),
     Mistake(_time_log_snr,
             "That is the log-SNR at t. Which time t' has the same log-SNR for data "
             "with standard deviation 1?"),
     Mistake(_time_divided,
-            "t / c leaves [0, 1], and large data stand out earlier, not later. "
-            "Compare the ratios of signal to noise."),
+            "t / c leaves [0, 1], and large data stand out earlier, not later. Which ratio has to"
+            " be equal on the two paths?"),
     Mistake(_time_squared,
             "c was squared, t was not. Compare standard deviations with standard deviations."),
     Mistake(_time_half_logit,
@@ -274,16 +280,17 @@ BOUND = (
             "infinite: use logsumexp."),
     Mistake(_bound_sign, "Divide by q: its logarithm is subtracted."),
     Mistake(_bound_kl_sign,
-            "You subtracted the KL's terms the wrong way round: the weight is p(x|z) "
-            "p(z) / q(z|x)."),
+            "You subtracted the terms the wrong way round. Which density do the draws come from, "
+            "and which one should they count as?"),
     Mistake(_bound_best, "You kept only the best draw. All of them are averaged."),
     Mistake(_bound_over_images, "You averaged over images. The draws are the first dimension."),
     Mistake(_bound_no_prior,
-            "p(z)/q(z|x) is missing: the draws come from q, so each has to be "
-            "reweighted to count as the prior says."),
+            "Nothing corrects for where the draws come from. They are drawn from q: how much "
+            "should each count for the prior?"),
     Mistake(_bound_joint, "q is missing: where q draws often, each draw must count less."),
     Mistake(_bound_k_inside,
-            "1/K is inside the logarithm: subtract log K instead of dividing by K."),
+            "Your mean is taken inside the logarithm in the wrong way. What becomes of dividing "
+            "by K there?"),
 )
 
 
@@ -362,8 +369,8 @@ LINEAR = (
             "numbers of the code correlated."),
     Mistake(_linear_mean_unscaled, "The mean lacks the division by s²."),
     Mistake(_linear_encoder,
-            "x W has roughly the right direction. The posterior's mean multiplies it "
-            "by the covariance and 1/s²."),
+            "x W has roughly the right direction. Which other factors does the posterior's mean "
+            "have?"),
     Mistake(_linear_unscaled,
             "The mean fits. The covariance is s² times the inverse that you took."),
     Mistake(_linear_marginal,
