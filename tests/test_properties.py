@@ -366,6 +366,8 @@ ELSEWHERE = set(
     training.ladder training.DATA latent.LatentUNet
     evaluation.inception_fid evaluation.own_classifier
     evaluation.scores_of images.cifar10 images.digits clinic.examine cold.DEGRADATIONS plots.show_stages
+    scenes.Group scenes.Caption scenes.Thing transformer.MultiHead transformer.DiTBlock transformer.TextBlock
+    transformer.TextEncoder transformer.Prompted transformer.scenes transformer.attention_weights transformer.modulate
 """.split()
 )
 OTHERS = ("checking", "diagnosis", "relations", "trials", "cli", "hub")
