@@ -187,7 +187,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
         tables=[table(f"On the {where.type}, batches of {n}", columns, rows)])
 
 
-WHY = ("convolutions take about two thirds of a training step in every one of them, and the same library computes them at"
+WHY = ("convolutions take about two thirds of a training step in every one of them, and one library computes them at"
        " the same rate, so that with as many multiply-adds only the other third can differ (`python benchmarks/unet.py"
        " --profile`); where ours has more weights, its optimizer has more to do too")
 

@@ -133,7 +133,9 @@ def sizes(name: str, value: Any, of: str) -> tuple[int, ...]:
     raise ValueError(f"{name} is {short(value)}: expected ({of})")
 
 
-def pair(name: str, value: Any, low: float = -math.inf, expected: str = "two numbers that don't fall") -> tuple[float, float]:
+def pair(
+    name: str, value: Any, low: float = -math.inf, expected: str = "two numbers that don't fall",
+) -> tuple[float, float]:
     """Two numbers, the second not below the first; infinity may be the second.
 
     Args:

@@ -154,7 +154,8 @@ def width(x: Tensor, means: Tensor, stds: Tensor, responsibilities: Tensor) -> f
     if not (stds > 0).all(): raise ValueError(f"stds is {expect.short(stds)}: expected positive numbers")
     if stds.shape != means.shape[:1] or means.shape[1] != x.shape[1] or responsibilities.shape != (len(x), len(means)):
         shapes = [tuple(z.shape) for z in (x, means, stds, responsibilities)]
-        raise ValueError(f"x, means, stds and responsibilities have shapes {shapes}: expected (n, D), (K, D), (K,), (n, K)")
+        expected = "(n, D), (K, D), (K,), (n, K)"
+        raise ValueError(f"x, means, stds and responsibilities have shapes {shapes}: expected {expected}")
     k = responsibilities.argmax(1)
     return ((x - means[k]).norm(dim=1) / stds[k]).median().item()
 

@@ -156,10 +156,19 @@ def draw_captions(
         n: how many.
         seed: the same seed gives the same captions.
         shares: of "single", "count" and "pair".
+
+    Raises:
+        ValueError: for shares that are no three numbers with the sum 1.
     """
+    n = expect.whole("n", n, 0)
+    seed = expect.whole("seed", seed, 0)
+    try: weights = [float(share) for share in shares]
+    except (TypeError, ValueError): weights = []
+    if len(weights) != 3 or not min(weights) >= 0 or not abs(sum(weights) - 1) < 1e-6:
+        raise ValueError(f"shares is {expect.short(shares)}: expected three numbers, 0 or more, with the sum 1")
     rng = np.random.default_rng(seed)
     parts = [all_captions()[name] for name in ("single", "count", "pair")]
-    return [parts[k][rng.integers(len(parts[k]))] for k in rng.choice(3, n, p=shares)]
+    return [parts[k][rng.integers(len(parts[k]))] for k in rng.choice(3, n, p=weights)]
 
 # %% ../nbs/toolbox/scenes.ipynb #5bb505c6
 _GRID = np.arange(SIDE) + 0.5  # the middles of pixels
@@ -187,7 +196,8 @@ def draw_scenes(captions: Sequence[Caption | str], seed: int = 0, batch: int = 4
         (n, 3, SIDE, SIDE) of torch.uint8.
     """
     asked = [parse_caption(c) if isinstance(c, str) else c for c in captions]
-    rng = np.random.default_rng([seed, 1])
+    batch = expect.whole("batch", batch)
+    rng = np.random.default_rng([expect.whole("seed", seed, 0), 1])
     parts = [_paint(*_arrange(asked[k: k + batch], rng)) for k in range(0, len(asked), batch)]
     return torch.cat([torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8), *parts])
 

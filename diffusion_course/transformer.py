@@ -22,7 +22,7 @@ from .options import option, settings
 from .predictions import Denoiser, Model, ModelWrapper, Prediction, n_cond, network
 from .samplers import dpmpp_2m, sample, uniform_grid
 from .scenes import COLOURS, COUNTS, SHAPES, SIZES, draw_captions, draw_scenes
-from .schedules import Linear
+from .schedules import Linear, as_time
 from .seeds import seeded_weights
 from .training import DATA, DenoiserRecipe
 from .unet import TimeEmbedding
@@ -46,8 +46,10 @@ def patchify(x: Tensor, p: int) -> Tensor:
     Raises:
         ValueError: where p does not divide the sides.
     """
+    if expect.floats("x", x).ndim != 4: raise ValueError(f"x {expect.having(x)}: expected (B, C, H, W)")
     B, C, H, W = x.shape
-    if p < 1 or H % p or W % p: raise ValueError(f"patch is {p}: expected a number that divides {H} and {W}")
+    p = expect.whole("patch", p)
+    if H % p or W % p: raise ValueError(f"patch is {p}: expected a number that divides {H} and {W}")
     x = x.reshape(B, C, H // p, p, W // p, p)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(B, (H // p) * (W // p), C * p * p)
 
@@ -62,8 +64,14 @@ def unpatchify(tokens: Tensor, shape: tuple[int, int, int], p: int) -> Tensor:
 
     Returns:
         (B, C, H, W).
+
+    Raises:
+        ValueError: for tokens that are not the patches of such images.
     """
-    C, H, W = shape
+    C, H, W = expect.sizes("shape", shape, "C, H, W")
+    p = expect.whole("patch", p)
+    if H % p or W % p: raise ValueError(f"patch is {p}: expected a number that divides {H} and {W}")
+    expect.floats("tokens", tokens, shape=(H * W // p**2, C * p**2))
     x = tokens.reshape(len(tokens), H // p, W // p, C, p, p)
     return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), C, H, W)
 
@@ -148,7 +156,12 @@ def waves(position: Tensor, width: int, longest: float = 100.0) -> Tensor:
     Returns:
         (N, width).
     """
+    width = expect.whole("width", width, 2)
     if width % 2: raise ValueError(f"width is {width}: expected an even number")
+    expect.number("longest", longest, 0, expected="a positive number", above=True)
+    position = expect.tensor("position", position)
+    if position.is_complex() or position.ndim != 1:
+        raise ValueError(f"position is {expect.described(position)}: expected (N,) places")
     rates = longest ** -(torch.arange(0, width, 2, device=position.device) / width)
     angle = position[:, None] * rates
     return torch.cat([angle.sin(), angle.cos()], 1)
@@ -165,6 +178,9 @@ def positional_codes(rows: int, columns: int, width: int) -> Tensor:
     Returns:
         (rows columns, width), row by row.
     """
+    rows = expect.whole("rows", rows)
+    columns = expect.whole("columns", columns)
+    width = expect.whole("width", width, 4)
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.cat([waves(y.flatten(), width // 2), waves(x.flatten(), width // 2)], 1)
 
@@ -250,6 +266,7 @@ def tokens(captions: str | Sequence[str], n_words: int = N_WORDS) -> Tensor:
     Raises:
         ValueError: for words that are not in WORDS, and for more than n_words.
     """
+    n_words = expect.whole("n_words", n_words)
     rows = []
     for caption in [captions] if isinstance(captions, str) else captions:
         words = str(caption).lower().replace(",", " ").replace(".", " ").split()
@@ -349,9 +366,7 @@ class DiTConfig:
     text_depth: int = option(1, "blocks of the text encoder")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"shape is {self.shape}: expected (channels, height, width)")
+        object.__setattr__(self, "shape", expect.sizes("shape", self.shape, "channels, height, width"))
         for name in ("patch", "depth", "head"): expect.whole(name, vars(self)[name])
         for name in ("n_labels", "n_cond", "vocabulary", "text_depth"): expect.whole(name, vars(self)[name], 0)
         if any(side % self.patch for side in self.shape[1:]):
@@ -602,12 +617,14 @@ def attention_maps(model: Model, x: Tensor, t: Tensor | float, cond: Tensor) -> 
     if _text_of(model) is None:
         raise ValueError(f"the model is a {type(network(model) or model).__name__}: expected one that reads captions")
     net: Any = network(model)
+    x = expect.floats("x", x, shape=net.shape)
+    t = expect.finite("t", as_time(t)).to(x).expand(len(x))
     maps: list[Tensor] = []
 
     def keep(layer: MultiHead, args: tuple) -> None: maps.append(layer.weights(*args).mean(1))
 
     hooks = [block.cross.register_forward_pre_hook(keep) for block in net.blocks]
-    try: net(x, torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x)), cond=cond)
+    try: net(x, t, cond=cond)
     finally:
         for hook in hooks: hook.remove()
     a = torch.stack(maps).mean(0).transpose(1, 2)

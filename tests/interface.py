@@ -267,7 +267,17 @@ def ways(page: Page, control: ElementHandle) -> list[Callable[[], object]]:
     if idle: return [b.click for b in idle]
     box = control.query_selector("input[type=checkbox]")
     if box: return [box.click]
+    field = control.query_selector("input[list], input[type=text]")
+    if field:
+        others = "f => [...(f.list?.options ?? [])].map(o => o.value).filter(v => v !== f.value)"
+        return [partial(write, field, text) for text in field.evaluate(others)[:2]]
     raise AssertionError(f"a control the tests do not know: {control.inner_text()!r}")
+
+
+def write(field: ElementHandle, text: str) -> None:
+    """Type another text and press Enter."""
+    field.fill(text)
+    field.press("Enter")
 
 
 def exercise_panel(page: Page, panel: ElementHandle) -> None:

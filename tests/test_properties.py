@@ -367,8 +367,10 @@ ELSEWHERE = set(
     runs.interruptions runs.folder_lock runs.Metrics training.Objective training.Run training.train training.started
     training.ladder training.DATA latent.LatentUNet
     evaluation.inception_fid evaluation.own_classifier
-    evaluation.scores_of images.cifar10 images.digits clinic.examine
-    files.whole_file cold.DEGRADATIONS plots.show_stages
+    evaluation.scores_of images.cifar10 images.digits clinic.examine cold.DEGRADATIONS plots.show_stages
+    scenes.Group scenes.Caption scenes.Thing transformer.MultiHead transformer.DiTBlock transformer.TextBlock
+    transformer.TextEncoder transformer.Prompted transformer.scenes transformer.attention_weights transformer.modulate
+    files.whole_file
 """.split()
 )
 OTHERS = ("checking", "diagnosis", "relations", "trials", "cli", "hub")

@@ -64,9 +64,13 @@ def test_patches_are_squares_row_by_row_and_come_together_again(shape, p):
     assert torch.equal(unpatchify(found, shape[1:], p), x)
 
 
-@pytest.mark.parametrize("p", [0, 3, 5])
-def test_a_patch_that_does_not_fit_is_refused(p):
-    with pytest.raises(ValueError, match="expected a number that divides 8 and 8"): patchify(normal(1, 1, 8, 8), p)
+@pytest.mark.parametrize(("p", "message"), [
+    (0, "expected a whole number, 1 or more"), (3, "expected a number that divides 8 and 8"),
+    (5, "expected a number that divides 8 and 8"),
+])
+def test_a_patch_that_does_not_fit_is_refused(p, message):
+    with pytest.raises(ValueError, match=message): patchify(normal(1, 1, 8, 8), p)
+    with pytest.raises(ValueError, match=message): unpatchify(normal(1, 4, 16), (1, 8, 8), p)
 
 
 def test_attention_is_that_of_pytorch_with_a_mask():

@@ -34,8 +34,10 @@ from diffusion_course import (
     matching,
     predictions,
     samplers,
+    scenes,
     style,
     training,
+    transformer,
     unet,
     vae,
     widgets,
@@ -904,6 +906,43 @@ valid(
 valid("plots.as_images", x=PIX, name="x")
 valid("plots.show_stages", stages=made(lambda: {"a": (0, 2), "b": (1, 3)}))
 
+CAPTIONS = ("a red circle", "two small green squares")
+SCENE = made(lambda: scenes.draw_scenes(CAPTIONS, 0)[0])
+READER = transformer.DiTConfig((1, 8, 8), patch=4, width=16, depth=1, head=8)
+
+
+@made
+def reader() -> dc.Denoiser:
+    net = transformer.DiT(READER).eval().requires_grad_(False)
+    for k, p in enumerate(net.parameters()):
+        p.add_(0.1 * torch.randn(p.shape, generator=rng(k)))
+    return dc.Denoiser(net, dc.Linear())
+
+
+WORDS = made(lambda: transformer.tokens(CAPTIONS))
+valid("scenes.all_captions")
+valid("scenes.parse_caption", text="a red circle")
+valid("scenes.draw_captions", n=4, seed=0, shares=(0.15, 0.2, 0.65))
+valid("scenes.draw_scenes", captions=CAPTIONS, seed=0, batch=8)
+valid("scenes.read_scene", image=SCENE)
+valid(
+    "scenes.judge",
+    things=made(lambda: scenes.read_scene(SCENE())),
+    caption=made(lambda: scenes.parse_caption("a red circle")),
+)
+valid("scenes.verdict", image=SCENE, caption="a red circle")
+
+valid("transformer.patchify", x=PIX, p=4)
+valid("transformer.unpatchify", tokens=floats(2, 4, 16), shape=(1, 8, 8), p=4)
+valid("transformer.waves", position=floats(4), width=8, longest=100.0)
+valid("transformer.positional_codes", rows=2, columns=3, width=8)
+valid("transformer.tokens", captions=CAPTIONS, n_words=10)
+valid("transformer.DiTConfig", **vars(READER))
+valid("transformer.DiT", config=made(lambda: READER), seed=0)
+valid("transformer.DiT.forward", self=made(lambda: reader().net), x=PIX, t=within(2), cond=WORDS)
+valid("transformer.prompted", model=reader, w=2.0, negative="red")
+valid("transformer.attention_maps", model=reader, x=PIX, t=0.5, cond=WORDS)
+
 valid("runs.saved_config", config=made(lambda: training.PRESETS["digits"]), folder=FOLDER)
 valid(
     "runs.can_resume", config=made(lambda: training.PRESETS["digits"]), folder=FOLDER, resume=True
@@ -926,6 +965,7 @@ valid("style.plane", ax=made(lambda: style.axes_or_new(None)), extent=3.0, title
 valid("widgets.slider", lo=0.0, hi=1.0, value=0.5, step=0.1, label="a", help="b")
 valid("widgets.choice", options=("a", "b"), value="b", label="a", help="b")
 valid("widgets.toggle", value=True, label="a", help="b")
+valid("widgets.text", value="a", suggestions=("b", "c"), label="a", help="b")
 valid("widgets.panel", draw=made(lambda: lambda n: str(n)), n=made(lambda: widgets.slider(0, 3)))
 
 

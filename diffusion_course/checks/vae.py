@@ -41,7 +41,10 @@ def _cut_off(E, W, x, eps, kl, lr):
 
 
 def _log_var_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var * eps)
-def _variance_as_std(E, W, x, eps, kl, lr): return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var.exp() * eps)
+def _variance_as_std(E, W, x, eps, kl, lr):
+    return _descend(E, W, x, kl, lr, lambda mu, log_var: mu + log_var.exp() * eps)
+
+
 def _kl_twice_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl / eps.shape[1], lr)
 def _kl_undivided(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1], lr)
 def _kl_averaged(E, W, x, eps, kl, lr): return vae_step(E, W, x, eps, kl * x.shape[1] / eps.shape[1], lr)
