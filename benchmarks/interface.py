@@ -1,4 +1,5 @@
 """How fast the interface answers in headless Chromium: `python benchmarks/interface.py`."""
+
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,11 @@ def main() -> int:
         notebooks = Path(tmp) / "nbs"
         notebooks.mkdir()
         with serve(notebooks, Path(tmp)) as server, open_browser() as browser:
-            print(measure_speed(browser.new_page(viewport={"width": 1400, "height": 1000}), server, notebooks))
+            print(
+                measure_speed(
+                    browser.new_page(viewport={"width": 1400, "height": 1000}), server, notebooks
+                )
+            )
     return 0
 
 

@@ -4,6 +4,7 @@ Draws the same number of images with cifar10 and cifar10-latent, in turn, decodi
 steps, sampler, guidance and threads for both. The table has the seconds of each turn (wall clock
 and this process's processor time), and the ratio of the same turn; the last line its median.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,7 +38,9 @@ def main() -> None:
     pixel = load("cifar10")
     model = load("cifar10-latent")
     y = torch.arange(args.n) % 10
-    draw = lambda m, steps=args.steps: generate(m, args.n, steps, args.sampler, args.guidance, seed=0, y=y)
+    draw = lambda m, steps=args.steps: generate(
+        m, args.n, steps, args.sampler, args.guidance, seed=0, y=y
+    )
     draw(pixel, 1)  # the first calls compile and allocate
     decode(model, draw(model, 1))
     how = f"{args.steps} steps of {args.sampler}, guidance {args.guidance:g}"
@@ -49,9 +52,15 @@ def main() -> None:
         wall_latent, cpu_latent = spent(lambda: decode(model, draw(model)))
         ratios.append((wall / wall_latent, cpu / cpu_latent))
         seconds = f"{wall:7.2f} {cpu:6.2f}                 {wall_latent:9.2f} {cpu_latent:6.2f}"
-        print(f"{k + 1:4}        {seconds}        {ratios[-1][0]:6.2f} {ratios[-1][1]:6.2f}", flush=True)
+        print(
+            f"{k + 1:4}        {seconds}        {ratios[-1][0]:6.2f} {ratios[-1][1]:6.2f}",
+            flush=True,
+        )
     wall, cpu = (statistics.median(r) for r in zip(*ratios, strict=True))
-    print(f"pixels take {wall:.2f} times as long as latents (median of turns; processor time {cpu:.2f})")
+    print(
+        f"pixels take {wall:.2f} times as long as latents (median of turns; processor time {cpu:.2f})"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 """What the topics share: turns taken by ours and theirs, medians with quartiles, tables, goals, the machine."""
+
 from __future__ import annotations
 
 import os
@@ -14,8 +15,21 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "diffusers", "torchcfm", "azula", "smalldiffusion", "k-diffusion", "flow_matching", "torchdiffeq",
-            "torchsde", "POT", "accelerate", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "torchcfm",
+    "azula",
+    "smalldiffusion",
+    "k-diffusion",
+    "flow_matching",
+    "torchdiffeq",
+    "torchsde",
+    "POT",
+    "accelerate",
+    "numpy",
+    "scipy",
+)
 
 Spread = dict[str, float]  # median, low and high: the quartiles
 Cell = str | int | float | Spread | None
@@ -25,7 +39,8 @@ Run = Callable[[], object]
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles."""
     values = sorted(float(v) for v in values)
-    if len(values) == 1: return dict(median=values[0], low=values[0], high=values[0])
+    if len(values) == 1:
+        return dict(median=values[0], low=values[0], high=values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return dict(median=median, low=low, high=high)
 
@@ -45,7 +60,9 @@ def per(number: float, seconds: Sequence[float]) -> Spread:
     return spread([number / s for s in seconds])
 
 
-def turns(runs: dict[str, Run], repeats: int, what: str = "", warm: bool = True) -> dict[str, list[float]]:
+def turns(
+    runs: dict[str, Run], repeats: int, what: str = "", warm: bool = True
+) -> dict[str, list[float]]:
     """The seconds of each run, which take turns: A B C, C B A, A B C ... A first turn only warms up.
 
     A run that returns a float has measured itself.
@@ -59,23 +76,33 @@ def turns(runs: dict[str, Run], repeats: int, what: str = "", warm: bool = True)
             begin = time.perf_counter()
             own = run()
             wait()
-            if turn: times[name].append(own if isinstance(own, float) else time.perf_counter() - begin)
+            if turn:
+                times[name].append(own if isinstance(own, float) else time.perf_counter() - begin)
     return times
 
 
 def wait() -> None:
     """Until a GPU has done what it was given."""
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> dict[str, Any]:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = ""
+) -> dict[str, Any]:
     """A table of the report."""
-    for row in rows: assert len(row) == len(columns), (title, row)
+    for row in rows:
+        assert len(row) == len(columns), (title, row)
     return dict(title=title, columns=list(columns), rows=[list(row) for row in rows], note=note)
 
 
 def goal(
-    text: str, measured: float, limit: float, at_most: bool = True, unit: str = "", why: str = "",
+    text: str,
+    measured: float,
+    limit: float,
+    at_most: bool = True,
+    unit: str = "",
+    why: str = "",
 ) -> dict[str, Any]:
     """A goal beside what was measured; `why` is shown where it falls short."""
     return dict(goal=text, measured=measured, limit=limit, at_most=at_most, unit=unit, why=why)
@@ -91,13 +118,18 @@ def is_met(g: dict[str, Any]) -> bool:
     return g["measured"] <= g["limit"] if g["at_most"] else g["measured"] >= g["limit"]
 
 
-def bars(name: str, title: str, values: dict[str, Cell], label: str, mark: float | None = None) -> dict[str, Any]:
+def bars(
+    name: str, title: str, values: dict[str, Cell], label: str, mark: float | None = None
+) -> dict[str, Any]:
     """A plot of the report: a bar for each name."""
     return dict(name=name, kind="bars", title=title, values=values, label=label, mark=mark)
 
 
 def lines(
-    name: str, title: str, series: dict[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str],
+    name: str,
+    title: str,
+    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str],
     log: str = "xy",
 ) -> dict[str, Any]:
     """A plot of the report: a curve for each name."""
@@ -113,13 +145,17 @@ def described(doc: str | None) -> str:
 def matrix_units() -> list[str]:
     """The processor's units for 16-bit matrix products, as far as PyTorch tells."""
     known = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    return [name for name, ask in known.items() if ask in vars(torch.cpu) and vars(torch.cpu)[ask]()]
+    return [
+        name for name, ask in known.items() if ask in vars(torch.cpu) and vars(torch.cpu)[ask]()
+    ]
 
 
 def kind_of_processor(machine: dict[str, Any]) -> str:
     """In words, for tables and headings."""
     units = machine["matrix_units"]
-    return f"with 16-bit matrix units ({', '.join(units)})" if units else "without 16-bit matrix units"
+    return (
+        f"with 16-bit matrix units ({', '.join(units)})" if units else "without 16-bit matrix units"
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -127,14 +163,24 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
-        if found: name = found[0].partition(":")[2].strip()
+        found = [
+            line
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
+        if found:
+            name = found[0].partition(":")[2].strip()
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return dict(
-        processor=name, cores=cores, threads=torch.get_num_threads(), system=platform.system(),
-        instructions=torch.backends.cpu.get_cpu_capability(), matrix_units=matrix_units(), gpus=gpus,
+        processor=name,
+        cores=cores,
+        threads=torch.get_num_threads(),
+        system=platform.system(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
+        matrix_units=matrix_units(),
+        gpus=gpus,
         load_before=load,
     )
 
@@ -143,6 +189,8 @@ def versions() -> dict[str, str]:
     """Of Python and what is measured."""
     found = dict(Python=platform.python_version())
     for name in PACKAGES:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return found

@@ -8,6 +8,7 @@ compared, or until it takes longer. All in one thread. Distances are to new real
 two real sets: sliced 2-Wasserstein of 10,000 points, and the exact one of 1,000, by assignment. A stray lies
 farther from 10,000 real points than 99 % of others do (2,000 of each), so that real data have 1 %.
 """
+
 from __future__ import annotations
 
 import math
@@ -36,7 +37,8 @@ N, EXACT, STRAYS = 10_000, 1000, 2000
 BUDGETS = (1000, 2000, 4000, 8000)
 
 
-def normal(n: int, g: torch.Generator) -> Tensor: return torch.randn(n, 2, generator=g)
+def normal(n: int, g: torch.Generator) -> Tensor:
+    return torch.randn(n, 2, generator=g)
 
 
 def eight_gaussians(n: int, g: torch.Generator) -> Tensor:
@@ -67,16 +69,21 @@ TASKS: dict[str, tuple[Draw, Draw, bool]] = {  # from, to, whether with optimal 
 }
 
 
-def rng(seed: int) -> torch.Generator: return torch.Generator().manual_seed(seed)
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def theirs(source: Draw, target: Draw, ot: bool, seed: int, steps: int) -> tuple[float, Callable[[Tensor], Tensor]]:
+def theirs(
+    source: Draw, target: Draw, ot: bool, seed: int, steps: int
+) -> tuple[float, Callable[[Tensor], Tensor]]:
     """Seconds of TorchCFM's tutorial, and its sampler."""
     cfm = peers.load("torchcfm.conditional_flow_matching")
     torch.manual_seed(seed)
     model = peers.load("torchcfm.models").MLP(dim=2, time_varying=True)
     optimizer = torch.optim.Adam(model.parameters())
-    matcher = (cfm.ExactOptimalTransportConditionalFlowMatcher if ot else cfm.ConditionalFlowMatcher)(sigma=0.1)
+    matcher = (
+        cfm.ExactOptimalTransportConditionalFlowMatcher if ot else cfm.ConditionalFlowMatcher
+    )(sigma=0.1)
     g = rng(seed)
     begin = time.perf_counter()
     for _ in range(steps):
@@ -92,6 +99,7 @@ def theirs(source: Draw, target: Draw, ot: bool, seed: int, steps: int) -> tuple
     def sampler(x: Tensor) -> Tensor:
         field = lambda t, x: model(torch.cat([x, t.expand(len(x), 1)], 1))
         return odeint(field, x, torch.tensor([0.0, 1.0]), rtol=1e-4, atol=1e-4, method="dopri5")[-1]
+
     return seconds, sampler
 
 
@@ -100,7 +108,9 @@ def paired_loss(model: Denoiser, x1: Tensor, *, x0: Tensor, **options: Any) -> T
     return matching_loss(model, x1, x0=pair(x0, x1), **options)
 
 
-def ours(source: Draw, target: Draw, ot: bool, seed: int, steps: int) -> tuple[float, Callable[[Tensor], Tensor]]:
+def ours(
+    source: Draw, target: Draw, ot: bool, seed: int, steps: int
+) -> tuple[float, Callable[[Tensor], Tensor]]:
     """Seconds of `fit`, and a sampler."""
     x1, x0 = target(50_000, rng(100 + seed)), source(50_000, rng(200 + seed))
     model = Denoiser(MLP(seed=seed), Linear())
@@ -108,13 +118,18 @@ def ours(source: Draw, target: Draw, ot: bool, seed: int, steps: int) -> tuple[f
     begin = time.perf_counter()
     data = x1 if source is normal and not ot else (x0, x1)
     # 256 pairs: the assignment of 512 would take most of the time
-    trained = fit(model, data, steps, loss=loss, batch_size=256 if ot else 512, seed=seed, progress=False).model
+    trained = fit(
+        model, data, steps, loss=loss, batch_size=256 if ot else 512, seed=seed, progress=False
+    ).model
     seconds = time.perf_counter() - begin
 
     @torch.no_grad()
     def sampler(x: Tensor) -> Tensor:
-        *_, x = integrate(partial(heun_step, lambda x, t: trained(x, t).velocity), x, torch.linspace(0, 1, 51))
+        *_, x = integrate(
+            partial(heun_step, lambda x, t: trained(x, t).velocity), x, torch.linspace(0, 1, 51)
+        )
         return x
+
     return seconds, sampler
 
 
@@ -123,13 +138,18 @@ def nearest(x: Tensor, real: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, real).min(1).values for part in x.split(1000)])
 
 
-def quality(sampler: Callable[[Tensor], Tensor], source: Draw, target: Draw, seed: int) -> dict[str, float]:
+def quality(
+    sampler: Callable[[Tensor], Tensor], source: Draw, target: Draw, seed: int
+) -> dict[str, float]:
     """Distances and strays of 10,000 points."""
     x = sampler(source(N, rng(300 + seed)))
     real, other = target(N, rng(400 + seed)), target(N, rng(500 + seed))
     edge = nearest(other[:STRAYS], real).quantile(0.99)
-    return dict(sliced=sliced_wasserstein(x, real), exact=wasserstein2(x[:EXACT], real[:EXACT]),
-                strays=(nearest(x[:STRAYS], real) > edge).float().mean().item())
+    return dict(
+        sliced=sliced_wasserstein(x, real),
+        exact=wasserstein2(x[:EXACT], real[:EXACT]),
+        strays=(nearest(x[:STRAYS], real) > edge).float().mean().item(),
+    )
 
 
 @single_thread
@@ -147,31 +167,70 @@ def measure(quick: bool = False) -> dict[str, Any]:
         rows.append([name, "real data", None, None, floor.mean, exact_floor.mean, 0.01])
         per_seed: list[list[float]] = []
 
-        def row(label: str, steps: int, train: Callable, source=source, target=target, ot=ot, name=name,
-                per_seed=per_seed, seeds=seeds) -> dict:
+        def row(
+            label: str,
+            steps: int,
+            train: Callable,
+            source=source,
+            target=target,
+            ot=ot,
+            name=name,
+            per_seed=per_seed,
+            seeds=seeds,
+        ) -> dict:
             seconds, scores = [], []
             for seed in seeds:
                 took, sampler = train(source, target, ot, seed, steps)
                 seconds.append(took)
                 scores.append(quality(sampler, source, target, seed))
             mean = {k: sum(s[k] for s in scores) / len(scores) for k in scores[0]}
-            rows.append([name, label, steps, spread(seconds), mean["sliced"], mean["exact"], mean["strays"]])
+            rows.append(
+                [name, label, steps, spread(seconds), mean["sliced"], mean["exact"], mean["strays"]]
+            )
             per_seed.append(seconds)
             return mean
-        if not with_peer: continue
+
+        if not with_peer:
+            continue
         aim = row("TorchCFM", their_steps, theirs)
         for steps in budgets:
             found = row("ours", steps, ours)
             as_good = found["sliced"] <= aim["sliced"] and found["exact"] <= aim["exact"]
-            if as_good or sum(per_seed[-1]) > sum(per_seed[0]): break
+            if as_good or sum(per_seed[-1]) > sum(per_seed[0]):
+                break
         share = spread([a / b for a, b in zip(per_seed[-1], per_seed[0], strict=True)])
         times[name] = share
-        goals.append(goal(f"{name}: at most half of TorchCFM's time, at an equal or better distance", share["median"],
-                          0.5, unit="of its time", why="an optimal assignment of each batch takes most of the time, in"
-                          " both" if ot else "no budget that was tried is as good in less"))
-        if not as_good: goals.append(goal(f"{name}: as near to the data as TorchCFM", found["sliced"] / aim["sliced"],
-                                          1.0, unit="times its distance", why="it was not trained longer"))
+        goals.append(
+            goal(
+                f"{name}: at most half of TorchCFM's time, at an equal or better distance",
+                share["median"],
+                0.5,
+                unit="of its time",
+                why="an optimal assignment of each batch takes most of the time, in both"
+                if ot
+                else "no budget that was tried is as good in less",
+            )
+        )
+        if not as_good:
+            goals.append(
+                goal(
+                    f"{name}: as near to the data as TorchCFM",
+                    found["sliced"] / aim["sliced"],
+                    1.0,
+                    unit="times its distance",
+                    why="it was not trained longer",
+                )
+            )
     columns = ["task", "who", "steps", "seconds", "sliced W2", "W2 of 1,000", "strays"]
-    return dict(how=described(__doc__), goals=goals,
-                tables=[table("Means of three seeds, with OT of one; seconds are the training's", columns, rows)],
-                plots=[bars("time", "Our training time for TorchCFM's quality", times, "of TorchCFM's time", 0.5)])
+    return dict(
+        how=described(__doc__),
+        goals=goals,
+        tables=[
+            table("Means of three seeds, with OT of one; seconds are the training's", columns, rows)
+        ],
+        plots=[
+            bars(
+                "time", "Our training time for TorchCFM's quality", times, "of TorchCFM's time", 0.5
+            )
+        ],
+    )

@@ -1,4 +1,5 @@
 """Write `benchmarks/README.md` and its plots from the results: `python benchmarks/report.py`."""
+
 from __future__ import annotations
 
 import json
@@ -38,9 +39,12 @@ measured by `python benchmarks/interface.py`, in the environment of the tests.
 
 def number(x: float) -> str:
     """Three figures, more where there are more before the point."""
-    if not math.isfinite(x): return str(x)
-    if x == 0 or (float(x).is_integer() and abs(x) < 1e15): return f"{x:,.0f}"
-    if abs(x) < 1e-3: return f"{x:.1e}"
+    if not math.isfinite(x):
+        return str(x)
+    if x == 0 or (float(x).is_integer() and abs(x) < 1e15):
+        return f"{x:,.0f}"
+    if abs(x) < 1e-3:
+        return f"{x:.1e}"
     places = max(0, 2 - math.floor(math.log10(abs(x))))
     text = f"{x:,.{places}f}"
     return text
@@ -48,8 +52,10 @@ def number(x: float) -> str:
 
 def cell(value: Any) -> str:
     """A cell of a table."""
-    if value is None: return ""
-    if isinstance(value, str): return value
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         low, median, high = (number(value[k]) for k in ("low", "median", "high"))
         return median if low == high else f"{median} ({low} to {high})"
@@ -58,7 +64,11 @@ def cell(value: Any) -> str:
 
 def table(t: dict[str, Any]) -> str:
     """A table in Markdown."""
-    rows = [t["columns"], ["---"] * len(t["columns"]), *([cell(v) for v in row] for row in t["rows"])]
+    rows = [
+        t["columns"],
+        ["---"] * len(t["columns"]),
+        *([cell(v) for v in row] for row in t["rows"]),
+    ]
     body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     note = f"\n\n{t['note']}" if t["note"] else ""
     return f"**{t['title']}**\n\n{body}{note}"
@@ -66,7 +76,8 @@ def table(t: dict[str, Any]) -> str:
 
 def verdict(g: dict[str, Any]) -> str:
     """Met, or by how much a goal is missed."""
-    if is_met(g): return "met"
+    if is_met(g):
+        return "met"
     short = g["measured"] / g["limit"] if g["at_most"] else g["limit"] / g["measured"]
     return f"short by {100 * (short - 1):.0f} %" if g["limit"] and g["measured"] > 0 else "short"
 
@@ -79,26 +90,35 @@ def goals(found: list[dict[str, Any]], where: list[str] | None = None) -> str:
         unit = f" {g['unit']}" if g["unit"] else ""
         bound = f"{'at most' if g['at_most'] else 'at least'} {number(g['limit'])}{unit}"
         why = "" if is_met(g) else g["why"]
-        if why and why not in reasons: reasons.append(why)
+        if why and why not in reasons:
+            reasons.append(why)
         why = why and f"({reasons.index(why) + 1})"
         row = [g["goal"], bound, f"{number(g['measured'])}{unit}", verdict(g), why]
         rows.append([where[k], *row] if where else row)
     columns = ["goal", "limit", "measured", "", "why"]
     columns = ["topic", *columns] if where else columns
     body = "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
-    return body + "".join(f"\n\n({k + 1}) {why[0].upper() + why[1:]}." for k, why in enumerate(reasons))
+    return body + "".join(
+        f"\n\n({k + 1}) {why[0].upper() + why[1:]}." for k, why in enumerate(reasons)
+    )
 
 
 def about(data: dict[str, Any]) -> str:
     """Where, when and with what a topic was measured."""
     a, m = data["about"], data["about"]["machine"]
     gpus = f"; {', '.join(m['gpus'])}" if m["gpus"] else ""
-    quick = " **With `--quick`: to see that it runs; the numbers mean little.**" if a["quick"] else ""
+    quick = (
+        " **With `--quick`: to see that it runs; the numbers mean little.**" if a["quick"] else ""
+    )
     what = ", ".join(f"{name} {v}" for name, v in a["versions"].items())
-    minutes = f"{a['seconds'] / 60:.1f} minutes" if a["seconds"] >= 60 else f"{a['seconds']} seconds"
-    return (f"`{a['command']}` · {a['date']} · {minutes} · {m['processor']}, {m['cores']} cores,"
-            f" {kind_of_processor(m)}, {m['instructions']}{gpus}, {m['threads']} threads, load before"
-            f" {m['load_before']}.{quick} {what}.")
+    minutes = (
+        f"{a['seconds'] / 60:.1f} minutes" if a["seconds"] >= 60 else f"{a['seconds']} seconds"
+    )
+    return (
+        f"`{a['command']}` · {a['date']} · {minutes} · {m['processor']}, {m['cores']} cores,"
+        f" {kind_of_processor(m)}, {m['instructions']}{gpus}, {m['threads']} threads, load before"
+        f" {m['load_before']}.{quick} {what}."
+    )
 
 
 START, END = "<!-- measured -->", "<!-- end of measured -->"
@@ -129,7 +149,8 @@ def results(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for topic in TOPICS:
         for path in sorted(folder.glob(f"{topic}*.json"), key=lambda p: len(p.suffixes)):
             name, _, label = path.stem.partition(".")
-            if name == topic: yield topic, label, json.loads(path.read_text(encoding="utf-8"))
+            if name == topic:
+                yield topic, label, json.loads(path.read_text(encoding="utf-8"))
 
 
 def plot_name(topic: str, label: str, plot: dict[str, Any]) -> str:
@@ -141,11 +162,17 @@ def text(folder: Path) -> str:
     """The report."""
     found = list(results(folder / "results"))
     parts = [HEAD]
-    all_goals = [(f"[{topic}](#{anchor(topic, label)})", g) for topic, label, data in found for g in data["goals"]]
+    all_goals = [
+        (f"[{topic}](#{anchor(topic, label)})", g)
+        for topic, label, data in found
+        for g in data["goals"]
+    ]
     if all_goals:
         met = sum(is_met(g) for _, g in all_goals)
-        parts += [f"## Goals\n\n{met} of {len(all_goals)} are met.\n",
-                  goals([g for _, g in all_goals], [where for where, _ in all_goals]) + "\n"]
+        parts += [
+            f"## Goals\n\n{met} of {len(all_goals)} are met.\n",
+            goals([g for _, g in all_goals], [where for where, _ in all_goals]) + "\n",
+        ]
     for topic, label, data in found:
         parts.append(f"## {heading(topic, label)}\n\n{data['how']}\n\n{about(data)}\n")
         parts += [table(t) + "\n" for t in data["tables"]]
@@ -171,13 +198,24 @@ def draw(plot: dict[str, Any], path: Path) -> None:
 
     if plot["kind"] == "bars":
         names = list(plot["values"])
-        values = [v if isinstance(v, dict) else dict(median=v, low=v, high=v) for v in plot["values"].values()]
+        values = [
+            v if isinstance(v, dict) else dict(median=v, low=v, high=v)
+            for v in plot["values"].values()
+        ]
         fig, ax = figure(size=(7, 0.7 + 0.24 * len(names)))
         middle = [v["median"] for v in values]
-        error = [[v["median"] - v["low"] for v in values], [v["high"] - v["median"] for v in values]]
-        colors = [COLORS["learned"] if name.startswith("ours") else COLORS["noise"] for name in names]
-        ax.barh(names, middle, xerr=error, color=colors, height=0.65, ecolor=INK, error_kw=dict(lw=1))
-        if plot["mark"]: ax.axvline(plot["mark"], color=COLORS["exact"], lw=1.2, ls="--")
+        error = [
+            [v["median"] - v["low"] for v in values],
+            [v["high"] - v["median"] for v in values],
+        ]
+        colors = [
+            COLORS["learned"] if name.startswith("ours") else COLORS["noise"] for name in names
+        ]
+        ax.barh(
+            names, middle, xerr=error, color=colors, height=0.65, ecolor=INK, error_kw=dict(lw=1)
+        )
+        if plot["mark"]:
+            ax.axvline(plot["mark"], color=COLORS["exact"], lw=1.2, ls="--")
         ax.invert_yaxis()
         ax.set_xlabel(plot["label"])
     else:
@@ -190,8 +228,10 @@ def draw(plot: dict[str, Any], path: Path) -> None:
             ours, others = ours + mine, others + (not mine)
             style = dict(ls="-", marker="o", lw=1.6) if mine else dict(ls="--", marker="s", lw=1.1)
             ax.plot(line["x"], line["y"], ms=4, color=color, label=name, **style)
-        if "x" in plot["log"]: ax.set_xscale("log")
-        if "y" in plot["log"]: ax.set_yscale("log")
+        if "x" in plot["log"]:
+            ax.set_xscale("log")
+        if "y" in plot["log"]:
+            ax.set_yscale("log")
         ax.set_xlabel(plot["labels"][0])
         ax.set_ylabel(plot["labels"][1])
         legend(ax)
@@ -209,9 +249,11 @@ def write(folder: Path) -> None:
             names.add(plot_name(topic, label, p))
             draw(p, plots / plot_name(topic, label, p))
     for path in plots.glob("*.png"):
-        if path.name not in names: path.unlink()
+        if path.name not in names:
+            path.unlink()
     (folder / "README.md").write_text(text(folder), encoding="utf-8")
-    if folder != ROOT / "benchmarks": return
+    if folder != ROOT / "benchmarks":
+        return
     readme = ROOT / "README.md"
     readme.write_text(with_quoted(readme.read_text(encoding="utf-8"), folder), encoding="utf-8")
 

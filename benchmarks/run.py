@@ -5,6 +5,7 @@ found is written to `benchmarks/results/` when the topic ends, so that a run tha
 was in; topics that aren't named keep what they had. At the end `report.py` writes `benchmarks/README.md` anew.
 Close what else computes on the machine first: the report says how busy it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,7 +34,8 @@ def write(path: Path, data: dict[str, Any]) -> None:
     try:
         part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def measured(topic: str, quick: bool) -> dict[str, Any]:
@@ -41,8 +43,14 @@ def measured(topic: str, quick: bool) -> dict[str, Any]:
     before = machine()
     begin = time.perf_counter()
     found = importlib.import_module(topic).measure(quick=quick)
-    about = dict(command=f"make bench ARGS={topic}", date=datetime.date.today().isoformat(), quick=quick,
-                 seconds=round(time.perf_counter() - begin), machine=before, versions=versions())
+    about = dict(
+        command=f"make bench ARGS={topic}",
+        date=datetime.date.today().isoformat(),
+        quick=quick,
+        seconds=round(time.perf_counter() - begin),
+        machine=before,
+        versions=versions(),
+    )
     return dict(about=about, **found)
 
 
@@ -50,14 +58,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the topics named, or all; 1 where one of them failed, 130 where it was stopped."""
     names = list(report.TOPICS)
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("topics", nargs="*", metavar="topic", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="few repeats, small settings: to see that all runs")
-    parser.add_argument("--label", default="", help="another machine: its results are kept beside the first's")
-    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER",
-                        help="for results and report; default: benchmarks, and out/bench with --quick")
+    parser.add_argument(
+        "topics", nargs="*", metavar="topic", help=f"of {', '.join(names)}; default: all"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few repeats, small settings: to see that all runs"
+    )
+    parser.add_argument(
+        "--label", default="", help="another machine: its results are kept beside the first's"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="for results and report; default: benchmarks, and out/bench with --quick",
+    )
     args = parser.parse_args(argv)
     unknown = [t for t in args.topics if t not in names]
-    if unknown: parser.error(f"{', '.join(unknown)}: expected topics of {', '.join(names)}")
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: expected topics of {', '.join(names)}")
     if not args.label.replace("-", "").isalnum() and args.label:
         parser.error(f"label is {args.label!r}: expected letters, digits and hyphens")
     out = args.out or (HERE.parent / "out" / "bench" if args.quick else HERE)
@@ -66,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for topic in bar:
             bar.set_description(topic)
-            try: found = measured(topic, args.quick)
+            try:
+                found = measured(topic, args.quick)
             except Exception as e:  # the other topics go on
                 tqdm.write(f"{topic}: {type(e).__name__}: {e}", file=sys.stderr)
                 failed.append(topic)
@@ -82,4 +103,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 Eight guided images of the shipped CIFAR-10 model in 20 steps of DPM-Solver++(2M), each preview made
 into a PNG as the panel does. On an idle machine.
 """
+
 import io
 import time
 

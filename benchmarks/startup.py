@@ -5,6 +5,7 @@ the course and the first use of a name that needs torch. Sizes are those of the 
 the course asks for, with what these ask for. The first image is the whole way with packages at hand (nothing is
 fetched): copy the checkout, make an environment that sees them, import, load, draw.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,13 +22,31 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, Cell, Spread, bars, described, goal, headline, ratios, scaled, spread, table, turns
+from measuring import (
+    ROOT,
+    Cell,
+    Spread,
+    bars,
+    described,
+    goal,
+    headline,
+    ratios,
+    scaled,
+    spread,
+    table,
+    turns,
+)
 
 IMPORTS = {
-    "python": "pass", "import diffusion_course": "import diffusion_course",
-    "bare torch": "import torch", "dc.sample": "import diffusion_course as dc; dc.sample",
-    "dc.load": "import diffusion_course as dc; dc.load", "torchcfm": "import torchcfm", "azula": "import azula.sample",
-    "torchdiffeq": "import torchdiffeq", "diffusers, DDIMScheduler": "from diffusers import DDIMScheduler",
+    "python": "pass",
+    "import diffusion_course": "import diffusion_course",
+    "bare torch": "import torch",
+    "dc.sample": "import diffusion_course as dc; dc.sample",
+    "dc.load": "import diffusion_course as dc; dc.load",
+    "torchcfm": "import torchcfm",
+    "azula": "import azula.sample",
+    "torchdiffeq": "import torchdiffeq",
+    "diffusers, DDIMScheduler": "from diffusers import DDIMScheduler",
     "diffusers, UNet2DModel": "from diffusers import UNet2DModel",
 }
 FIRST = """
@@ -39,18 +58,24 @@ dc.generate(model, n=1, steps=10, guidance=2.0, y=3, seed=0)
 
 def run(code: str, python: str = sys.executable, **kwargs: Any) -> None:
     """A Python of its own."""
-    subprocess.run([python, "-c", code], check=True, capture_output=True, cwd=kwargs.pop("cwd", ROOT), **kwargs)
+    subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, cwd=kwargs.pop("cwd", ROOT), **kwargs
+    )
 
 
 def runs_here(code: str) -> bool:
     """Whether what is imported is there."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
+    )
 
 
 def imports(repeats: int, most: int | None) -> dict[str, list[float]]:
     """Seconds of each import, Python's own start included."""
     there = {name: code for name, code in [*IMPORTS.items()][:most] if runs_here(code)}
-    return turns({name: lambda code=code: run(code) for name, code in there.items()}, repeats, "imports")
+    return turns(
+        {name: lambda code=code: run(code) for name, code in there.items()}, repeats, "imports"
+    )
 
 
 def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
@@ -59,11 +84,15 @@ def needed(requirements: Iterable[str]) -> dict[str, Distribution]:
     wanted = list(requirements)
     while wanted:
         text = wanted.pop()
-        if "extra ==" in text or "sys_platform == \"win32\"" in text: continue
+        if "extra ==" in text or 'sys_platform == "win32"' in text:
+            continue
         name = re.split(r"[\s;<>=!~\[(]", text, maxsplit=1)[0].lower().replace("_", "-")
-        if name in found: continue
-        try: found[name] = distribution(name)
-        except PackageNotFoundError: continue
+        if name in found:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:
+            continue
         wanted += found[name].requires or []
     return found
 
@@ -79,19 +108,26 @@ def sizes() -> dict[str, tuple[int, int]]:
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     cfg = config["DEFAULT"]
-    own = sum(p.stat().st_size for p in (ROOT / "diffusion_course").rglob("*")
-              if p.is_file() and "__pycache__" not in p.parts)
+    own = sum(
+        p.stat().st_size
+        for p in (ROOT / "diffusion_course").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    )
     core = needed(cfg["requirements"].split())
     torch = needed(["torch"])
     lab = needed([*cfg["requirements"].split(), *cfg["lab_requirements"].split()])
-    found = {"the course itself, weights included": (1, own),
-             "torch, with what it asks for": (len(torch), total(torch)),
-             "core (`pip install .`)": (len(core) + 1, own + total(core))}
-    if "jupyterlab" in lab: found['core and lab (`pip install ".[lab]"`)'] = len(lab) + 1, own + total(lab)
+    found = {
+        "the course itself, weights included": (1, own),
+        "torch, with what it asks for": (len(torch), total(torch)),
+        "core (`pip install .`)": (len(core) + 1, own + total(core)),
+    }
+    if "jupyterlab" in lab:
+        found['core and lab (`pip install ".[lab]"`)'] = len(lab) + 1, own + total(lab)
     return found
 
 
-def total(found: dict[str, Distribution]) -> int: return sum(map(size, found.values()))
+def total(found: dict[str, Distribution]) -> int:
+    return sum(map(size, found.values()))
 
 
 def first_image(repeats: int) -> list[float]:
@@ -104,9 +140,13 @@ def first_image(repeats: int) -> list[float]:
         with tempfile.TemporaryDirectory() as tmp:
             begin = time.perf_counter()
             copy = Path(tmp) / "course"
-            skip = shutil.ignore_patterns(".git", ".venv", "out", "_site", "build", "nbs", "runs", "*.egg-info")
+            skip = shutil.ignore_patterns(
+                ".git", ".venv", "out", "_site", "build", "nbs", "runs", "*.egg-info"
+            )
             shutil.copytree(ROOT, copy, ignore=skip)
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", Path(tmp) / "env"], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "venv", "--without-pip", Path(tmp) / "env"], check=True
+            )
             python = Path(tmp) / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
             on_windows = Path(tmp) / "env" / "Lib" / "site-packages"
             packages = next(Path(tmp).glob("env/lib/python*/site-packages"), on_windows)
@@ -121,35 +161,82 @@ def measure(quick: bool = False) -> dict[str, Any]:
     """Imports, sizes, and the first image."""
     times = imports(*((1, 4) if quick else (7, None)))
     bare = times["bare torch"]
-    rows: list[list[Cell]] = [[name, scaled(spread(v), 1e3), ratios(v, bare)] for name, v in times.items()]
-    own: Spread = spread([a - b for a, b in zip(times["import diffusion_course"], times["python"], strict=True)])
-    lab = ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"  # of `make lab`, where there is one
+    rows: list[list[Cell]] = [
+        [name, scaled(spread(v), 1e3), ratios(v, bare)] for name, v in times.items()
+    ]
+    own: Spread = spread(
+        [a - b for a, b in zip(times["import diffusion_course"], times["python"], strict=True)]
+    )
+    lab = (
+        ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    )  # of `make lab`, where there is one
     found = sizes()
     if lab.exists():
-        code = f"import sys, json; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import startup; "
-        shown = subprocess.run([lab, "-c", code + "print(json.dumps(startup.sizes()))"], capture_output=True, text=True)
-        if not shown.returncode: found = json.loads(shown.stdout)
+        code = (
+            f"import sys, json; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import startup; "
+        )
+        shown = subprocess.run(
+            [lab, "-c", code + "print(json.dumps(startup.sizes()))"], capture_output=True, text=True
+        )
+        if not shown.returncode:
+            found = json.loads(shown.stdout)
     torch = found["torch, with what it asks for"][1]
     first = first_image(1 if quick else 3)
     tables = [
-        table("Imports, each in a Python of its own, whose start is the first row",
-              ["import", "ms", "times bare torch"], rows),
-        table("Installed size", ["what", "packages", "MB", "times torch"],
-              [[name, n, size / 1e6, size / torch] for name, (n, size) in found.items()],
-              "" if len(found) == 4 else "The lab's size is given where `make lab` has made its `.venv`."),
-        table("From a checkout to the first image (10 guided steps)", ["how", "seconds"],
-              [["packages at hand: copy, environment, import, load, draw", spread(first)]]),
+        table(
+            "Imports, each in a Python of its own, whose start is the first row",
+            ["import", "ms", "times bare torch"],
+            rows,
+        ),
+        table(
+            "Installed size",
+            ["what", "packages", "MB", "times torch"],
+            [[name, n, size / 1e6, size / torch] for name, (n, size) in found.items()],
+            ""
+            if len(found) == 4
+            else "The lab's size is given where `make lab` has made its `.venv`.",
+        ),
+        table(
+            "From a checkout to the first image (10 guided steps)",
+            ["how", "seconds"],
+            [["packages at hand: copy, environment, import, load, draw", spread(first)]],
+        ),
     ]
     goals = [
-        goal("`import diffusion_course`", 1e3 * own["median"], 50, unit="ms",
-             why="Python's own start is subtracted; what is left is the reading of one module"),
-        goal("`dc.sample`, beside bare torch", ratios(times["dc.sample"], bare)["median"], 1.3, unit="times",
-             why="besides torch it imports what a model and a schedule need"),
+        goal(
+            "`import diffusion_course`",
+            1e3 * own["median"],
+            50,
+            unit="ms",
+            why="Python's own start is subtracted; what is left is the reading of one module",
+        ),
+        goal(
+            "`dc.sample`, beside bare torch",
+            ratios(times["dc.sample"], bare)["median"],
+            1.3,
+            unit="times",
+            why="besides torch it imports what a model and a schedule need",
+        ),
     ]
-    plots = [bars("imports", "Imports", {"ours, " + k if "dc" in k or "course" in k else k: scaled(spread(v), 1e3)
-                                       for k, v in times.items()}, "ms, Python's own start included")]
-    heads = [headline("`import diffusion_course`", scaled(own, 1e3), "ms"),
-             headline("`dc.sample` beside `import torch`", ratios(times["dc.sample"], bare), "times"),
-             *(headline(f"installed: {name}", size / 1e6, "MB") for name, (_, size) in found.items() if "core" in name),
-             headline("from a checkout to the first image, packages at hand", spread(first), "s")]
+    plots = [
+        bars(
+            "imports",
+            "Imports",
+            {
+                "ours, " + k if "dc" in k or "course" in k else k: scaled(spread(v), 1e3)
+                for k, v in times.items()
+            },
+            "ms, Python's own start included",
+        )
+    ]
+    heads = [
+        headline("`import diffusion_course`", scaled(own, 1e3), "ms"),
+        headline("`dc.sample` beside `import torch`", ratios(times["dc.sample"], bare), "times"),
+        *(
+            headline(f"installed: {name}", size / 1e6, "MB")
+            for name, (_, size) in found.items()
+            if "core" in name
+        ),
+        headline("from a checkout to the first image, packages at hand", spread(first), "s"),
+    ]
     return dict(headlines=heads, how=described(__doc__), tables=tables, goals=goals, plots=plots)

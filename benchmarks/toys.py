@@ -4,6 +4,7 @@ For each set and seed a fresh network is trained on fresh samples; 10,000 points
 averaged weights and compared with 10,000 fresh real ones. The distance (sliced Wasserstein) stands beside its floor,
 between two sets of real points.
 """
+
 from __future__ import annotations
 
 import time
@@ -33,7 +34,9 @@ def draw(name: str, n: int, generator: torch.Generator) -> torch.Tensor:
 def samples(model: Denoiser, seed: int) -> torch.Tensor:
     "10,000 points of the model, 50 Heun steps."
     noise = torch.randn(N, 2, generator=torch.Generator().manual_seed(seed))
-    *_, x = integrate(partial(heun_step, lambda x, t: model(x, t).velocity), noise, torch.linspace(0, 1, 51))
+    *_, x = integrate(
+        partial(heun_step, lambda x, t: model(x, t).velocity), noise, torch.linspace(0, 1, 51)
+    )
     return x
 
 
@@ -63,10 +66,23 @@ def measure(quick: bool = False) -> dict[str, Any]:
         mean = lambda v: sum(v) / len(v)
         board = f"{mean(fractions):.1%}" if name == "checkerboard" else None
         distance = mean(distances)
-        rows.append([name, spread(seconds), round(distance, 3), round(floor, 3), round(distance / floor, 2), board])
+        rows.append(
+            [
+                name,
+                spread(seconds),
+                round(distance, 3),
+                round(floor, 3),
+                round(distance / floor, 2),
+                board,
+            ]
+        )
     columns = ["set", "seconds", "distance", "floor", "ratio", "outside the cells"]
-    return dict(how=described(__doc__), goals=[], plots=[],
-                tables=[table(f"Means of {seeds} seeds, {steps:,} steps of 512 points", columns, rows)])
+    return dict(
+        how=described(__doc__),
+        goals=[],
+        plots=[],
+        tables=[table(f"Means of {seeds} seeds, {steps:,} steps of 512 points", columns, rows)],
+    )
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def _components(
     weights = torch.ones(len(means)) if weights is None else weights
     given = dict(stds=expect.as_floats(stds, "stds"), weights=weights, labels=labels)
     rows = {
-        name: expect.as_floats(value, name).to(means.device)
+        name: expect.as_floats(value, name).to(means)
         for name, value in given.items()
         if value is not None
     }

@@ -83,6 +83,7 @@ from diffusion_course.training import (
 from diffusion_course.unet import (
     Attention, ResidualBlock, TimeEmbedding, UNet, UNetConfig, Upsample,
 )
+from diffusion_course.transformer import tokens
 from diffusion_course.vae import (
     VAE, VAEConfig, VAERecipe, psnr, reconstruct, round_trips, vae_loss,
 )
@@ -1179,7 +1180,7 @@ def _() -> Result:
 
 # ---- shipped models ------------------------------------------------------------------------------
 
-DRAWING = [name for name in shipped(denoisers=True) if name != "cold"]
+DRAWING = [name for name in shipped(denoisers=True) if name not in ("cold", "scenes")]
 
 
 @case("shipped", shipped())
@@ -1197,7 +1198,8 @@ def answers(model: nn.Module) -> Result:
     """One call of a model in double precision."""
     if isinstance(model, Denoiser):
         x = normal(2, *model.net.shape, seed=1)
-        return [values(model(x, T[:2], y=torch.tensor([1, 2]))), model(x[:1], 0.5).x1]
+        told = dict(y=torch.tensor([1, 2])) if model.net.n_labels else dict(cond=tokens(["a red circle", "two circles"]))
+        return [values(model(x, T[:2], **told)), model(x[:1], 0.5).x1]
     x = uniform(2, *model.shape, seed=1) * 2 - 1
     if isinstance(model, Classifier): return [model(x), model.features(x)]
     z = normal(2, *model.config.latent, seed=2)

@@ -6,6 +6,7 @@ guidance and over steps for a fifth of the captions, then, at the guidance that 
 1,000 of these, for all of unseen compositions, and for single things and counts. Ten minutes of one core; `--quick`
 tries everything with a few pictures (and says so in the file): give it another `--out`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,9 +46,11 @@ def measure(model: Denoiser, captions: Sequence[Caption], w: float, steps: int, 
     """How many pictures are right, and what is wrong first with the others."""
     found: Counter[str] = Counter()
     for k in range(0, len(captions), 100):
-        part = captions[k: k + 100]
+        part = captions[k : k + 100]
         cond = tokens([str(c) for c in part])
-        x = generate(prompted(model, w), len(part), steps, "dpmpp_2m", seed=1000 * seed + k, cond=cond)
+        x = generate(
+            prompted(model, w), len(part), steps, "dpmpp_2m", seed=1000 * seed + k, cond=cond
+        )
         found.update(verdict(image, c) for image, c in zip(x, part, strict=True))
     verdicts = {v: found[v] for v in VERDICTS}
     return dict(n=len(captions), right=found["right"] / len(captions), verdicts=verdicts)
@@ -58,12 +61,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="that reads captions: a shipped name or a file")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "scenes.json")
-    parser.add_argument("--quick", action="store_true", help="a trial with a few pictures: its numbers mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial with a few pictures: its numbers mean nothing"
+    )
     args = parser.parse_args()
     model = load(args.model)
     about = dict(
-        command=f"python tools/measure_text.py {Path(args.model).stem}", quick=args.quick, steps=USUAL,
-        torch=torch.__version__, images=info(args.model).get("images"), weights=checksum(model),
+        command=f"python tools/measure_text.py {Path(args.model).stem}",
+        quick=args.quick,
+        steps=USUAL,
+        torch=torch.__version__,
+        images=info(args.model).get("images"),
+        weights=checksum(model),
     )
     book = Book(args.out, about, anew=("weights",))
     parts = all_captions()
@@ -71,16 +80,43 @@ def main() -> None:
     pairs = ("held-out", "unseen")
     for part in pairs:
         for w in GUIDANCE:
-            book.row("guidance", dict(part=part, w=w), measure, model, some(parts[part], few, 1), w, USUAL, 1)
-    best = max((r for r in book.tables["guidance"] if r["part"] == "held-out"), key=lambda r: r["right"])["w"]
+            book.row(
+                "guidance",
+                dict(part=part, w=w),
+                measure,
+                model,
+                some(parts[part], few, 1),
+                w,
+                USUAL,
+                1,
+            )
+    best = max(
+        (r for r in book.tables["guidance"] if r["part"] == "held-out"), key=lambda r: r["right"]
+    )["w"]
     book.tables["about"]["best"] = best
     for part in pairs:
         for steps in STEPS:
             key = dict(part=part, steps=steps, w=best)
             book.row("steps", key, measure, model, some(parts[part], few, 2), best, steps, 2)
     for part in ("single", "count", *pairs):
-        n = many if part == "held-out" else min(many, len(parts[part])) if part == "unseen" else min(many, 300)
-        book.row("parts", dict(part=part, w=best), measure, model, some(parts[part], n, 3), best, USUAL, 3)
+        n = (
+            many
+            if part == "held-out"
+            else min(many, len(parts[part]))
+            if part == "unseen"
+            else min(many, 300)
+        )
+        book.row(
+            "parts",
+            dict(part=part, w=best),
+            measure,
+            model,
+            some(parts[part], n, 3),
+            best,
+            USUAL,
+            3,
+        )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ with and without warm-up and clipping, and the loss after resuming with and with
 diffusion_course/weights/training.json, row by row: a run that was stopped goes on where it was. Six minutes of one
 core; `--quick` tries everything with a few steps (and says so in the file): give it another `--out`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,10 @@ from diffusion_course.training import PRESETS, Run
 
 SMALL = replace(PRESETS["digits"], batch=64, precision="fp32")
 SEEDS = (0, 1, 2)
-RATES = {"constant": 0.0, "falling": 0.5}  # the fraction of the run over which the learning rate falls
+RATES = {
+    "constant": 0.0,
+    "falling": 0.5,
+}  # the fraction of the run over which the learning rate falls
 REMEDIES: dict[str, dict[str, Any]] = {
     "neither": dict(warmup=0, clip=1e9),
     "clipping": dict(warmup=0, clip=1.0),
@@ -56,7 +60,8 @@ def recognised(model: torch.nn.Module, n: int) -> float:
     """The fraction of n samples in which the classifier sees the digit that was asked for."""
     y = torch.arange(n) % 10
     x = generate(model, n, 12, "dpmpp_2m", seed=5, y=y, precision="fp32")
-    with torch.no_grad(): return float((digit_classifier()(x) == y).double().mean())
+    with torch.no_grad():
+        return float((digit_classifier()(x) == y).double().mean())
 
 
 def averages(seed: int, decay: float, steps: int, every: int, n: int) -> dict:
@@ -65,7 +70,8 @@ def averages(seed: int, decay: float, steps: int, every: int, n: int) -> dict:
     curve = []
     while run.steps < steps:
         run.step()
-        if run.steps % every == 0: curve.append([run.seen, test_loss(run.model), test_loss(run.average.module)])
+        if run.steps % every == 0:
+            curve.append([run.seen, test_loss(run.model), test_loss(run.average.module)])
     seen_by = [recognised(m, n) for m in (run.model.eval(), run.average.module)]
     return dict(curve=curve, recognised=seen_by)
 
@@ -73,17 +79,21 @@ def averages(seed: int, decay: float, steps: int, every: int, n: int) -> dict:
 def beginning(seed: int, remedy: dict[str, Any], steps: int) -> dict:
     """The first steps at a rate that is too high."""
     run = new_run(images=10**9, decay=0.0, lr=1.2e-2, seed=seed, **remedy)
-    for _ in range(steps): run.step()
+    for _ in range(steps):
+        run.step()
     return dict(steps=recorded(run))
 
 
 def resumed(seed: int, keep_moments: bool, before: int, after: int) -> dict:
     """The steps after resuming, with Adam's moments or without."""
     run = new_run(images=10**9, decay=0.0, warmup=640, lr=4e-3, seed=seed)
-    for _ in range(before): run.step()
-    if not keep_moments: run.optimizer.state.clear()
+    for _ in range(before):
+        run.step()
+    if not keep_moments:
+        run.optimizer.state.clear()
     run.recent.clear()
-    for _ in range(after): run.step()
+    for _ in range(after):
+        run.step()
     return dict(steps=recorded(run))
 
 
@@ -91,7 +101,9 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=WEIGHTS / "training.json")
-    parser.add_argument("--quick", action="store_true", help="a trial with a few steps: its numbers mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial with a few steps: its numbers mean nothing"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     quick = args.quick
@@ -102,9 +114,24 @@ def main() -> None:
             lengths = (4, 2, 10) if quick else (320, 16, 500)
             tables.row("averages", dict(rate=rate, seed=seed), averages, seed, decay, *lengths)
         for name, remedy in REMEDIES.items():
-            tables.row("beginnings", dict(remedy=name, seed=seed), beginning, seed, remedy, 2 if quick else 60)
+            tables.row(
+                "beginnings",
+                dict(remedy=name, seed=seed),
+                beginning,
+                seed,
+                remedy,
+                2 if quick else 60,
+            )
         for kept in (True, False):
-            tables.row("resumed", dict(kept=kept, seed=seed), resumed, seed, kept, *((2, 2) if quick else (120, 40)))
+            tables.row(
+                "resumed",
+                dict(kept=kept, seed=seed),
+                resumed,
+                seed,
+                kept,
+                *((2, 2) if quick else (120, 40)),
+            )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 Two panels of lessons as they look in the web edition go to docs/panels.png; it needs Chromium.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,7 +19,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from interface import open_browser  # noqa: E402
 
-SHOWN = (("nbs/06_score_matching", 1), ("nbs/15_sampling_pictures", 0))  # a lesson, and which of its panels
+SHOWN = (
+    ("nbs/06_score_matching", 1),
+    ("nbs/15_sampling_pictures", 0),
+)  # a lesson, and which of its panels
 
 
 def main() -> None:
@@ -28,7 +32,9 @@ def main() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     shots = []
     with open_browser() as browser:
-        page = browser.new_page(viewport={"width": 640, "height": 1400}, color_scheme="light", device_scale_factor=1.5)
+        page = browser.new_page(
+            viewport={"width": 640, "height": 1400}, color_scheme="light", device_scale_factor=1.5
+        )
         for lesson, k in SHOWN:
             page.goto(f"http://127.0.0.1:{server.server_port}/{lesson}.html")
             panel = page.locator(".ahead").nth(k)
@@ -44,4 +50,5 @@ def main() -> None:
     sheet.quantize(128).save(ROOT / "docs" / "panels.png", optimize=True)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
