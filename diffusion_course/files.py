@@ -34,8 +34,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         the path to write to.
 
     Raises:
-        ValueError: before the block runs, where `path` is a folder.
+        ValueError: before the block runs, where `path` is a folder, or no path: `open` would take a
+            number for a file that is open already.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path={path!r}: expected the path of a file")
     mode = _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder: expected the path of a file")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffusion_course.checkpoints import write_tensors
 from diffusion_course.files import whole_file
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="devices and modes of POSIX systems")
@@ -128,3 +129,14 @@ def test_a_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder: expected the path of a file"), whole_file(tmp_path):
         raise AssertionError("the block ran")
     assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
+
+
+@pytest.mark.parametrize("what", [3, 3.5, None, b"name"])
+def test_a_number_is_no_path(what: object, tmp_path: Path) -> None:
+    """`open(3)` would write into, and then close, whatever this process has open under that number."""
+    with pytest.raises(ValueError, match="expected the path of a file"), whole_file(what): pass
+    reading, writing = os.pipe()
+    with pytest.raises(ValueError, match="expected"): write_tensors(writing, {"a": torch.zeros(3)}, {})
+    os.write(writing, b"still open")
+    assert os.read(reading, 20) == b"still open"
+    for end in (reading, writing): os.close(end)

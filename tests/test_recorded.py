@@ -1198,7 +1198,8 @@ def answers(model: nn.Module) -> Result:
     """One call of a model in double precision."""
     if isinstance(model, Denoiser):
         x = normal(2, *model.net.shape, seed=1)
-        told = dict(y=torch.tensor([1, 2])) if model.net.n_labels else dict(cond=tokens(["a red circle", "two circles"]))
+        labels = dict(y=torch.tensor([1, 2]))
+        told = labels if model.net.n_labels else dict(cond=tokens(["a red circle", "two circles"]))
         return [values(model(x, T[:2], **told)), model(x[:1], 0.5).x1]
     x = uniform(2, *model.shape, seed=1) * 2 - 1
     if isinstance(model, Classifier): return [model(x), model.features(x)]
