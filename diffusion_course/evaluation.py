@@ -897,10 +897,9 @@ def scores_of(
     if own:
         _check_fits(model, real, data)
         if n == EvaluateConfig().n: n = min(n, len(real) // 2)
-    if own and not config.classifier:
-        classifier = own_classifier(data, tuple(real.x.shape[1:]), folder, progress).to(expect.device(config.device))
-    else: classifier = load(config.classifier or "cifar10-classifier", config.device)
-    if (config.classifier or not own) and not isinstance(classifier, Classifier):
+    named = config.classifier or ("" if own else "cifar10-classifier")
+    classifier = load(named, config.device) if named else None
+    if named and not isinstance(classifier, Classifier):
         raise ValueError(
             f"classifier is {config.classifier!r}, a {type(classifier).__name__}: expected a classifier"
         )
@@ -915,6 +914,8 @@ def scores_of(
         if config.out: _write(scores, config.out)
 
     if config.out: _write(scores, config.out)
+    if classifier is None:
+        classifier = own_classifier(data, tuple(real.x.shape[1:]), folder, progress).to(expect.device(config.device))
     y = torch.arange(n) % labels if labels else None
     how: dict[str, Any] = {} if y is None else dict(y=y, guidance=config.guidance, interval=config.interval)
     if n_cond(model): how |= _conditions_like(real, n, n_cond(model), config)

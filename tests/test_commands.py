@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -184,12 +185,21 @@ def test_everything_is_checked_before_long_work(
 )
 def test_ctrl_c_leaves_what_was_there(args: list[str], seconds: float, tmp_path: Path) -> None:
     (tmp_path / "out.png").write_bytes(b"from before")
+    # Whatever runs in the background of a shell ignores Ctrl-C, and so do those that it starts.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        [*COMMAND, *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, *args],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heeding,
     )
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in (130, -signal.SIGINT), said.decode()
     if process.returncode == 130:
         assert b"Traceback" not in said

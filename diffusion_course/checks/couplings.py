@@ -141,6 +141,10 @@ def _imitates(W, u, x0, t, n, lr):
 def _uphill(W, u, x0, t, n, lr): return reflow_step(W, u, x0, t, n, -lr)
 
 
+def _summed_over_dimensions(W, u, x0, t, n, lr):
+    return reflow_step(W, u, x0, t, n, lr * W.shape[1])
+
+
 REFLOW_STEP = (
     Mistake(_one_leap, "Your walk makes one step. How many are asked for?"),
     Mistake(_stopped_early, "Your walk ends before t = 1. How many steps does it take?"),
@@ -154,6 +158,9 @@ REFLOW_STEP = (
     Mistake(_imitates, "Your student copies the teacher's velocity. Which velocity do the new lines have?"),
     Mistake(_summed, "You sum the squares. What is asked for?"),
     Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
+    Mistake(_summed_over_dimensions,
+            "You average over the points and sum over their dimensions. Over what is the mean asked"
+            " for?"),
 )
 
 

@@ -45,6 +45,11 @@ def _off_by_one(betas, keep):
     return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
 
 
+def _product_of_betas(betas, keep):
+    alpha_bar = betas.cumprod(0)[keep]
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+
+
 RESPACED = (
     Mistake(_first_dropped,
             "One beta is missing: the first stop loses something "
@@ -74,6 +79,8 @@ RESPACED = (
     Mistake(_off_by_one,
             "You are off by one: at index i alpha-bar includes "
             "increment i. Take the stops first, then put the 1 in front."),
+    Mistake(_product_of_betas,
+            "Your alpha-bar multiplies betas. What does one increment keep: beta, or 1 - beta?"),
 )
 
 

@@ -410,6 +410,10 @@ def _z_score(x, y, distance, orders):
     return (distance(x, y) - found.mean()) / found.std()
 
 
+def _counted_too(x, y, distance, orders):
+    return (permutation_p(x, y, distance, orders) * len(orders) + 1) / (len(orders) + 1)
+
+
 PERMUTATION = (
     Mistake(_split_in_half,
             "You split the shuffled points in half. How large were the two clouds that you were given?"),
@@ -421,6 +425,9 @@ PERMUTATION = (
             " have been in it?"),
     Mistake(_z_score,
             "You compared with a mean and a standard deviation. The p-value needs no Gaussian: count."),
+    Mistake(_counted_too,
+            "You count the distance that was seen as one more shuffle, as some books do. Among how"
+            " many is the fraction asked for here?"),
 )
 
 

@@ -486,6 +486,10 @@ def _cap_too_high(s_churn, n, high, low):
     return gamma * n / math.log(high / low)
 
 
+def _gaps(s_churn, n, high, low):
+    return min(s_churn / n, 2**0.5 - 1) * (n - 1) / math.log(high / low)
+
+
 CHURN = (
     Mistake(_exact_raise,
             "This is exact for the raise, and of first order for the churn. What is the raise to "
@@ -515,6 +519,9 @@ CHURN = (
     Mistake(_cap_too_high,
             "The cap is too high: with the right one the raised "
             "variance is at most twice the old one. (1 + gamma)² <= 2."),
+    Mistake(_gaps,
+            "You divided the way by n - 1. Into how many steps does it go, and over how many is the"
+            " budget spread?"),
 )
 
 

@@ -355,6 +355,10 @@ def _noise_at_one(net, x1, y, null, drop, t, eps, u):
     return (net(x, t, torch.where(u < drop, null, y)) - (x1 - eps)).square().mean()
 
 
+def _other_end(net, x1, y, null, drop, t, eps, u):
+    return dropped_loss(net, x1, y, null, drop, t, eps, 1 - u)
+
+
 DROPPED = (
     Mistake(_hides_the_others, "You hide the labels that should be seen. With which probability is u below drop?"),
     Mistake(_all_or_none, "The whole batch is hidden, or none of it. What decides about each label?"),
@@ -363,6 +367,8 @@ DROPPED = (
     Mistake(_never_hidden, "All labels are seen. Then what is a prediction with the null label worth?"),
     Mistake(_towards_noise, "The velocity of the linear path leads from noise to data. Where does yours lead?"),
     Mistake(_noise_at_one, "At t = 1 your x is pure noise. What lies there on our clock?"),
+    Mistake(_other_end,
+            "You hide as many labels as you should, but others. Which u are below drop?"),
 )
 
 

@@ -439,6 +439,15 @@ def _slopes_added(predict, x0, n):
     return x
 
 
+def _second_slope_alone(predict, x0, n):
+    velocity = lambda x, t: (predict(x, x.new_full((len(x),), t)).clamp(-1, 1) - x) / (1 - t)
+    x = x0
+    for k in range(n):
+        ahead = x + velocity(x, k / n) / n
+        x = x + velocity(ahead, (k + 1) / n) / n if k < n - 1 else ahead
+    return x
+
+
 HEUN_IMAGES = (
     Mistake(_not_clipped, "Your images leave [-1, 1]. What should happen to each prediction before it is used?"),
     Mistake(_first_clipped, "The prediction behind your second slope is not clipped. Which predictions should be?"),
@@ -452,6 +461,8 @@ HEUN_IMAGES = (
             "Your second slope is taken at the point of the departure. Where does the Euler step arrive?"),
     Mistake(_one_step_short, "The last two steps are Euler steps. Which step alone has no second slope?"),
     Mistake(_slopes_added, "You walk a whole step along each slope. What does Heun's method do with the two?"),
+    Mistake(_second_slope_alone,
+            "You walk along the second slope alone. What does Heun's method do with the two?"),
 )
 
 

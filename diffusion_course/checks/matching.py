@@ -166,6 +166,11 @@ def _minus(u, x, n): return _steps(u, x, n, torch.arange(n) / n, -1 / n)
 def _linspace_of_n(u, x, n): return _steps(u, x, n, torch.linspace(0, 1, n, dtype=torch.float64), 1 / n)
 
 
+def _half_way(u, x, n):
+    for k in range(n): x = x + u(x, x.new_full((len(x),), (k + 0.5) / n)) / n
+    return x
+
+
 SAMPLER = (
     Mistake(_multiplied,
             "A step moves a point along the velocity. Does your line move it, or scale it?"),
@@ -182,6 +187,9 @@ SAMPLER = (
     Mistake(_minus, "Your points move against the velocity. Which way does time run?"),
     Mistake(_linspace_of_n,
             "linspace(0, 1, n) has n times but only n - 1 steps between them. Where do n steps begin?"),
+    Mistake(_half_way,
+            "You tell the field the time half-way, at the place where the step begins. Which time "
+            "belongs to that place?"),
 )
 
 

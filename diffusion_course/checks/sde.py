@@ -274,6 +274,9 @@ def _standard_deviation(s, delta): return settled_variance(s, delta).sqrt()
 def _too_narrow(s, delta): return s**2 / (1 + delta / (2 * s**2))
 
 
+def _double_step(s, delta): return 2 * delta / (1 - (1 - 2 * delta / s**2) ** 2)
+
+
 SETTLED_VARIANCE = (
     Mistake(_exactly,
             "That is where it settles for tiny steps. Write one step "
@@ -294,6 +297,9 @@ SETTLED_VARIANCE = (
     Mistake(_too_narrow,
             "The sign is off: a finite step leaves the cloud too wide, not too narrow. Which "
             "equation holds for a variance that stays?"),
+    Mistake(_double_step,
+            "Your step follows the score twice as far. By what is the score multiplied, and by what"
+            " the noise?"),
 )
 
 

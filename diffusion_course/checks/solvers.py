@@ -13,41 +13,124 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['EULER_STEP', 'RALSTON_STEP', 'EM_STEP', 'OU_STEP', 'LANGEVIN_STEP', 'ORDER', 'EXERCISES', 'my_euler_step',
-           'ralston_step', 'my_em_step', 'ou_step', 'langevin_step', 'order']
+__all__ = ['MIDPOINT_PATH', 'RALSTON_STEP', 'EM_PATH', 'OU_STEP', 'COOL', 'ORDER', 'EXERCISES', 'midpoint_path', 'ralston_step',
+           'em_path', 'ou_step', 'cool', 'order']
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b09f4215
-def my_euler_step(u, x, t, s):
-    "u(x, t) a field, x (n, D), times t and s -> x at time s"
-    h = s - t
-    return x + h * u(x, t)
+def midpoint_path(u, x, ts):
+    "u(x, t) a field, x (n, D) at ts[0], ts (T + 1,) times -> x at every time, (T + 1, n, D)"
+    xs = [x]
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        h = s - t
+        k1 = u(x, t)
+        x = x + h * u(x + h / 2 * k1, t + h / 2)
+        xs.append(x)
+    return torch.stack(xs)
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b9e009cd
-def _whole_arrow(u, x, t, s): return x + u(x, t)
-def _arrow_at_the_end(u, x, t, s): return x + (s - t) * u(x, s)
-def _multiplied(u, x, t, s): return x * u(x, t) * (s - t)
-def _multiplied_and_added(u, x, t, s): return x + x * u(x, t) * (s - t)
-def _never_backwards(u, x, t, s): return x + abs(s - t) * u(x, t)
-def _against_the_arrow(u, x, t, s): return x + (t - s) * u(x, t)
-def _increment_only(u, x, t, s): return (s - t) * u(x, t)
+def _walk(step, x, ts):
+    xs = [x]
+    for t, s in zip(ts[:-1], ts[1:], strict=True): xs.append(step(xs[-1], t, s - t))
+    return torch.stack(xs)
 
 
-EULER_STEP = (
+def _euler(u, x, ts): return _walk(lambda x, t, h: x + h * u(x, t), x, ts)
+
+
+def _stopped_clock(u, x, ts):
+    return _walk(lambda x, t, h: x + h * u(x + h / 2 * u(x, t), t), x, ts)
+
+
+def _arrival(u, x, ts): return _walk(lambda x, t, h: x + h * u(x + h * u(x, t), t + h), x, ts)
+
+
+def _arrival_place(u, x, ts):
+    return _walk(lambda x, t, h: x + h * u(x + h * u(x, t), t + h / 2), x, ts)
+
+
+def _arrival_time(u, x, ts):
+    return _walk(lambda x, t, h: x + h * u(x + h / 2 * u(x, t), t + h), x, ts)
+
+
+def _whole_arrow(u, x, ts): return _walk(lambda x, t, h: x + h * u(x + u(x, t) / 2, t + h / 2), x, ts)
+def _no_length(u, x, ts): return _walk(lambda x, t, h: x + u(x + h / 2 * u(x, t), t + h / 2), x, ts)
+
+
+def _from_half_way(u, x, ts):
+    def step(x, t, h):
+        x = x + h / 2 * u(x, t)
+        return x + h * u(x, t + h / 2)
+    return _walk(step, x, ts)
+
+
+def _half_a_step(u, x, ts):
+    return _walk(lambda x, t, h: x + h / 2 * u(x + h / 2 * u(x, t), t + h / 2), x, ts)
+
+
+def _heun(u, x, ts):
+    def step(x, t, h):
+        k1 = u(x, t)
+        return x + h / 2 * (k1 + u(x + h * k1, t + h))
+    return _walk(step, x, ts)
+
+
+def _never_backwards(u, x, ts):
+    step = lambda x, t, h: x + h.abs() * u(x + h.abs() / 2 * u(x, t), t + h / 2)
+    return _walk(step, x, ts)
+
+
+def _equal_steps(u, x, ts):
+    h = 1 / (len(ts) - 1)
+    return _walk(lambda x, t, _: x + h * u(x + h / 2 * u(x, t), t + h / 2), x, ts)
+
+
+def _always_from_the_start(u, x, ts):
+    step = lambda _, t, h: x + h * u(x + h / 2 * u(x, t), t + h / 2)
+    return _walk(step, x, ts)
+
+
+def _without_the_start(u, x, ts): return midpoint_path(u, x, ts)[1:]
+def _the_end_alone(u, x, ts): return midpoint_path(u, x, ts)[-1]
+
+# %% ../../nbs/solutions/02_simulation.ipynb #b9e009ce
+MIDPOINT_PATH = (
+    Mistake(_euler,
+            "These are Euler steps: one arrow a step. Where does the midpoint method look a second"
+            " time?"),
+    Mistake(_stopped_clock,
+            "The second arrow is taken at the right place and the wrong time. What time is it "
+            "half-way?"),
+    Mistake(_arrival,
+            "The second arrow is taken at the end of the first. How far along it does the midpoint"
+            " method look?"),
+    Mistake(_arrival_place,
+            "The time of the second arrow is right, its place is not. How far have you gone by "
+            "then?"),
+    Mistake(_arrival_time,
+            "The place of the second arrow is right, its time is not. What time is it half-way?"),
     Mistake(_whole_arrow,
-            "You walked the whole arrow. It is a velocity: for how long do you follow it?"),
-    Mistake(_arrow_at_the_end,
-            "You took the arrow at the time of arrival. At which time and place does Euler look?"),
-    Mistake(_multiplied,
-            "You multiplied x by the arrow. A velocity moves a point: what does a step do to x?"),
-    Mistake(_multiplied_and_added,
-            "The arrow is multiplied by x as well. It is a velocity already: what else does it "
-            "need to become a displacement?"),
+            "On the way to the second look you walked half of the whole arrow. It is a velocity: "
+            "for how long do you follow it?"),
+    Mistake(_no_length,
+            "You walked the whole second arrow. It is a velocity: for how long do you follow it?"),
+    Mistake(_from_half_way,
+            "You walked on from half-way. That was only a place to look from: where does the step "
+            "itself begin?"),
+    Mistake(_half_a_step,
+            "Each step ends half-way. For how long do you follow the second arrow?"),
+    Mistake(_heun,
+            "This is Heun's method, which takes the mean of both ends. Where does the midpoint "
+            "method look, and which arrow does it follow?"),
     Mistake(_never_backwards,
             "This is right forwards and wrong backwards. Which sign has the length of a step that"
             " goes back in time?"),
-    Mistake(_against_the_arrow,
-            "You walked against the arrow. Which sign has the length of a step from t to s?"),
-    Mistake(_increment_only, "This is the move alone. Add it to where you were."),
+    Mistake(_equal_steps,
+            "All your steps are equally long. How far is it from each time of ts to the next?"),
+    Mistake(_always_from_the_start,
+            "Every step begins at the start. Where did the step before it end?"),
+    Mistake(_without_the_start,
+            "The first of the iterates is missing. Where is the point at ts[0]?"),
+    Mistake(_the_end_alone, "This is the last iterate alone. What else does a path contain?"),
 )
 
 
@@ -55,8 +138,14 @@ def _field(x: Tensor, t: float) -> Tensor:
     return torch.stack([t - x[:, 1], x[:, 0] * x[:, 1] + t * t], 1)
 
 
-def _step_cases() -> list[tuple]:
-    return [(_field, normal(5, 2, seed=0), 0.2, 0.5), (_field, normal(5, 2, seed=1), 0.9, 0.7)]
+def _times(*values: float) -> Tensor: return torch.tensor(values, dtype=torch.float64)
+
+
+def _path_cases() -> list[tuple]:
+    return [
+        (_field, normal(5, 2, seed=0), _times(0.0, 0.2, 0.5, 0.6)),
+        (_field, normal(5, 2, seed=1), _times(0.9, 0.7, 0.3)),
+    ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #ada8dbe9
 def ralston_step(u, x, t, s):
@@ -67,14 +156,14 @@ def ralston_step(u, x, t, s):
     return x + h * (k1 + 3 * k2) / 4
 
 # %% ../../nbs/solutions/02_simulation.ipynb #4571d3af
-def _stopped_clock(u, x, t, s):
+def _stood_clock(u, x, t, s):
     h = s - t
     k1 = u(x, t)
     k2 = u(x + 2 / 3 * h * k1, t)
     return x + h * (k1 + 3 * k2) / 4
 
 
-def _arrival_time(u, x, t, s):
+def _time_of_arrival(u, x, t, s):
     h = s - t
     k1 = u(x, t)
     k2 = u(x + 2 / 3 * h * k1, s)
@@ -130,11 +219,11 @@ def _second_only(u, x, t, s):
 
 
 RALSTON_STEP = (
-    Mistake(_stopped_clock,
+    Mistake(_stood_clock,
             "The second arrow is taken at the right place and the wrong time. What time is it two"
             " thirds of the way? (On a field that does not change with time you would never "
             "notice.)"),
-    Mistake(_arrival_time,
+    Mistake(_time_of_arrival,
             "The second arrow is taken at the time of arrival. What time is it two thirds of the "
             "way?"),
     Mistake(_place_of_arrival,
@@ -157,50 +246,69 @@ RALSTON_STEP = (
             "You walked along the second arrow alone. A quarter of the way belongs to the first."),
 )
 
+
+def _step_cases() -> list[tuple]:
+    return [(_field, normal(5, 2, seed=0), 0.2, 0.5), (_field, normal(5, 2, seed=1), 0.9, 0.7)]
+
 # %% ../../nbs/solutions/02_simulation.ipynb #d225ab55
-def my_em_step(u, g, x, t, s, z):
-    "u(x, t) and g(x, t), x (n, D), times t and s, z (n, D) -> x at time s"
-    h = s - t
-    return x + h * u(x, t) + h**0.5 * g(x, t) * z
+def em_path(u, g, x, ts, zs):
+    "u(x, t) and g(x, t), x (n, D) at ts[0], ts (T + 1,), zs (T, n, D) -> x at ts[-1]"
+    for t, s, z in zip(ts[:-1], ts[1:], zs, strict=True):
+        h = s - t
+        x = x + h * u(x, t) + abs(h) ** 0.5 * g(x, t) * z
+    return x
 
 # %% ../../nbs/solutions/02_simulation.ipynb #fc2f1787
-def _no_root(u, g, x, t, s, z):
-    h = s - t
-    return x + h * u(x, t) + h * g(x, t) * z
+def _wander(step, x, ts, zs):
+    for t, s, z in zip(ts[:-1], ts[1:], zs, strict=True): x = step(x, t, s, z, abs(s - t) ** 0.5)
+    return x
 
 
-def _noise_twice(u, g, x, t, s, z):
-    h = s - t
-    return x + h * u(x, t) + h**0.5 * g(x, t) * z * z
+def _no_root(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + (s - t) * u(x, t) + (s - t) * g(x, t) * z, x, ts, zs)
 
 
-def _squared(u, g, x, t, s, z):
-    h = s - t
-    return x + h * u(x, t) + h**0.5 * g(x, t) ** 2 * z
+def _noise_twice(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + (s - t) * u(x, t) + r * g(x, t) * z * z, x, ts, zs)
 
 
-def _root_for_both(u, g, x, t, s, z):
-    h = s - t
-    return x + h**0.5 * (u(x, t) + g(x, t) * z)
+def _squared(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + (s - t) * u(x, t) + r * g(x, t) ** 2 * z, x, ts, zs)
 
 
-def _unscaled_noise(u, g, x, t, s, z):
-    h = s - t
-    return x + h * u(x, t) + g(x, t) * z
+def _root_for_both(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + r * (u(x, t) + g(x, t) * z), x, ts, zs)
 
 
-def _anticipating(u, g, x, t, s, z):
-    h = s - t
-    arrival = x + h * u(x, t)
-    return arrival + h**0.5 * g(arrival, s) * z
+def _unscaled_noise(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + (s - t) * u(x, t) + g(x, t) * z, x, ts, zs)
 
 
-def _root_of_g(u, g, x, t, s, z):
-    h = s - t
-    return x + h * u(x, t) + (h * g(x, t)) ** 0.5 * z
+def _anticipating(u, g, x, ts, zs):
+    def step(x, t, s, z, r):
+        arrival = x + (s - t) * u(x, t)
+        return arrival + r * g(arrival, s) * z
+    return _wander(step, x, ts, zs)
 
 
-EM_STEP = (
+def _root_of_g(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + (s - t) * u(x, t) + r * g(x, t) ** 0.5 * z, x, ts, zs)
+
+
+def _same_noise(u, g, x, ts, zs): return em_path(u, g, x, ts, zs[:1].expand_as(zs))
+def _positive_steps(u, g, x, ts, zs):
+    return _wander(lambda x, t, s, z, r: x + r**2 * u(x, t) + r * g(x, t) * z, x, ts, zs)
+
+
+def _equal_lengths(u, g, x, ts, zs):
+    h = (ts[-1] - ts[0]) / (len(ts) - 1)
+    return _wander(lambda x, t, s, z, r: x + h * u(x, t) + abs(h) ** 0.5 * g(x, t) * z, x, ts, zs)
+
+
+def _first_step(u, g, x, ts, zs): return em_path(u, g, x, ts[:2], zs[:1])
+
+# %% ../../nbs/solutions/02_simulation.ipynb #fc2f1788
+EM_PATH = (
     Mistake(_no_root,
             "The noise is multiplied by h. It is the variances of steps that add up: how does the"
             " noise itself grow, then?"),
@@ -218,6 +326,14 @@ EM_STEP = (
             "You took g at the end of the step. Itô's integral "
             "takes it at the start, before the noise is known."),
     Mistake(_root_of_g, "The root goes over g as well. Is g a variance or a standard deviation?"),
+    Mistake(_same_noise,
+            "Every step has the same noise. Which increments of Brownian motion are independent?"),
+    Mistake(_positive_steps,
+            "This is right when time rises and wrong when it falls. Which sign has the drift of a "
+            "step back in time?"),
+    Mistake(_equal_lengths,
+            "All your steps are equally long. How far is it from each time of ts to the next?"),
+    Mistake(_first_step, "You took one step. How many does ts have?"),
 )
 
 
@@ -226,8 +342,8 @@ def _diffusion(x: Tensor, t: float) -> Tensor: return 0.3 + t + 0.2 * x.square()
 
 def _noisy_cases() -> list[tuple]:
     return [
-        (_field, _diffusion, normal(5, 2, seed=2), 0.2, 0.5, normal(5, 2, seed=3)),
-        (_field, _diffusion, normal(5, 2, seed=4), 0.0, 0.04, normal(5, 2, seed=5)),
+        (_field, _diffusion, normal(5, 2, seed=2), _times(0.2, 0.3, 0.6), normal(2, 5, 2, seed=3)),
+        (_field, _diffusion, normal(5, 2, seed=4), _times(0.9, 0.8, 0.75, 0.6), normal(3, 5, 2, seed=5)),
     ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #80c659cc
@@ -310,48 +426,63 @@ def _ou_cases() -> list[tuple]:
     return [(normal(5, 2, seed=10), *h_theta_g, normal(5, 2, seed=11)) for h_theta_g in numbers]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #7303730f
-def langevin_step(score, x, h, temperature, z):
-    "score(x) a function, x (n, D), h and temperature numbers, z (n, D) -> the next x"
-    return x + h * score(x) + math.sqrt(2 * h * temperature) * z
+def cool(score, x, h, temperatures, zs):
+    "score(x) a function, x (n, D), h a number, temperatures (T,), zs (T, n, D) -> x after T steps"
+    for temperature, z in zip(temperatures, zs, strict=True):
+        x = x + h * score(x) + (2 * h * temperature) ** 0.5 * z
+    return x
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d824e411
-def _no_two_in_root(score, x, h, temperature, z):
-    return x + h * score(x) + math.sqrt(h * temperature) * z
+def _cooled(step, x, temperatures, zs):
+    for temperature, z in zip(temperatures, zs, strict=True): x = step(x, temperature, z)
+    return x
 
 
-def _downhill(score, x, h, temperature, z):
-    return x - h * score(x) + math.sqrt(2 * h * temperature) * z
+def _no_two_in_root(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * score(x) + (h * T) ** 0.5 * z, x, Ts, zs)
 
 
-def _temperature_outside(score, x, h, temperature, z):
-    return x + h * score(x) + temperature * math.sqrt(2 * h) * z
+def _downhill(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x - h * score(x) + (2 * h * T) ** 0.5 * z, x, Ts, zs)
 
 
-def _rootless(score, x, h, temperature, z):
-    return x + h * score(x) + 2 * h * temperature * z
+def _temperature_outside(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * score(x) + T * (2 * h) ** 0.5 * z, x, Ts, zs)
 
 
-def _half_score(score, x, h, temperature, z):
-    return x + h / 2 * score(x) + math.sqrt(2 * h * temperature) * z
+def _rootless(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * score(x) + 2 * h * T * z, x, Ts, zs)
 
 
-def _half_of_both(score, x, h, temperature, z):
-    return x + h / 2 * score(x) + math.sqrt(h * temperature) * z
+def _half_score(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h / 2 * score(x) + (2 * h * T) ** 0.5 * z, x, Ts, zs)
 
 
-def _h_outside(score, x, h, temperature, z):
-    return x + h * score(x) + h * math.sqrt(2 * temperature) * z
+def _half_of_both(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h / 2 * score(x) + (h * T) ** 0.5 * z, x, Ts, zs)
 
 
-def _divided_score(score, x, h, temperature, z):
-    return x + h * score(x) / temperature + math.sqrt(2 * h) * z
+def _h_outside(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * score(x) + h * (2 * T) ** 0.5 * z, x, Ts, zs)
 
 
-def _multiplied_score(score, x, h, temperature, z):
-    return x + h * temperature * score(x) + math.sqrt(2 * h * temperature) * z
+def _divided_score(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * score(x) / T + (2 * h) ** 0.5 * z, x, Ts, zs)
 
 
-LANGEVIN_STEP = (
+def _multiplied_score(score, x, h, Ts, zs):
+    return _cooled(lambda x, T, z: x + h * T * score(x) + (2 * h * T) ** 0.5 * z, x, Ts, zs)
+
+
+def _one_temperature(score, x, h, Ts, zs): return cool(score, x, h, Ts[:1].expand_as(Ts), zs)
+def _first_noise(score, x, h, Ts, zs): return cool(score, x, h, Ts, zs[:1].expand_as(zs))
+def _warming(score, x, h, Ts, zs): return cool(score, x, h, Ts.flip(0), zs)
+def _first_score(score, x, h, Ts, zs):
+    k = score(x)
+    return _cooled(lambda x, T, z: x + h * k + (2 * h * T) ** 0.5 * z, x, Ts, zs)
+
+# %% ../../nbs/solutions/02_simulation.ipynb #d824e412
+COOL = (
     Mistake(_no_two_in_root,
             "Your points settle in a cloud that is too tight. Which factor stands under the root,"
             " beside h and the temperature?"),
@@ -375,16 +506,23 @@ LANGEVIN_STEP = (
     Mistake(_multiplied_score,
             "The temperature multiplies the score as well, so it cancels: this "
             "settles in p at every temperature. It belongs to the noise alone."),
+    Mistake(_one_temperature,
+            "Your temperature never changes. Which one belongs to the step that is being taken?"),
+    Mistake(_first_noise, "Every step has the same noise. Which element of zs is this step's?"),
+    Mistake(_warming, "You warm where you should cool. In which order do the temperatures come?"),
+    Mistake(_first_score,
+            "The score is taken once, at the start. Where are the points when the next step "
+            "begins?"),
 )
 
 
 def _score(x: Tensor) -> Tensor: return -x / 0.49 + x.sin()
 
 
-def _langevin_cases() -> list[tuple]:
+def _cooling_cases() -> list[tuple]:
     return [
-        (_score, normal(6, 2, seed=6), 0.05, 1.0, normal(6, 2, seed=7)),
-        (_score, normal(6, 2, seed=8), 0.02, 2.5, normal(6, 2, seed=9)),
+        (_score, normal(6, 2, seed=6), 0.05, _times(2.5, 1.0, 0.3), normal(3, 6, 2, seed=7)),
+        (_score, normal(6, 2, seed=8), 0.02, _times(1.5, 0.4), normal(2, 6, 2, seed=9)),
     ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #64fd1416
@@ -446,19 +584,19 @@ def _order_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/02_simulation.ipynb #b6987c9f
 EXERCISES = {
-    "euler_step": Exercise(
-        my_euler_step, _step_cases, EULER_STEP,
-        "Every sampler of this course is this step, made better."),
+    "midpoint_path": Exercise(
+        midpoint_path, _path_cases, MIDPOINT_PATH,
+        "Every sampler of this course is this loop, with another step in it."),
     "ralston_step": Exercise(
         ralston_step, _step_cases, RALSTON_STEP,
         "You can now write any explicit Runge-Kutta step from its table."),
-    "em_step": Exercise(my_em_step, _noisy_cases, EM_STEP, "It simulates any SDE of this course."),
+    "em_path": Exercise(em_path, _noisy_cases, EM_PATH, "It simulates any SDE of this course."),
     "ou_step": Exercise(
         ou_step, _ou_cases, OU_STEP,
         "DDPM adds its noise in one such step (lesson 8)."),
-    "langevin_step": Exercise(
-        langevin_step, _langevin_cases, LANGEVIN_STEP,
-        "It comes back in lesson 6, to correct samples."),
+    "cool": Exercise(
+        cool, _cooling_cases, COOL,
+        "One step of it comes back in lesson 6, to correct samples."),
     "order": Exercise(
         order, _order_cases, ORDER,
         "Use it on any solver whose exact answer you know."),

@@ -345,6 +345,11 @@ def _up_reversed(x, e, down, middle, up): return _pass(x, e, down, middle, up[::
 def _down_reversed(x, e, down, middle, up): return _pass(x, e, down[::-1], middle, up)
 
 
+def _middle_twice(x, e, down, middle, up):
+    again = lambda h, e: middle(middle(h, e), e)
+    return unet_forward(x, e, down, again, up)
+
+
 FORWARD = (
     Mistake(_without_middle, "Nothing happens at the coarsest resolution. Which of the arguments did you not use?"),
     Mistake(_every_second, "Of every four pixels you keep one. What became of the other three?"),
@@ -359,6 +364,7 @@ FORWARD = (
     Mistake(_up_reversed,
             "You go through the blocks of `up` from the last to the first. Is their order yet to be turned?"),
     Mistake(_down_reversed, "You go through the blocks of `down` from the last to the first. Which comes first?"),
+    Mistake(_middle_twice, "The middle block is used twice. How often should it be?"),
 )
 
 
