@@ -26,7 +26,9 @@ from .files import whole_file
 __all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'register', 'save', 'shipped', 'load', 'info']
 
 # %% ../nbs/toolbox/checkpoints.ipynb #de3007ae
-_KEY = "diffusion_course"  # of the one entry in the metadata
+# Of the one entry in the metadata, whose order in a file would be left to chance if there were several: what is said
+# of the tensors, as JSON on one line, and a checksum on the next
+_KEY = "diffusion_course"
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -44,7 +46,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     said = json.dumps(about)
     try:
         with whole_file(path) as fresh:
-            save_file(tensors, fresh, {_KEY: said, "crc32": _checksum(tensors, said)})
+            save_file(tensors, fresh, {_KEY: f"{said}\n{_checksum(tensors, said)}"})
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{path} could not be written ({error}); what was there before is as it was"
@@ -74,10 +76,10 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     if not path.is_file(): raise FileNotFoundError(f"no file {path}: expected a checkpoint of this course")
     try:
         with safe_open(path, "pt") as f:
-            notes = f.metadata() or {}
-            about = json.loads(notes[_KEY])
+            said, _, checksum = (f.metadata() or {})[_KEY].partition("\n")
+            about = json.loads(said)
             tensors = {k: f.get_tensor(k) for k in f.keys()}
-        if notes.get("crc32", "") not in ("", _checksum(tensors, notes[_KEY])):  # files from before have none
+        if checksum not in ("", _checksum(tensors, said)):  # files from before have none
             raise ValueError("its numbers are not those that were written")
     except KeyError:
         raise ValueError(
@@ -259,7 +261,7 @@ def shipped(denoisers: bool = False) -> tuple[str, ...]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as f: return json.loads(f.metadata()[_KEY])
+    with safe_open(path, "pt") as f: return json.loads(f.metadata()[_KEY].partition("\n")[0])
 
 
 def _path(name_or_path: str | os.PathLike) -> Path:

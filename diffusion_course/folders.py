@@ -159,7 +159,8 @@ def read_image(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarr
             rgb = _as_rgb(upright)
             fitted = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them meet
-        raise ValueError(f"{path} can't be read as an image ({_reason(error, path)})") from error
+        said = f"{path} can't be read as an image ({_reason(error, path)}): expected a file of a usual kind"
+        raise ValueError(said) from error
     return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
 

@@ -92,7 +92,7 @@ def test_wrong_values_of_every_flag(
     from diffusion_course import evaluation, generation, training
 
     monkeypatch.chdir(tmp_path)
-    for module, name in ((generation, "previews"), (evaluation, "generate"), (training, "Run")):
+    for module, name in ((generation, "_previews"), (evaluation, "generate"), (training, "Run")):
         monkeypatch.setattr(module, name, began)
     monkeypatch.setattr(evaluation, "own_classifier", began)
     accepted = []
@@ -352,4 +352,4 @@ def test_no_home_and_no_network(tmp_path: Path) -> None:
     done = run(*SAMPLE)
     assert not done.returncode, done.stderr.decode()
     refused(run("evaluate", "cifar10", "--n", "20"), "CIFAR-10")
-    refused(run("train", "cifar10"), "CIFAR-10")
+    refused(run("train", "cifar10-small"), "CIFAR-10")
