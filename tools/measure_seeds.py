@@ -1,0 +1,155 @@
+"""Train the networks that lessons 10 and 13 compare, with three seeds each: `python tools/measure_seeds.py`.
+
+Lesson 10: what a network predicts, the levels it is trained at and `sigma_data`, by the error of the predicted x1 at
+five noise ratios, and by samples. Lesson 13: what skips and attention contribute, by the loss on new digits in each
+fifth of time. Writes diffusion_course/weights/seeds.json, row by row: a run that was stopped goes on where it was. Six
+minutes of one core; `--quick` tries everything with a few steps (and says so in the file): give it another `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from book import Book
+from torch import Tensor, nn
+
+from diffusion_course.checkpoints import WEIGHTS
+from diffusion_course.distributions import GaussianMixture, running_mixture
+from diffusion_course.edm import edm_heun, edm_loss, preconditioned
+from diffusion_course.images import DenoiseNet, digits
+from diffusion_course.matching import MLP, fit, matching_loss
+from diffusion_course.metrics import energy_distance, strays
+from diffusion_course.predictions import Denoiser, ExactDenoiser
+from diffusion_course.samplers import karras_grid, trajectory
+from diffusion_course.schedules import Linear, VarianceExploding, marginal
+from diffusion_course.unet import UNet, UNetConfig, part_costs
+
+SEEDS = (0, 1, 2)
+RATIOS = (0.005, 0.1, 0.4, 1.0, 30.0)
+RUNS = ((0.0, 17), (0.0, 40), (0.2, 40))  # gamma and steps
+PATH = VarianceExploding(0.002, 80)
+SMALL = UNetConfig(shape=(1, 8, 8), widths=(16, 32), attention=(4,), patch=1)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A source of randomness."""
+    return torch.Generator().manual_seed(seed)
+
+
+@cache
+def hills() -> tuple[GaussianMixture, Tensor, float]:
+    """The running mixture, samples of it to train on, and their root mean square."""
+    mixture = running_mixture()
+    data = mixture.sample(20_000, seeded(0))
+    return mixture, data, data.square().mean().sqrt().item()
+
+
+def raw(kind: str, seed: int) -> Denoiser:
+    """A network that is shown x as it is."""
+    return Denoiser(MLP(width=64, seed=seed), PATH, kind)
+
+
+def scaled(sigma_data: float | None, seed: int) -> Denoiser:
+    """A preconditioned network; None: for the data as wide as they are."""
+    return preconditioned(MLP(width=64, seed=seed), PATH, hills()[2] if sigma_data is None else sigma_data)
+
+
+TARGETS: dict[str, tuple[Callable[[int], Denoiser], Callable]] = {
+    "x1, raw": (partial(raw, "x1"), matching_loss),
+    "eps, raw": (partial(raw, "eps"), matching_loss),
+    "F": (partial(scaled, None), matching_loss),
+    "F, log-normal": (partial(scaled, None), edm_loss),
+    "F, mean 2": (partial(scaled, None), partial(edm_loss, mean=2.0, std=1.0)),
+    "sigma_data 0.5": (partial(scaled, 0.5), edm_loss),
+    "sigma_data 0.1": (partial(scaled, 0.1), edm_loss),
+}
+
+
+@torch.no_grad()
+def error(model: Denoiser, ratio: float) -> float:
+    """Root mean square error of a coordinate of the predicted x1."""
+    mixture = hills()[0]
+    t = float(PATH.t_from_log_snr(torch.tensor(-2 * math.log(ratio)).double()))
+    x = marginal(mixture, PATH, t).sample(2000, seeded(3))
+    return round((model(x, t).x1 - ExactDenoiser(mixture, PATH)(x, t).x1).square().mean().sqrt().item(), 5)
+
+
+def target(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """Errors of a network of lesson 10, and energy distance and strays of its samples."""
+    mixture, data, _ = hills()
+    make, loss = TARGETS[name]
+    model = fit(make(seed), data, steps, loss=loss, batch_size=256, seed=seed, progress=False).model
+    crowd, noise = mixture.sample(2000, seeded(11)), 80 * torch.randn(2000, 2, generator=seeded(12))
+    runs = []
+    for gamma, n in RUNS:
+        x = trajectory(model, noise, karras_grid(n, PATH), edm_heun(gamma), generator=seeded(1)).xs[-1]
+        runs.append([round(float(energy_distance(x, crowd)), 5), round(float(strays(x, mixture.log_prob, data)), 4)])
+    return dict(errors=[error(model, r) for r in RATIOS], runs=runs)
+
+
+def without_skips(net: UNet) -> UNet:
+    """The network, with zeros in the place of what its skips carry."""
+    kept = [shape[0] for part, (shape, *_) in part_costs(net.config).items() if part.startswith(("stem", "down"))]
+
+    def cut(stage: nn.Module, args: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        return torch.cat([args[0][:, :-k], 0 * args[0][:, -k:]], 1), *args[1:]
+
+    for stage, k in zip(net.up, reversed(kept), strict=True):
+        stage.register_forward_pre_hook(partial(cut, k=k))
+    return net
+
+
+def without_attention(net: UNet) -> UNet:
+    """The network without attention at its coarsest resolution either."""
+    net.middle[1] = nn.Identity()
+    return net
+
+
+PARTS: dict[str, Callable[[int], nn.Module]] = {
+    "two convolutions": lambda seed: DenoiseNet((1, 8, 8), 64, n_labels=10, seed=seed),
+    "U-Net": lambda seed: UNet(SMALL, seed=seed),
+    "without skips": lambda seed: without_skips(UNet(SMALL, seed=seed)),
+    "without attention": lambda seed: without_attention(UNet(replace(SMALL, attention=()), seed=seed)),
+}
+
+
+def part(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """The velocity loss of a network of lesson 13 on new digits, in each fifth of time."""
+    x, y = digits().batch(slice(None))
+    model = fit(Denoiser(PARTS[name](seed), Linear()), x, steps, labels=y, batch_size=64, seed=seed,
+                progress=False).model
+    x, y = digits("test").batch(slice(None))
+    x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
+    generator, losses = seeded(8), []
+    with torch.no_grad():
+        for k in range(5):
+            t = (k + torch.rand(len(x), generator=generator)) / 5
+            losses.append(round(float(matching_loss(model, x, t=t, generator=generator, y=y)), 4))
+    return dict(losses=losses)
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=WEIGHTS / "seeds.json")
+    parser.add_argument("--quick", action="store_true", help="a trial with a few steps: its numbers mean nothing")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    about = dict(command="python tools/measure_seeds.py", quick=args.quick, torch=torch.__version__)
+    tables = Book(args.out, about)
+    for seed in SEEDS[:1] if args.quick else SEEDS:
+        for name in TARGETS:
+            tables.row("targets", dict(model=name, seed=seed), target, name, seed, 3 if args.quick else 1000)
+        for name in PARTS:
+            tables.row("parts", dict(network=name, seed=seed), part, name, seed, 3 if args.quick else 300)
+
+
+if __name__ == "__main__":
+    main()
