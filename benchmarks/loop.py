@@ -50,7 +50,7 @@ class Timed(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         begin = time.thread_time()
-        y = self.net(x, t.expand(len(x)))
+        y = self.net(x, t.expand(len(x)).to(x.dtype))  # diffusers counts times in whole numbers
         self.spent += time.thread_time() - begin
         return y
 

@@ -176,7 +176,7 @@ _AREAS = {"circle": np.pi, "square": 3.24, "triangle": 1.8}  # for r = 1
 
 
 def _distance(x: np.ndarray, y: np.ndarray, r: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    "Signed distance to the edge of a shape of half width r around (0, 0): negative inside. y points down."
+    "Distance to the nearest side of a shape of half width r around (0, 0), negative inside. y points down."
     circle = np.hypot(x, y) - r
     square = np.maximum(np.abs(x), np.abs(y)) - 0.9 * r
     sides = (1.8 * np.abs(x) - (y + 0.9 * r)) / np.hypot(1.8, 1.0)  # 2 r wide and 1.8 r high

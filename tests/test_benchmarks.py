@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -130,6 +131,21 @@ def test_every_topic_can_be_imported_and_measured() -> None:
     code = f"import importlib; [importlib.import_module(n).measure for n in {names!r}]"
     done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+
+def test_the_others_loops_run_as_they_are_measured() -> None:
+    """Each library hands its times over in its own way, diffusers some of them in whole numbers."""
+    pytest.importorskip("diffusers")
+    import loop
+    from diffusion_course.matching import MLP
+
+    timed = loop.Timed(MLP(width=8)).eval()
+    found = loop.their_loops(timed, torch.randn(4, 2), 3)
+    assert {"euler", "heun", "ddim", "dpmpp_2m", "ancestral"} <= set(found)
+    with torch.no_grad():
+        for runs in found.values():
+            for run_it in runs.values(): run_it()
+    assert timed.spent > 0
 
 
 # ---- what is committed -----------------------------------------------------------------------------------------------

@@ -60,17 +60,27 @@ def _not_transposed(q, k, v, heads, mask):
 
 ATTEND = (
     Mistake(_unmasked, "Tokens that aren't there are given weight. Where does mask come in?"),
-    Mistake(_masked_after, "Your weights no longer sum to 1 where something is masked. Mask before the softmax."),
-    Mistake(_masked_with_0, "An agreement of 0 still has the weight exp(0). Which number has the weight 0?"),
-    Mistake(_inverted, "You mask what is there. The mask is true where there is something."),
+    Mistake(_masked_after,
+            "Your weights no longer sum to 1 where something is masked. When does the mask come in: "
+            "before the softmax or after?"),
+    Mistake(_masked_with_0,
+            "A score of 0 still has the weight exp(0). Which score has the weight 0?"),
+    Mistake(_inverted, "You mask what is there. What does a mask that is true say?"),
     Mistake(_width_of_all, "You divide by the root of all d numbers. How many does one head see?"),
-    Mistake(_not_scaled, "The agreements grow with the number of numbers. By what are they divided?"),
-    Mistake(_without_root, "You divide by the numbers of a head, not by their root."),
-    Mistake(_over_queries, "Your softmax runs over the queries. The weights of each query have to sum to 1."),
-    Mistake(_one_head, "That is one head with all numbers. Each head computes weights of its own."),
-    Mistake(_interleaved, "Each head takes every so-manyth number. The parts are contiguous: the first d / heads, ..."),
-    Mistake(_head_is_a_width, "You read heads as the numbers of a head. It is how many heads there are."),
-    Mistake(_not_transposed, "The heads are back in one row in the wrong order. Which axis has to come last but one?"),
+    Mistake(_not_scaled,
+            "Your scores grow with the length of a head's part. By which root are they divided?"),
+    Mistake(_without_root,
+            "You divide by the length of a head's part. What keeps the spread of a sum of d products as "
+            "it is?"),
+    Mistake(_over_queries, "Your softmax runs over the queries. Whose weights have to sum to 1?"),
+    Mistake(_one_head,
+            "That is one head with all numbers. How many sets of weights do several heads have?"),
+    Mistake(_interleaved,
+            "Your heads take every third number, or every second. Which numbers belong to the first head?"),
+    Mistake(_head_is_a_width, "You read heads as the length of a head's part. What does it count?"),
+    Mistake(_not_transposed,
+            "The heads are back in one row in the wrong order. Which axis has to stand beside that of a "
+            "head's numbers before they are flattened?"),
 )
 
 
@@ -111,15 +121,21 @@ def _unscaled(q, k, v, factor):
 
 
 STRESSED = (
-    Mistake(_not_normalised, "Your weights no longer sum to 1: the values are scaled too. Divide by the new sum."),
-    Mistake(_of_agreement, "You multiply the agreements. A negative one would become more so. Multiply the weights."),
-    Mistake(_of_keys, "You changed the keys, and so the agreements. The factors belong to the weights."),
-    Mistake(_added, "You add the factor to the agreements. That multiplies weights by exp(factor)."),
-    Mistake(_ignored, "The factors make no difference."),
+    Mistake(_not_normalised,
+            "Your weights no longer sum to 1, so the values are scaled too. By what would you divide?"),
+    Mistake(_of_agreement,
+            "You multiply the scores, or the keys, which is the same. What becomes of a negative score, "
+            "and what of the weights?"),
+    Mistake(_of_keys,
+            "You changed the keys, and with them the scores. To what do the factors belong?"),
+    Mistake(_added, "You add the factor to the scores. What does that do to the weights?"),
+    Mistake(_ignored, "The factors make no difference to your answer. Where do they come in?"),
     Mistake(_mean_of_all, "You divide by the sum of the factors. Which sum has to be 1, and for whom?"),
-    Mistake(_again, "After a second softmax a weight of 0 counts as exp(0). Divide by the sum."),
-    Mistake(_along_queries, "You divide by the sum over queries. The weights of each query have to sum to 1."),
-    Mistake(_unscaled, "The agreements aren't divided by the root of d."),
+    Mistake(_again,
+            "After a second softmax a weight of 0 counts as exp(0). How else can weights be made to sum "
+            "to 1?"),
+    Mistake(_along_queries, "You divide by the sum over queries. Whose weights have to sum to 1?"),
+    Mistake(_unscaled, "Your scores grow with d. By what are they divided?"),
 )
 
 
@@ -192,18 +208,21 @@ def _base_each(u, x, t, s, captions, w):
 
 
 COMPOSED = (
-    Mistake(_euler, "That is one slope, Euler's. Heun takes the mean of two."),
-    Mistake(_midpoint, "That is the midpoint method. Heun's second slope is at the end of the step."),
+    Mistake(_euler, "That is one slope, Euler's. Where does Heun's method look a second time?"),
+    Mistake(_midpoint,
+            "That is the midpoint method. Where does Heun's method take its second slope?"),
     Mistake(_second_at_t, "Your second slope is taken at the time t. At which time is the point it is taken at?"),
-    Mistake(_sum_of_slopes, "You add both slopes. The step follows their mean."),
-    Mistake(_second_plain, "Your second slope has no captions. Both slopes are combined."),
-    Mistake(_no_base, "The velocity without caption is missing. The changes are added to it."),
+    Mistake(_sum_of_slopes, "You add both slopes. What of the two does Heun's step follow?"),
+    Mistake(_second_plain, "Your second slope has no captions. How is the first one combined?"),
+    Mistake(_no_base, "The velocity without a caption is missing. To what are the changes added?"),
     Mistake(_not_differences, "You add whole velocities. What does a caption change?"),
-    Mistake(_averaged, "You divide by the sum of the weights. They need not sum to 1, and they may sum to 0."),
-    Mistake(_no_negatives, "A negative weight pushes away. You made it positive."),
-    Mistake(_first_alone, "Only the first caption counts."),
-    Mistake(_backwards, "You walk back. The step is s - t times the slope."),
-    Mistake(_base_each, "The velocity without caption is in your sum once for each caption. It belongs there once."),
+    Mistake(_averaged, "You divide by the sum of the weights. What happens where they sum to 0?"),
+    Mistake(_no_negatives, "You made a negative weight positive. Which way should it push?"),
+    Mistake(_first_alone, "Only the first caption counts in your answer. What about the others?"),
+    Mistake(_backwards, "You walk back. Which sign has the length of a step from t to s?"),
+    Mistake(_base_each,
+            "The velocity without a caption is in your sum once for each caption. How often does it "
+            "belong there?"),
 )
 
 
@@ -300,14 +319,22 @@ def _bounding_boxes(first, second):
 
 ABOVE = (
     Mistake(_below, "That is below. Row 0 is at the top: which way do rows count?"),
-    Mistake(_only_higher, "A thing far to the side isn't above. Compare with the distance to the side."),
+    Mistake(_only_higher,
+            "An object far to the side isn't above. With what else must the height be compared?"),
     Mistake(_left, "You compare columns: that is left of. Which axis are the rows?"),
-    Mistake(_either_way, "True for below too. The order of the two matters."),
-    Mistake(_signed_side, "To the side means to either side. Take the size of the distance."),
-    Mistake(_not_divided, "A larger thing is not a lower one. Divide by the sum of the mask."),
-    Mistake(_top_edges, "You compare edges. A large thing reaches further than its centre."),
-    Mistake(_brightest, "You compare the largest pixels. A centre of mass is a mean over all of them."),
-    Mistake(_bounding_boxes, "You compare middles of boxes. Pale pixels count as much as full ones there."),
+    Mistake(_either_way,
+            "Your answer is true for below too. What happens if the two are exchanged?"),
+    Mistake(_signed_side, "You count one side only. Which number says how far to either side?"),
+    Mistake(_not_divided,
+            "Your larger objects lie lower. By what is a weighted sum divided to be a mean?"),
+    Mistake(_top_edges,
+            "You compare edges. Is the edge of a large object as far from its centre as that of a small "
+            "one?"),
+    Mistake(_brightest,
+            "You compare the largest pixels. Over which pixels is a centre of mass a mean?"),
+    Mistake(_bounding_boxes,
+            "You compare the middles of boxes. How much does a pale pixel count there, and how much "
+            "should it?"),
 )
 
 
@@ -359,13 +386,21 @@ def _mean(tokens, rows, columns):
 
 
 MERGE = (
-    Mistake(_in_a_row, "You put four tokens of the list together. Neighbours below each other are `columns` apart."),
-    Mistake(_columns_first, "Your order is top left, bottom left, top right, bottom right."),
-    Mistake(_blocks_by_column, "Your merged tokens come column by column. They come row by row."),
-    Mistake(_numbers_apart, "Each number is followed by its neighbour's. The four tokens stand behind one another."),
-    Mistake(_swapped_sides, "You exchanged rows and columns. The picture needn't be square."),
-    Mistake(_far_apart, "You put tokens together that are half a picture apart."),
-    Mistake(_mean, "You took the mean of the four. All their numbers are kept: 4 d."),
+    Mistake(_in_a_row,
+            "You put four tokens of the list together. How far apart in the list are neighbours below "
+            "each other?"),
+    Mistake(_columns_first,
+            "Your order is top left, bottom left, top right, bottom right (as in Swin's code). Which is "
+            "asked for?"),
+    Mistake(_blocks_by_column,
+            "Your merged tokens come column by column. In which order should they come?"),
+    Mistake(_numbers_apart,
+            "In your answer each number is followed by its neighbour's. Which numbers of a merged token "
+            "are one of the four?"),
+    Mistake(_swapped_sides, "You exchanged rows and columns. Need the picture be square?"),
+    Mistake(_far_apart,
+            "You put tokens together that are half a picture apart. Which four are neighbours?"),
+    Mistake(_mean, "You took the mean of the four. How many numbers does a merged token have?"),
 )
 
 
@@ -424,17 +459,23 @@ def _half_turned(q, position, rates):
 
 
 ROTATE = (
-    Mistake(_clockwise, "You turn the other way: from the second coordinate towards the first."),
-    Mistake(_neighbours, "Your pairs are neighbours, 0 and 1, 2 and 3. Here i goes with i + d/2."),
-    Mistake(_neighbours_apart, "You take neighbours as pairs. Here i goes with i + d/2."),
-    Mistake(_added_waves, "You add waves, as the lesson does. Here positions turn, they aren't added."),
-    Mistake(_scaled, "You multiply by waves. A turn mixes the two coordinates, and no length changes."),
+    Mistake(_clockwise,
+            "You turn from the second coordinate towards the first. Which way is asked for?"),
+    Mistake(_neighbours,
+            "Your pairs are neighbours, 0 and 1, 2 and 3. With which number does i go here?"),
+    Mistake(_neighbours_apart,
+            "You take neighbours as pairs, and put them back apart. With which number does i go here?"),
+    Mistake(_added_waves,
+            "You add waves, as the lesson does. What does a position do to a token here?"),
+    Mistake(_scaled, "You multiply by waves. What does a turn do to the length of a pair?"),
     Mistake(_mirrored, "That is a reflection. Which of the four terms has the minus sign?"),
-    Mistake(_by_place, "You take the places in the list. The positions are given, and needn't be 0, 1, 2, ..."),
-    Mistake(_one_rate, "Each pair has a rate of its own."),
-    Mistake(_in_turns, "The rates are in radians: no factor 2 pi."),
+    Mistake(_by_place,
+            "You take the places in the list. What if the positions that are given aren't 0, 1, 2, ...?"),
+    Mistake(_one_rate, "You turn all pairs at one rate. How many rates are there?"),
+    Mistake(_in_turns, "You take the rates as turns. In which unit does a cosine take its angle?"),
     Mistake(_no_position, "All tokens are turned alike. Where does the position come in?"),
-    Mistake(_half_turned, "Only the first coordinates are turned."),
+    Mistake(_half_turned,
+            "Only the first coordinates are turned. What becomes of the second ones?"),
 )
 
 
@@ -456,7 +497,7 @@ EXERCISES: dict[str, Exercise] = {
         "A negative prompt is one of these wishes: one with a negative weight."),
     "is_above": Exercise(
         is_above, _above_cases, ABOVE, "With a program that tells the truth, a claim about pictures can be counted."),
-    "merge": Exercise(merge, _merge_cases, MERGE, "A quarter of the tokens: attention costs a sixteenth."),
+    "merge": Exercise(merge, _merge_cases, MERGE, "A quarter of the tokens, each four times as long: by 2 N² d, attention costs a quarter."),
     "rotate": Exercise(
-        rotate, _rotate_cases, ROTATE, "Nothing was added to the tokens: positions live in the agreement alone."),
+        rotate, _rotate_cases, ROTATE, "Nothing was added to the tokens: positions live in the scores alone."),
 }

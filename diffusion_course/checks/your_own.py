@@ -153,7 +153,7 @@ def _less_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b0000e
 def steered(net, x, y, cond, null, w_y, w_cond, n):
-    "net(x, t, y, cond) -> velocity; x (B, D) noise -> the samples after n Euler steps, (B, D)"
+    "net(x, t, y, cond), t a number, -> velocity; x (B, D) noise -> the samples after n Euler steps, (B, D)"
     no_label, nothing = torch.full_like(y, null), torch.full_like(cond, math.nan)
     for k in range(n):
         t = k / n
@@ -432,5 +432,5 @@ EXERCISES = {
         floor_of_splits, _splits_cases, SPLITS, "A floor for any table, from the table alone."),
     "edit": Exercise(edit, _edit_cases, EDIT, "This is SDEdit, and what `strength` does in `generate`."),
     "their_ddim": Exercise(
-        their_ddim, _their_cases, THEIRS, "This loop draws with most networks that you can download."),
+        their_ddim, _their_cases, THEIRS, "This loop draws with every network that predicts noise on the path of DDPM."),
 }
