@@ -497,7 +497,9 @@ EXERCISES: dict[str, Exercise] = {
         "A negative prompt is one of these wishes: one with a negative weight."),
     "is_above": Exercise(
         is_above, _above_cases, ABOVE, "With a program that tells the truth, a claim about pictures can be counted."),
-    "merge": Exercise(merge, _merge_cases, MERGE, "A quarter of the tokens, each four times as long: by 2 N² d, attention costs a quarter."),
+    "merge": Exercise(
+        merge, _merge_cases, MERGE,
+        "A quarter of the tokens, each four times as long: by 2 N² d, attention costs a quarter."),
     "rotate": Exercise(
         rotate, _rotate_cases, ROTATE, "Nothing was added to the tokens: positions live in the scores alone."),
 }

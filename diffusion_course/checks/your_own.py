@@ -432,5 +432,6 @@ EXERCISES = {
         floor_of_splits, _splits_cases, SPLITS, "A floor for any table, from the table alone."),
     "edit": Exercise(edit, _edit_cases, EDIT, "This is SDEdit, and what `strength` does in `generate`."),
     "their_ddim": Exercise(
-        their_ddim, _their_cases, THEIRS, "This loop draws with every network that predicts noise on the path of DDPM."),
+        their_ddim, _their_cases, THEIRS,
+        "This loop draws with every network that predicts noise on the path of DDPM."),
 }
