@@ -19,8 +19,8 @@ from diffusion_course.relations import (
 from .trials import Change, Trials, changes, last_replaced, stand_ins
 
 # %% auto #0
-__all__ = ['of_dependence', 'of_scaling', 'of_special', 'of_mixing', 'of_trials', 'of_places', 'of_size', 'of_calls', 'diagnose',
-           'of_nan']
+__all__ = ['of_dependence', 'thresholds', 'of_scaling', 'of_special', 'of_mixing', 'of_trials', 'of_places', 'of_size',
+           'of_calls', 'diagnose', 'of_nan']
 
 # %% ../nbs/toolbox/diagnosis.ipynb #d1a6000f
 def of_dependence(trials: Trials, options: Sequence[Change]) -> str | None:
@@ -40,15 +40,48 @@ def of_dependence(trials: Trials, options: Sequence[Change]) -> str | None:
         ]
         if not seen:
             continue
-        mine = any(not torch.equal(a, a2) for a, _, a2, _ in seen)
+        others = [c for c in options if c.name == change.name and c.kind in ("doubled", "plus 1")]
+        mine = any(
+            not torch.equal(a, p[0])
+            for c in (change, *others) for a, p in zip(trials.outputs, trials.both(c), strict=True) if p
+        )
         theirs = any(not trials.same(b2, b) for _, b, _, b2 in seen)
         if theirs and not mine:
             return (f"Your answer stays the same when `{change.name}` changes, what is expected does not. "
                     f"Where does `{change.name}` enter?")
-        unmoved = all(torch.allclose(b, b2, rtol=1e-9, atol=1e-12, equal_nan=True) for _, b, _, b2 in seen)
+        unmoved = all(_unmoved(trials, c) for c in [change, *others])
         if unmoved and any(not trials.same(a2, a) for a, _, a2, _ in seen):
             return f"Your answer changes with `{change.name}`, what is expected does not. How does it drop out?"
     return None
+
+
+def _unmoved(trials: Trials, change: Change) -> bool:
+    "Whether a change leaves what is expected as it is, wherever there is an answer to it."
+    pairs = zip(trials.expected, trials.both(change), strict=True)
+    return all(p is None or torch.allclose(b, p[1], rtol=1e-9, atol=1e-12, equal_nan=True) for b, p in pairs)
+
+
+def thresholds(trials: Trials, options: Sequence[Change]) -> set[str]:
+    """Arguments that act by thresholds, as a number that chooses among a few: when they change a
+    little, most of what is expected stays and some of it jumps. Of them little can be told from a
+    few values: many wrong answers are right for a changed one by chance.
+
+    Args:
+        trials: of the function.
+        options: changes of one argument each.
+    """
+    found = set()
+    for change in options:
+        if change.kind not in ("a little smaller", "doubled"):
+            continue
+        pairs = [(b, p[1]) for b, p in zip(trials.expected, trials.both(change), strict=True) if p]
+        stayed = [torch.isclose(b, b2, rtol=1e-9, atol=1e-12, equal_nan=True).flatten() for b, b2 in pairs if b.ndim]
+        if not stayed:
+            continue
+        share = float(torch.cat(stayed).double().mean())
+        if change.kind == "a little smaller" and 0.5 <= share < 1 or change.kind == "doubled" and 0.2 <= share < 1:
+            found.add(change.name)
+    return found
 
 
 def of_scaling(trials: Trials, options: Sequence[Change]) -> str | None:
@@ -245,6 +278,10 @@ def _by_argument(trials: Trials, case: tuple, rows: Tensor) -> str | None:
     for name, value in zip(trials.names, case, strict=False):
         if not isinstance(value, Tensor) or value.shape != rows.shape or value.dtype == torch.bool:
             continue
+        steps = value.diff()
+        alone = 1 in (int(rows.sum()), int((~rows).sum()))  # it may be its place that tells it from the others
+        if alone and len(value) > 2 and bool((steps > 0).all() or (steps < 0).all()):
+            continue
         good, bad = value[rows], value[~rows]
         if bool(good.max() < bad.min()):
             return (f"Right where `{name}` is at most {good.max():.4g}, wrong from {bad.min():.4g} on. What "
@@ -309,6 +346,9 @@ def of_calls(name: str, mine: list[tuple], theirs: list[tuple]) -> str | None:
     for k, (a, b) in enumerate(zip(mine, theirs, strict=False)):
         for i, (p, q) in enumerate(zip(a, b, strict=False)):
             if _equal(p, q): continue
+            if k and isinstance(q, Tensor) and q.numel() > 1 and not bool((q == q.flatten()[0]).all()):
+                return (f"Your calls of `{name}` are right up to number {k}, and the next one is made at another "
+                        f"point. What do you make of what `{name}` gave, before you ask again?")
             which = f"call {k + 1} of `{name}`" if len(theirs) > 1 else f"the call of `{name}`"
             before = " Up to there your calls are right." if k else ""
             return (f"In {which}, argument {i + 1} is not the one expected.{before} Where should `{name}` be "
@@ -343,12 +383,15 @@ def diagnose(trials: Trials) -> str | None:
         return of_trials(trials) or of_places(trials)
     case = trials.cases[0]
     small = changes(trials.names, case)
+    by_chance = thresholds(trials, small)
+    telling = [c for c in small if c.name not in by_chance]
+    instead = [c for c in stand_ins(trials.names, case) if c.name not in by_chance]
     return (
         of_sign_or_factor(trials)
         or of_input(trials)
         or of_order(trials)
         or of_function(trials)
-        or of_other_question(trials, stand_ins(trials.names, case))
+        or of_other_question(trials, instead)
         or of_varying_factor(trials)
         or of_powers(trials)
         or of_dependence(trials, small)
@@ -357,7 +400,7 @@ def diagnose(trials: Trials) -> str | None:
         or of_trials(trials)
         or of_places(trials)
         or of_mixing(trials)
-        or of_special(trials, small)
+        or of_special(trials, telling)
         or of_scaling(trials, small)
         or of_range(trials)
         or of_size(trials)

@@ -329,3 +329,41 @@ def test_shapes_are_told_apart():
     assert "axis of length 4 is gone" in of_shape(x[0], x, same)
     for n, m in pairwise((3, 4, 5)):
         assert f"by {m - n}" in of_shape(torch.zeros(m, 2), torch.zeros(n, 2), same)
+
+
+# ---- what is not said ------------------------------------------------------------------------------------------------
+
+
+def drawn(weights: Tensor, u: Tensor, z: Tensor) -> Tensor:
+    """One of a few by a threshold, and noise: most small changes of `u` and `weights` change nothing."""
+    return torch.searchsorted(weights.cumsum(0), u).clamp(max=2).double() * 2 - 1 + z
+
+
+def test_of_thresholds_nothing_is_told_from_chance(monkeypatch) -> None:
+    wrong = lambda weights, u, z: torch.searchsorted(weights.cumprod(0), u).clamp(max=2).double() * 2 - 1 + z
+    weights = torch.tensor([0.3, 0.32, 0.38], dtype=torch.float64)
+    cases = lambda: [(weights, uniform(n, seed=n), normal(n, seed=n + 1)) for n in (12, 9)]
+    report = judge(monkeypatch, drawn, cases, wrong)
+    said = report.message
+    assert report.status == "not yet"
+    assert "becomes right when" not in said and "in place of" not in said and "what is expected does not" not in said
+
+
+def test_a_place_is_not_taken_for_a_value(monkeypatch) -> None:
+    betas = torch.linspace(0.0001, 0.02, 8, dtype=torch.float64)
+    report = judge(
+        monkeypatch, lambda betas: (1 - betas).cumprod(0), lambda: [(betas,), (2 * betas[:6],)],
+        lambda betas: (1 - betas).cumsum(0),
+    )
+    assert "Only the first entry" in report.message and "at most" not in report.message
+
+
+def test_a_walk_that_leaves_the_path_is_told_after_which_call(monkeypatch) -> None:
+    def walk(u, x, ts, scale=1.0):
+        for t, s in pairwise(ts.tolist()): x = x + scale * (s - t) * u(x, t)
+        return x
+
+    u = lambda x, t: x.sin() + t
+    cases = lambda: [(u, normal(4, 2, seed=k), torch.linspace(0, 1, 4 + k).double()) for k in (0, 1)]
+    report = judge(monkeypatch, lambda u, x, ts: walk(u, x, ts), cases, lambda u, x, ts: walk(u, x, ts, 0.9))
+    assert "right up to number 1" in report.message and "Where should" not in report.message
