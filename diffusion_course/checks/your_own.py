@@ -17,49 +17,71 @@ __all__ = ['PREPARE', 'LESS', 'STEERED', 'SPLITS', 'EDIT', 'THEIRS', 'EXERCISES'
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00006
 def prepare(table, held_out):
-    "table (n, D), held_out (n,) of bool -> the rows to learn and those held out, both standardised"
+    "table (n, D) with gaps (NaN), held_out (n,) of bool -> the rows to learn and those held out, standardised"
     learn, test = table[~held_out], table[held_out]
-    mean, std = learn.mean(0), learn.std(0)
+    known = (~learn.isnan()).sum(0)
+    mean = learn.nanmean(0)
+    std = ((learn - mean).square().nansum(0) / (known - 1)).sqrt()
     return (learn - mean) / std, (test - mean) / std
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00007
+def _of(rows, less=1):
+    "Mean and standard deviation of the values that are known."
+    mean = rows.nanmean(0)
+    return mean, ((rows - mean).square().nansum(0) / ((~rows.isnan()).sum(0) - less)).sqrt()
+
+
 def _scaled(table, held_out, mean, std):
     return (table[~held_out] - mean) / std, (table[held_out] - mean) / std
 
 
-def _of_all(table, held_out): return _scaled(table, held_out, table.mean(0), table.std(0))
-
-
-def _of_held_out(table, held_out):
-    test = table[held_out]
-    return _scaled(table, held_out, test.mean(0), test.std(0))
+def _of_all(table, held_out): return _scaled(table, held_out, *_of(table))
+def _of_held_out(table, held_out): return _scaled(table, held_out, *_of(table[held_out]))
 
 
 def _each_its_own(table, held_out):
-    parts = table[~held_out], table[held_out]
-    return tuple((part - part.mean(0)) / part.std(0) for part in parts)
+    parts = []
+    for part in (table[~held_out], table[held_out]):
+        mean, std = _of(part)
+        parts.append((part - mean) / std)
+    return tuple(parts)
 
 
 def _by_variance(table, held_out):
-    learn = table[~held_out]
-    return _scaled(table, held_out, learn.mean(0), learn.var(0))
+    mean, std = _of(table[~held_out])
+    return _scaled(table, held_out, mean, std**2)
 
 
 def _one_unit(table, held_out):
-    learn = table[~held_out]
-    return _scaled(table, held_out, learn.mean(), learn.std())
+    mean, std = _of(table[~held_out].reshape(-1, 1))
+    return _scaled(table, held_out, mean, std)
 
 
-def _only_centred(table, held_out): return _scaled(table, held_out, table[~held_out].mean(0), 1.0)
-
-
-def _by_n(table, held_out):
-    learn = table[~held_out]
-    return _scaled(table, held_out, learn.mean(0), learn.std(0, correction=0))
-
-
+def _only_centred(table, held_out): return _scaled(table, held_out, table[~held_out].nanmean(0), 1.0)
+def _by_n(table, held_out): return _scaled(table, held_out, *_of(table[~held_out], 0))
 def _turned(table, held_out): return prepare(table, ~held_out)
 def _other_order(table, held_out): return prepare(table, held_out)[::-1]
+
+
+def _one_gap_spoils(table, held_out):
+    learn = table[~held_out]
+    return _scaled(table, held_out, learn.mean(0), learn.std(0))
+
+
+def _gaps_filled(table, held_out):
+    learn, test = prepare(table, held_out)
+    return learn.nan_to_num(0.0), test.nan_to_num(0.0)
+
+
+def _filled_before(table, held_out):
+    learn = table[~held_out].nan_to_num(0.0)
+    return _scaled(table, held_out, learn.mean(0), learn.std(0))
+
+
+def _by_all_rows(table, held_out):
+    learn = table[~held_out]
+    mean = learn.nanmean(0)
+    return _scaled(table, held_out, mean, ((learn - mean).square().nansum(0) / (len(learn) - 1)).sqrt())
 
 
 PREPARE = (
@@ -73,6 +95,13 @@ PREPARE = (
     Mistake(_by_n, "Your deviation divides by n. The usual estimate, that of `std`, divides by what?"),
     Mistake(_turned, "The parts are exchanged: where `held_out` is True, a row is not learned."),
     Mistake(_other_order, "Both parts are right, in the other order. Which one comes first?"),
+    Mistake(_one_gap_spoils,
+            "One gap makes your whole column unknown. Over which values are the mean and the deviation taken?"),
+    Mistake(_gaps_filled, "You filled the gaps. How would a network know then that a value is not known?"),
+    Mistake(_filled_before,
+            "Your gaps count as zeros in the mean and the deviation. Which values should count?"),
+    Mistake(_by_all_rows,
+            "You divide by the number of rows. How many values of each column are known?"),
 )
 
 
@@ -82,6 +111,7 @@ def _prepare_cases() -> list[tuple]:
         table = normal(n, D, seed=k) * torch.tensor([0.1, 30.0, 5.0][:D]) + torch.tensor([3.0, -40.0, 1.0][:D])
         held_out = torch.zeros(n, dtype=torch.bool)
         held_out[[1, 4, 5, 8]] = True
+        table[[2, 4, 7], [0, 1, 1]] = math.nan
         cases.append((table, held_out))
     return cases
 
