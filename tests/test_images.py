@@ -290,7 +290,7 @@ def test_at_hand_never_downloads(
     monkeypatch.setattr(requests, "get", lambda *_, **__: pytest.fail("it asked the network"))
     assert cifar10_at_hand() is None
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "cifar10()" in said and "162 MB" in said
+    assert said.count("\n") == 1 and "cifar10()" in said and "170 MB" in said
     monkeypatch.setenv("DIFFUSION_COURSE_DATA", str(small))
     assert len(cifar10_at_hand()) == 5 * COUNT and len(cifar10_at_hand("test")) == COUNT
     assert not capsys.readouterr().out
