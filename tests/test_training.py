@@ -356,7 +356,7 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
 
 def test_other_bad_input() -> None:
     for args in ((0, 4, 0, 0), (10, 0, 0, 0), (10, 4, -1, 0)):
-        with pytest.raises(ValueError, match="expected n >= 1, batch >= 1, step >= 0"): batch_indices(*args)
+        with pytest.raises(ValueError, match="expected a whole number"): batch_indices(*args)
     with pytest.raises(ValueError, match="precision is 'half': expected 'auto', 'bf16' or 'fp32'"):
         autocast(torch.device("cpu"), "half")
     with pytest.raises(ValueError, match="kind|target"): dataclasses.replace(TINY, kind="noise").build()
