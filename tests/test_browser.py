@@ -44,8 +44,7 @@ def browser() -> Iterator:
 @pytest.fixture
 def page(browser, server: Server, request: pytest.FixtureRequest) -> Iterator:
     """A fresh profile's page. It asks only the server, and leaves an image in out/ where a test fails."""
-    # Players wait to be started: a lesson's all at once take a third of a processor where no GPU draws.
-    context = browser.new_context(viewport={"width": 1400, "height": 1000}, reduced_motion="reduce")
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     failed = request.session.testsfailed
     foreign = []
