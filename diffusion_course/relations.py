@@ -443,12 +443,13 @@ def _scalars(trials: Trials) -> Iterator[tuple[str, Tensor]]:
 
 def _powers(ratio: Tensor, columns: dict[str, Tensor]) -> str | None:
     "ratio = constant times powers of one or two columns, as text; None where it is not."
-    if not (bool((ratio > 0).all()) or bool((ratio < 0).all())):
+    if not (bool((ratio > 0).all()) or bool((ratio < 0).all())) or not bool(ratio.isfinite().all()):
         return None
     for count in (1, 2):
         for names in itertools.combinations(columns, count):
             picked = torch.stack([columns[n] for n in names], 1)
-            if bool((picked <= 0).any()) or len({tuple(p) for p in picked.tolist()}) < count + 2:
+            positive = bool(((picked > 0) & picked.isfinite()).all())
+            if not positive or len({tuple(p) for p in picked.tolist()}) < count + 2:
                 continue
             A = torch.cat([picked.log(), torch.ones(len(picked), 1, dtype=torch.float64)], 1)
             found = torch.linalg.lstsq(A, ratio.abs().log()[:, None], driver="gelsd").solution[:, 0]
@@ -537,6 +538,8 @@ def _spanned(d: Tensor, parts: tuple[Tensor, ...], trials: Trials) -> bool:
     "Whether d is a combination of the parts: one for all, or one for each sample."
     if any(p.shape != d.shape for p in parts) or not d.ndim:
         return False
+    if not all(bool(v.isfinite().all()) for v in (d, *parts)):
+        return False  # LAPACK refuses them
     rows = [(d.flatten(), [p.flatten() for p in parts])]
     if d.ndim >= 2:
         rows = rows + [(d[k].flatten(), [p[k].flatten() for p in parts]) for k in range(len(d))]

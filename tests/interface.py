@@ -320,13 +320,19 @@ def exercise_player(page: Page, player: ElementHandle) -> None:
 
     button = player.query_selector(".dc-play")
     if player.get_attribute("data-playing") == "true": button.click()
-    scrub = player.query_selector(".dc-scrub").bounding_box()
+    scrub = player.query_selector(".dc-scrub")
+
+    def scrub_to(fraction: float) -> None:
+        box = scrub.bounding_box()
+        # An element's own click waits until the page above it has stopped growing.
+        scrub.click(position={"x": fraction * box["width"], "y": box["height"] / 2})
+
     shown = []
     for fraction in (0.05, 0.5, 0.95):
-        page.mouse.click(scrub["x"] + fraction * scrub["width"], scrub["y"] + scrub["height"] / 2)
+        scrub_to(fraction)
         shown.append(look())
     assert len(set(shown)) == len(shown), "scrubbing changed no image"
-    page.mouse.click(scrub["x"] + 0.05 * scrub["width"], scrub["y"] + scrub["height"] / 2)
+    scrub_to(0.05)
     start = draws()
     first = look()[0]
     button.click()

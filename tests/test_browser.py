@@ -90,6 +90,9 @@ COMPLETE = """([panels, players]) => {
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
 def test_lesson(page, server: Server, path: Path) -> None:
+    # Players wait to be started, as for readers who ask for little motion: together they take from the kernel
+    # the processor time that it computes with.
+    page.emulate_media(reduced_motion="reduce")
     open_notebook(page, server, path.name)
     page.wait_for_selector(STORED, state="attached")
     assert not page.locator(".dc-panel").count(), "a panel without a kernel behind it"

@@ -367,3 +367,13 @@ def test_a_walk_that_leaves_the_path_is_told_after_which_call(monkeypatch) -> No
     cases = lambda: [(u, normal(4, 2, seed=k), torch.linspace(0, 1, 4 + k).double()) for k in (0, 1)]
     report = judge(monkeypatch, lambda u, x, ts: walk(u, x, ts), cases, lambda u, x, ts: walk(u, x, ts, 0.9))
     assert "right up to number 1" in report.message and "Where should" not in report.message
+
+
+def test_gaps_in_what_is_given_stop_no_diagnosis(monkeypatch) -> None:
+    rows = normal(4, 3, seed=1)
+    rows[0, 1] = rows[2, 0] = math.nan
+    cases = lambda: [(rows, normal(4, 3, seed=2)), (2 * rows, normal(4, 3, seed=3))]
+    report = judge(
+        monkeypatch, lambda rows, x: torch.where(rows.isnan(), x.sin(), rows), cases, lambda rows, x: x.exp()
+    )
+    assert report.status == "not yet" and report.message

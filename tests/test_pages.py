@@ -18,7 +18,7 @@ FORMS = {
     "adaptive solver": "adaptive", "averaged weights": "EMA", "betas": r"\beta",
     "cold diffusion": "cold", "crop and paste": "paste", "Euler's method": "Euler",
     "floor of a distance": "floor", "floor of a loss": "floor", "guidance interval": "interval",
-    "Heun's method": "Heun", "Karras grid": "Karras", "KL divergence": "Kullback-Leibler",
+    "Heun's method": "Heun", "held-out data": "held out", "Karras grid": "Karras", "KL divergence": "Kullback-Leibler",
     "KL weight": "weight", "label agreement": "label_agreement", "latent diffusion": "latent",
     "latent of a data point": "latent", "latent of an autoencoder": "latent",
     "latent scale": "scale", "log-normal levels": "log-normal", "marginal path": "marginal",

@@ -143,14 +143,14 @@ def main() -> None:
 
     denoiser = load(args.denoiser)
     name = ev.name_of(denoiser)
-    tables.tables["made"] = [r for r in tables.tables["made"] if r.get("denoiser") in (None, name)]
+    fair = dict(how="noise", denoiser=name, told="no label")  # no more than the other rows are told
+    tables.tables["made"] = [r for r in tables.tables["made"] if "denoiser" not in r or fair.items() <= r.items()]
 
     def denoised() -> dict:
-        y = torch.arange(min(n, 100)) % 10
-        draw = lambda seed: generate(denoiser, len(y), 20, "dpmpp_2m", 1.0, seed, y=y)
+        draw = lambda seed: generate(denoiser, min(n, 100), 20, "dpmpp_2m", seed=seed)
         return scorer.made(torch.cat([draw(seed) for seed in range(max(1, n // 100))]))
 
-    tables.row("made", dict(how="noise", denoiser=name), denoised)
+    tables.row("made", fair, denoised)
 
 
 if __name__ == "__main__": main()

@@ -12,8 +12,8 @@ import torch
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['PREPARE', 'LESS', 'STEERED', 'SPLITS', 'EDIT', 'THEIRS', 'EXERCISES', 'prepare', 'tell_less', 'steered',
-           'floor_of_splits', 'edit', 'their_ddim']
+__all__ = ['PREPARE', 'LESS', 'STEERED', 'COMPLETE', 'EDIT', 'THEIRS', 'EXERCISES', 'prepare', 'tell_less', 'steered', 'complete',
+           'edit', 'their_ddim']
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00006
 def prepare(table, held_out):
@@ -254,65 +254,89 @@ def _steered_cases() -> list[tuple]:
             for k, numbers in enumerate(((2.5, 1.4, 8), (0.5, 3.0, 6)))]
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00012
-def floor_of_splits(points, orders, n, metric):
-    "points (N, D), orders (R, N) permutations, metric(a, b) -> the 99 % quantile of the metric, a number"
-    values = [metric(points[order[:n]], points[order[n:]]) for order in orders]
-    return torch.quantile(torch.tensor(values, dtype=torch.float64), 0.99)
+def complete(u, rows, x0, n):
+    "u(x, t) -> velocity; rows (B, D) with gaps (NaN); x0 (B, D) noise -> the rows without gaps, (B, D)"
+    known = ~rows.isnan()
+    x = x0
+    for k in range(n):
+        t = k / n
+        x = torch.where(known, t * rows + (1 - t) * x0, x)
+        x = x + u(x, t) / n
+    return torch.where(known, rows, x)
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00013
-def _values(points, orders, n, metric, second):
-    found = [metric(points[order[:n]], points[second(order)]) for order in orders]
-    return torch.tensor(found, dtype=torch.float64)
+def _line(rows, x0, t): return t * rows + (1 - t) * x0
 
 
-def _rest(n): return lambda order: order[n:]
+def _filled(u, rows, x0, n, *, place=_line, late=0, known=None, restore=True):
+    if known is None: known = ~rows.isnan()
+    x = x0
+    for k in range(n):
+        x = torch.where(known, place(rows, x0, (k + late) / n), x)
+        x = x + u(x, k / n) / n
+    return torch.where(known, rows, x) if restore else x
 
 
-def _mean_of_them(points, orders, n, metric): return _values(points, orders, n, metric, _rest(n)).mean()
-def _largest(points, orders, n, metric): return _values(points, orders, n, metric, _rest(n)).max()
+def _clean(u, rows, x0, n): return _filled(u, rows, x0, n, place=lambda rows, x0, t: rows)
 
 
-def _median(points, orders, n, metric):
-    return torch.quantile(_values(points, orders, n, metric, _rest(n)), 0.5)
+def _noise_added(u, rows, x0, n):
+    return _filled(u, rows, x0, n, place=lambda rows, x0, t: rows + (1 - t) * x0)
 
 
-def _least(points, orders, n, metric):
-    return torch.quantile(_values(points, orders, n, metric, _rest(n)), 0.01)
+def _reversed(u, rows, x0, n): return _filled(u, rows, x0, n, place=lambda rows, x0, t: _line(rows, x0, 1 - t))
+def _ahead(u, rows, x0, n): return _filled(u, rows, x0, n, late=1)
+def _not_restored(u, rows, x0, n): return _filled(u, rows, x0, n, restore=False)
 
 
-def _against_all(points, orders, n, metric):
-    return torch.quantile(_values(points, orders, n, metric, lambda order: order), 0.99)
+def _only_restored(u, rows, x0, n):
+    x = x0
+    for k in range(n): x = x + u(x, k / n) / n
+    return torch.where(rows.isnan(), x, rows)
 
 
-def _same_size(points, orders, n, metric):
-    return torch.quantile(_values(points, orders, n, metric, lambda order: order[n: 2 * n]), 0.99)
+def _zeros_for_gaps(u, rows, x0, n):
+    rows = rows.nan_to_num(0)
+    return _filled(u, rows, x0, n)
 
 
-def _not_shuffled(points, orders, n, metric):
-    return torch.tensor(float(metric(points[:n], points[n:])), dtype=torch.float64)
+def _whole_columns(u, rows, x0, n): return _filled(u, rows, x0, n, known=~rows.isnan().any(0).expand_as(rows))
 
 
-SPLITS = (
-    Mistake(_mean_of_them,
-            "This is the mean. Half of all honest results would lie above it: which quantile is asked for?"),
-    Mistake(_largest, "This is the largest value, which grows with the number of splits. Which quantile is asked for?"),
-    Mistake(_median, "This is the median: every other honest result lies above it. Which quantile is asked for?"),
-    Mistake(_least, "This is the quantile at the lower end. Which results should be unlikely?"),
-    Mistake(_against_all, "You compare a part with the whole table, which holds it. May the two sets overlap?"),
-    Mistake(_same_size, "Your second set has n points. How many are held out against how many learned?"),
-    Mistake(_not_shuffled, "You divide the table once, as it is sorted. What are the orders for?"),
+def _whole_rows(u, rows, x0, n):
+    known = (~rows.isnan()).all(1, keepdim=True).expand_as(rows)
+    return _filled(u, rows, x0, n, known=known)
+
+
+COMPLETE = (
+    Mistake(_clean,
+            "Known values stand there without noise while the rest is noisy. Which rows has the network met "
+            "at time t?"),
+    Mistake(_noise_added, "Your noise is added to the whole value. What is a point of the linear path made of?"),
+    Mistake(_reversed, "Your known values turn into noise on the way. Where is their line at t = 0?"),
+    Mistake(_ahead, "Your known values are a step ahead of the time that the network is told. Where is x?"),
+    Mistake(_not_restored, "Your known values come out changed. What did the last step do to them?"),
+    Mistake(_only_restored,
+            "The network never learns what is known, so your gaps don't depend on it. When does it have to "
+            "see the known values?"),
+    Mistake(_zeros_for_gaps, "Your gaps are filled with zeros. Which values are known?"),
+    Mistake(_whole_columns,
+            "A column with one gap is treated as a column of gaps. For whom is a value known: for a column, "
+            "or for a row of it?"),
+    Mistake(_whole_rows, "A row with one gap forgets its other values. Which of its values are known?"),
 )
 
 
-def _gap(a, b): return float((a.mean(0) - b.mean(0)).norm() + 0.1 * (len(a) / len(b)) ** 0.5 + a.std() * 0.2)
+def _mixing(x, t): return torch.cos(x + 0.6 * x.roll(1, 1)) - 0.5 * x * (1 + t) + 0.3 * x.sum(1, keepdim=True)
 
 
-def _splits_cases() -> list[tuple]:
+def _complete_cases() -> list[tuple]:
     cases = []
-    for k, (N, n, R) in enumerate(((20, 5, 40), (17, 6, 25))):
-        g = torch.Generator().manual_seed(k)
-        orders = torch.stack([torch.randperm(N, generator=g) for _ in range(R)])
-        cases.append((normal(N, 2, seed=k).sort(0).values, orders, n, _gap))
+    for k, (B, D, n) in enumerate(((5, 3, 6), (4, 4, 5))):
+        rows = normal(B, D, seed=30 + k)
+        rows[torch.arange(B - 1), torch.arange(B - 1) % (D - 1)] = torch.nan
+        rows[0, D - 2] = torch.nan
+        cases.append((_mixing, rows, normal(B, D, seed=40 + k), n))
     return cases
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b00016
@@ -458,8 +482,8 @@ EXERCISES = {
     "tell_less": Exercise(tell_less, _less_cases, LESS, "Four models in one network, all of them trained."),
     "steered": Exercise(
         steered, _steered_cases, STEERED, "Two knobs, one for each thing that you ask for."),
-    "floor_of_splits": Exercise(
-        floor_of_splits, _splits_cases, SPLITS, "A floor for any table, from the table alone."),
+    "complete": Exercise(
+        complete, _complete_cases, COMPLETE, "A model of whole rows now fills the gaps of others."),
     "edit": Exercise(edit, _edit_cases, EDIT, "This is SDEdit, and what `strength` does in `generate`."),
     "their_ddim": Exercise(
         their_ddim, _their_cases, THEIRS,
