@@ -1,9 +1,11 @@
-"""Train the networks that lessons 10 and 13 compare, with three seeds each: `python tools/measure_seeds.py`.
+"""Train the networks that lessons 9 to 13 compare, with three seeds each: `python tools/measure_seeds.py`.
 
-Lesson 10: what a network predicts, the levels it is trained at and `sigma_data`, by the error of the predicted x1 at
-five noise ratios, and by samples. Lesson 13: what skips and attention contribute, by the loss on new digits in each
-fifth of time. Writes diffusion_course/weights/seeds.json, row by row: a run that was stopped goes on where it was. Six
-minutes of one core; `--quick` tries everything with a few steps (and says so in the file): give it another `--out`.
+Lesson 9: how often labels are hidden, and guidance, by samples of label 1. Lesson 10: what a network predicts, the
+levels it is trained at and `sigma_data`, by the error of the predicted x1 at five noise ratios, and by samples. Lesson
+11: three pairings, by strays. Lesson 12: a network that is told the time and one that isn't, by the loss on new digits
+at three times. Lesson 13: what skips and attention contribute, by the loss on new digits in each fifth of time. Writes
+diffusion_course/weights/seeds.json, row by row: a run that was stopped goes on where it was. Ten minutes of one core;
+`--quick` tries everything with a few steps (and says so in the file): give it another `--out`.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from book import Book
 from torch import Tensor, nn
 
 from diffusion_course.checkpoints import WEIGHTS
+from diffusion_course.couplings import ot_matching_loss, reflow_pairs
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.edm import edm_heun, edm_loss, preconditioned
+from diffusion_course.guidance import classifier_free
 from diffusion_course.images import DenoiseNet, digits
 from diffusion_course.matching import MLP, fit, matching_loss
 from diffusion_course.metrics import energy_distance, strays
 from diffusion_course.predictions import Denoiser, ExactDenoiser
-from diffusion_course.samplers import karras_grid, trajectory
+from diffusion_course.samplers import euler, heun, karras_grid, sample, trajectory, uniform_grid
 from diffusion_course.schedules import Linear, VarianceExploding, marginal
 from diffusion_course.unet import UNet, UNetConfig, part_costs
 
@@ -94,6 +98,64 @@ def target(name: str, seed: int, steps: int) -> dict[str, Any]:
     return dict(errors=[error(model, r) for r in RATIOS], runs=runs)
 
 
+GUIDED: dict[str, tuple[float, tuple[float, float]]] = {  # w, and the times at which it holds
+    "w = 1": (1.0, (0, 1)), "w = 1.25": (1.25, (0, 1)), "w = 1.5": (1.5, (0, 1)), "w = 3": (3.0, (0, 1)),
+    "w = 3 from t = 0.7": (3.0, (0.7, 1)),
+}
+
+
+def guided(drop: float, seed: int, steps: int) -> dict[str, Any]:
+    """Of a network of lesson 9: the energy distance without a label; and of samples of label 1 in each way the strays,
+    the fraction in its narrow hill, the energy distance."""
+    mixture = hills()[0]
+    data, labels = mixture.sample_labelled(20_000, seeded(3))
+    mine = mixture.labels == 1
+    own = GaussianMixture(mixture.means[mine], mixture.stds[mine], mixture.weights[mine])
+    model = fit(Denoiser(MLP(width=64, n_labels=3, seed=seed), Linear()), data, steps, labels=labels, drop=drop,
+                batch_size=256, seed=seed, progress=False).model
+    start, many = torch.randn(1000, 2, generator=seeded(12)), own.sample(20_000, seeded(5))
+    ways = {}
+    for name, (w, interval) in GUIDED.items():
+        way = classifier_free(model, w, interval=interval) if w != 1 else model
+        x = sample(way, start, uniform_grid(40), heun(), y=1)
+        found = strays(x, own.log_prob, many), own.responsibilities(x)[:, 1].mean(), energy_distance(x, many[:1000])
+        ways[name] = [round(float(v), 4) for v in found]
+    free = sample(model, start, uniform_grid(40), heun())
+    return dict(free=round(float(energy_distance(free, mixture.sample(1000, seeded(6)))), 4), ways=ways)
+
+
+def flow(pairing: str, seed: int, steps: int) -> dict[str, Any]:
+    """The strays of a flow of lesson 11 in one step of Euler's method, and in 40 of Heun's."""
+    mixture, data, _ = hills()
+    train = partial(fit, steps=steps, batch_size=256, seed=seed, progress=False)
+
+    def fresh() -> Denoiser: return Denoiser(MLP(width=64, seed=seed), Linear())
+
+    if pairing == "optimal transport": model = train(fresh(), data, loss=ot_matching_loss).model
+    else: model = train(fresh(), data).model
+    if pairing == "reflowed":
+        pairs = reflow_pairs(model, torch.randn(20_000, 2, generator=seeded(4)), steps=20)
+        model = train(fresh(), pairs).model
+    x, many = torch.randn(3000, 2, generator=seeded(12)), mixture.sample(20_000, seeded(5))
+    ends = sample(model, x, uniform_grid(1), euler()), sample(model, x, uniform_grid(40), heun())
+    return dict(strays=[round(float(strays(end, mixture.log_prob, many)), 4) for end in ends])
+
+
+TIMES = (0.1, 0.5, 0.9)
+
+
+def told(time: bool, seed: int, steps: int) -> dict[str, Any]:
+    """The velocity loss of a network of lesson 12 at the end of its training, and on new digits at three times."""
+    x, y = digits().batch(slice(None))
+    run = fit(Denoiser(DenoiseNet(time=time, n_labels=10, seed=seed), Linear()), x, steps, labels=y, batch_size=64,
+              seed=seed, progress=False)
+    new = digits("test").batch(slice(None))[0]
+    with torch.no_grad():
+        losses = [round(float(matching_loss(run.model, new, t=torch.full((len(new),), t), generator=seeded(3))), 4)
+                  for t in TIMES]
+    return dict(last=round(float(run.loss[-200:].mean()), 4), losses=losses)
+
+
 def without_skips(net: UNet) -> UNet:
     """The network, with zeros in the place of what its skips carry."""
     kept = [shape[0] for part, (shape, *_) in part_costs(net.config).items() if part.startswith(("stem", "down"))]
@@ -147,6 +209,12 @@ def main() -> None:
     for seed in SEEDS[:1] if args.quick else SEEDS:
         for name in TARGETS:
             tables.row("targets", dict(model=name, seed=seed), target, name, seed, 3 if args.quick else 1000)
+        for drop in (0.0, 0.1, 0.5):
+            tables.row("guided", dict(drop=drop, seed=seed), guided, drop, seed, 3 if args.quick else 700)
+        for name in ("independent", "optimal transport", "reflowed"):
+            tables.row("flows", dict(pairing=name, seed=seed), flow, name, seed, 3 if args.quick else 800)
+        for time in (False, True):
+            tables.row("told", dict(time=time, seed=seed), told, time, seed, 3 if args.quick else 1000)
         for name in PARTS:
             tables.row("parts", dict(network=name, seed=seed), part, name, seed, 3 if args.quick else 300)
 
