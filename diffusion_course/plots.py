@@ -740,13 +740,14 @@ def show_stages(stages: Mapping[str, tuple[int, int]]) -> Figure:
     skips = list(zip(names[: len(up)], reversed(up), strict=True))  # from, to
     side = {name: side for name, (_, side) in stages.items()} | {b: stages[a][1] for a, b in skips}
     at = {name: (k, -np.log2(side[names[0]] / side[name])) for k, name in enumerate(names)}
-    fig, ax = figure(size=(0.85 * len(names), 3.0))
+    fig, ax = figure(size=(0.68 * len(names), 3.0))
     for a, b in pairwise(names): _arrow(ax, at[a], at[b], INK, "-", bend=0.0)
-    for a, b in skips: _arrow(ax, at[a], at[b], LABELS[1], "--", bend=-0.18)
+    for a, b in skips:  # a short one bends more, to pass above what lies between
+        _arrow(ax, at[a], at[b], LABELS[1], "--", bend=-0.18 - 0.6 / (at[b][0] - at[a][0]))
     for name, place in at.items():
         box = dict(boxstyle="round", fc="white", ec=LABELS[0])
-        text = f"{name}\n{stages[name][0]} × {side[name]}²"
-        ax.text(*place, text, ha="center", va="center", fontsize=7, bbox=box)
+        text = f"{name}\n{stages[name][0]}×{side[name]}²"
+        ax.text(*place, text, ha="center", va="center", fontsize=7.5, bbox=box)
     ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(min(y for _, y in at.values()) - 0.4, 1.1))
     ax.axis("off")
     return fig
