@@ -465,6 +465,9 @@ class FlowMapRecipe(ReflowRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect.one_of("by", self.by, LOSSES)
+        if self.by == "identity" and (self.channels_last or self.precision != "fp32"):
+            raise ValueError(f"channels_last is {self.channels_last}, precision is {self.precision!r}: expected False"
+                             " and 'fp32' by the identity, since PyTorch has no other forward derivatives of all layers")
         if self.marks < 1 or self.pair_steps % self.marks:
             raise ValueError(f"marks is {self.marks}: expected a number that divides pair_steps, {self.pair_steps}")
         if not 0 <= self.same <= 1 - self.first:
@@ -487,7 +490,8 @@ class FlowMapRecipe(ReflowRecipe):
 
     def build(self) -> Denoiser:
         model = load(self.start or self.teacher).train()
-        return model if isinstance(model.net, TwoTimes) else two_times(model)
+        if not isinstance(model.net, TwoTimes): model = two_times(model)
+        return model if self.channels_last else model.to(memory_format=torch.contiguous_format)
 
     def check_data(self, data: Paths) -> None:
         model = load(self.start or self.teacher)
@@ -502,7 +506,7 @@ class FlowMapRecipe(ReflowRecipe):
         t, s = draw_times(len(x), self.same, self.first, generator, x.device)
         teacher = _teacher(self.teacher, self.w, x.device)
         if self.by == "identity":
-            return mean_flow_loss(model, xs[:, -1], teacher=teacher, t=t, s=s, robust=self.robust,
+            return mean_flow_loss(model, xs[:, -1].contiguous(), teacher=teacher, t=t, s=s, robust=self.robust,
                                   generator=generator, **cond)
         if self.by == "composition":
             return composition_loss(model, xs[:, -1], teacher=teacher, step=self.step, t=t, s=s,
