@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from book import Book
@@ -90,45 +91,64 @@ def reflow_loss(model: Model, x1: Tensor, *, x0: Tensor, generator: torch.Genera
     return matching_loss(model, x1, t=t, x0=x0)
 
 
-# name: (loss, evaluations of a sample, what it is fed, how it is sampled, told two times)
-def plane_losses(exact: Model) -> dict[str, tuple[Callable, float, str, Stepper, bool]]:
-    """The losses that are compared. A value counts 1, its gradient 2 more, a derivative along a
-    direction 1 more, each call of the teacher 1."""
+@dataclass(frozen=True)
+class Way:
+    """A way to train in the plane. A value counts 1, its gradient 2 more, a derivative along a direction 1
+    more, each call of the teacher 1.
+
+    Attributes:
+        loss: of a batch.
+        cost: evaluations that a sample of a batch takes.
+        fed: "data", "paths" or "pairs".
+        stepper: how the student is sampled.
+        two: whether it is told two times.
+    """
+
+    loss: Callable
+    cost: float
+    fed: str = "data"
+    stepper: Stepper = field(default_factory=jump)
+    two: bool = True
+
+
+def ways(exact: Model) -> dict[str, Way]:
+    """The losses that are compared."""
     def agree(model: Model, x1: Tensor, *, generator: torch.Generator) -> Tensor:
         return consistency_loss(model, model, exact, x1, generator=generator)
 
+    identity = partial(mean_flow_loss, teacher=exact, same=0.25, robust=0.01)
+    composition = partial(composition_loss, teacher=exact, step=0.1, same=0.1)
     return {
-        "identity, from scratch": (mean_flow_loss, 4, "data", jump(), True),
-        "composition, from scratch": (composition_loss, 4, "data", jump(), True),
-        "identity, distilled": (partial(mean_flow_loss, teacher=exact, same=0.25, robust=0.01), 5, "data", jump(), True),
-        "composition, distilled": (partial(composition_loss, teacher=exact, step=0.1, same=0.1), 5.8, "data", jump(), True),
-        "paths": (marked_loss, 3, "paths", jump(), True),
-        "reflow": (reflow_loss, 3, "pairs", euler(), False),
-        "consistency": (agree, 6, "data", consistency(), False),
+        "identity, from scratch": Way(mean_flow_loss, 4), "composition, from scratch": Way(composition_loss, 4),
+        "identity, distilled": Way(identity, 5), "composition, distilled": Way(composition, 5.8),
+        "paths": Way(marked_loss, 3, "paths"), "reflow": Way(reflow_loss, 3, "pairs", euler(), False),
+        "consistency": Way(agree, 6, "data", consistency(), False),
     }
+
+
+def trained(plane: Plane, way: Way, data: Tensor | tuple[Tensor, Tensor], steps: int, seed: int) -> dict:
+    """What a training in the plane reaches: lists over COUNTS."""
+    net = MLP(width=96, n_cond=1, seed=seed) if way.two else MLP(width=96, seed=seed)
+    model = Denoiser(TwoTimes(net) if way.two else net, Linear())
+    history = fit(model, data, steps, loss=way.loss, batch_size=BATCH, lr=2e-3, seed=seed, progress=False)
+    each = [plane.scores(history.model, way.stepper, k) for k in COUNTS]
+    return dict(batches=steps, loss=history.loss[-50:].mean().item()) | {k: [e[k] for e in each] for k in each[0]}
 
 
 def measure_points(tables: Book, seeds: range, quick: bool) -> None:
     """Every loss with the same number of evaluations."""
     plane = Plane()
     g = torch.Generator().manual_seed(1)
-    n = 200 if quick else DRAWN
-    start = torch.randn(n, 2, generator=g)
+    start = torch.randn(200 if quick else DRAWN, 2, generator=g)
     xs = trajectory(plane.exact, start, uniform_grid(STEPS), heun()).xs[:: STEPS // MARKS]
-    fed = dict(data=plane.data, paths=xs.transpose(0, 1).contiguous(),
-               pairs=reflow_pairs(plane.exact, start, STEPS))
-    for name, (loss, cost, what, stepper, two) in plane_losses(plane.exact).items():
-        drawing = 0 if what == "data" else DRAWN * STEPS * 2
-        steps = 5 if quick else round((BUDGET - drawing) / (cost * BATCH))
+    fed: dict[str, Any] = dict(data=plane.data, paths=xs.transpose(0, 1).contiguous(),
+                               pairs=reflow_pairs(plane.exact, start, STEPS))
+    for name, way in ways(plane.exact).items():
+        drawing = 0 if way.fed == "data" else DRAWN * STEPS * 2
+        steps = 5 if quick else round((BUDGET - drawing) / (way.cost * BATCH))
         for seed in seeds:
-            def measure(seed: int = seed) -> dict:
-                net = MLP(width=96, n_cond=1, seed=seed) if two else MLP(width=96, seed=seed)
-                model = Denoiser(TwoTimes(net) if two else net, Linear())
-                history = fit(model, fed[what], steps, loss=loss, batch_size=BATCH, lr=2e-3, seed=seed, progress=False)
-                by_steps = {k: plane.scores(history.model, stepper, k) for k in COUNTS}
-                found = {key: [by_steps[k][key] for k in COUNTS] for key in by_steps[1]}
-                return dict(images=steps, loss=history.loss[-50:].mean().item(), **found)
-            tables.row("points", dict(loss_name=name, seed=seed, cost=cost), measure)
+            key = dict(loss_name=name, seed=seed, cost=way.cost)
+            tables.row("points", key, trained, plane, way, fed[way.fed], steps, seed)
 
 
 # ---- digits --------------------------------------------------------------------------------------
@@ -137,66 +157,75 @@ def digits_recipes() -> dict[str, tuple[few_step.ReflowRecipe, float]]:
     """The trainings that are compared, and the evaluations that a digit costs them."""
     student, other = (few_step.PRESETS[k] for k in ("few-step-digits", "few-step-digits-consistency"))
     flow = PRESETS["flow-map-digits"]
+    identity = replace(flow, by="identity", channels_last=False, precision="fp32", robust=0.01, same=0.25, first=0.3)
     return {
         "reflow": (student, 3.0), "consistency": (other, 8.0), "paths": (flow, 3.2),
-        "identity, distilled": (replace(flow, by="identity", channels_last=False, precision="fp32", robust=0.01, same=0.25, first=0.3), 6.0),
-        "composition, distilled": (replace(flow, by="composition"), 7.7),
+        "identity, distilled": (identity, 6.0), "composition, distilled": (replace(flow, by="composition"), 7.7),
     }
+
+
+class Digits:
+    """The teacher's digits, and what students of it are judged by."""
+
+    def __init__(self) -> None:
+        self.real = digits().batch(slice(None))[0].flatten(1).double()
+        self.y = torch.arange(500) % 10
+        self.judge = digit_classifier()
+        self.teacher = generate(load("digits"), 500, 20, "dpmpp_2m", 2.0, 0, y=self.y)
+        self.far = (self.teacher - self.teacher.roll(10, 0)).square().mean()  # to another digit of its label
+
+    def scores(self, x: Tensor) -> dict[str, float]:
+        """Of 500 digits."""
+        return dict(
+            frechet=ev.frechet_distance(self.real, x.flatten(1).double()),
+            agreement=(self.judge(x) == self.y).double().mean().item(),
+            strange=float((x - self.teacher).square().mean() / self.far),
+        )
+
+    def trained(self, recipe: few_step.ReflowRecipe) -> dict:
+        """What a training reaches: lists over COUNTS."""
+        recipe.pictures()
+        with tempfile.TemporaryDirectory() as run: model = train(recipe, Path(run) / "run", progress=False)
+        each = [self.scores(generate(model, 500, k, recipe.stepper(), 1.0, 0, y=self.y)) for k in COUNTS]
+        return dict(images=recipe.images) | {k: [e[k] for e in each] for k in each[0]}
 
 
 def measure_digits(tables: Book, seeds: range, quick: bool) -> None:
     """Every training with the same number of evaluations, its 500 digits against all real ones."""
-    real = digits().batch(slice(None))[0].flatten(1).double()
-    y = torch.arange(500) % 10
-    judge = digit_classifier()
-    teacher = generate(load("digits"), 500, 20, "dpmpp_2m", 2.0, 0, y=y)
-    far = (teacher - teacher.roll(10, 0)).square().mean()  # to another digit of its label
-
-    def scores(x: Tensor) -> dict[str, float]:
-        return dict(
-            frechet=ev.frechet_distance(real, x.flatten(1).double()),
-            agreement=(judge(x) == y).double().mean().item(),
-            strange=float((x - teacher).square().mean() / far),
-        )
-
-    tables.row("digits", dict(loss_name="teacher, 20 steps", seed=0), lambda: {k: [v] for k, v in scores(teacher).items()})
+    judge = Digits()
+    own = lambda: {k: [v] for k, v in judge.scores(judge.teacher).items()}
+    tables.row("digits", dict(loss_name="teacher, 20 steps", seed=0), own)
     with tempfile.TemporaryDirectory() as kept:
         for name, (recipe, cost) in digits_recipes().items():
+            images = 128 if quick else round((DIGITS - PAIRS) / cost / 64) * 64
             for seed in seeds:
-                images = 128 if quick else round((DIGITS - PAIRS) / cost / 64) * 64
                 config = replace(recipe, kept=kept, seed=seed, images=images)
-                def measure(config: few_step.ReflowRecipe = config, seed: int = seed) -> dict:
-                    config.pictures()
-                    with tempfile.TemporaryDirectory() as run: model = train(config, Path(run) / "run", progress=False)
-                    each = [scores(generate(model, 500, k, config.stepper(), 1.0, 0, y=y)) for k in COUNTS]
-                    return dict(images=config.images) | {key: [e[key] for e in each] for key in each[0]}
-                tables.row("digits", dict(loss_name=name, seed=seed, cost=cost), measure)
+                tables.row("digits", dict(loss_name=name, seed=seed, cost=cost), judge.trained, config)
 
 
 # ---- latents -------------------------------------------------------------------------------------
 
 def measure_latents(tables: Book, names: list[str], quick: bool) -> None:
     """Decoded images against real ones, as tools/measure_few_step.py does, and one step with 10,000."""
-    classifier, train_set = load("cifar10-classifier"), cifar10("train")
-    for n in (40,) if quick else (2000, 10_000):
+    classifier, real = load("cifar10-classifier"), cifar10("train")
+
+    def measure(model: Denoiser, stepper: Stepper, steps: int, n: int) -> dict:
         y = torch.arange(n) % 10
-        first, _ = ev.split(n, len(train_set), 0)
-        known = ev.features(train_set.x[first], classifier)
-        for name in names:
-            model = load(name)
-            stepper = jump() if isinstance(model.net, TwoTimes) else euler()
+        known = ev.features(real.x[ev.split(n, len(real), 0)[0]], classifier)
+        x = as_images(model, generate(model, n, steps, stepper, seed=0, batch=200, y=y))
+        features = ev.features(x, classifier)
+        return dict(
+            frechet=ev.frechet_distance(known, features), agreement=ev.label_agreement(classifier, x, y),
+            variety=float(features.var(0).sum() / known.var(0).sum()),
+        )
 
-            def measure(model: Denoiser, stepper: Stepper, steps: int) -> dict:
-                x = as_images(model, generate(model, n, steps, stepper, seed=0, batch=200, y=y))
-                features = ev.features(x, classifier)
-                return dict(
-                    frechet=ev.frechet_distance(known, features), agreement=ev.label_agreement(classifier, x, y),
-                    variety=float(features.var(0).sum() / known.var(0).sum()),
-                )
-
-            for steps in COUNTS if n <= 2000 else COUNTS[:1]:
-                key = dict(model=Path(name).stem, weights=ev.name_of(model), n=n, steps=steps)
-                tables.row("latents", key | dict(images=info(name).get("images")), measure, model, stepper, steps)
+    for name in names:
+        model = load(name)
+        stepper = jump() if isinstance(model.net, TwoTimes) else euler()
+        few, many = (40, 60) if quick else (2000, 10_000)
+        for n, steps in [(few, k) for k in COUNTS] + [(many, 1)]:
+            key = dict(model=Path(name).stem, weights=ev.name_of(model), n=n, steps=steps)
+            tables.row("latents", key | dict(images=info(name).get("images")), measure, model, stepper, steps, n)
 
 
 def main() -> None:
