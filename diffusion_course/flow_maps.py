@@ -42,6 +42,12 @@ __all__ = ['PRESETS', 'mean_velocity', 'ExactFlowMap', 'TwoTimes', 'two_times', 
            'composition_loss', 'path_loss', 'Paths', 'teacher_paths', 'FlowMapRecipe']
 
 # %% ../nbs/25_flow_maps.ipynb #f47f25d0
+def _for_each(name: str, a: Tensor | float, x: Tensor) -> Tensor:
+    "A time for each sample, (B,), where they are and in single precision or better."
+    dtype = torch.promote_types(expect.floats("x", x).dtype, torch.float32)
+    return expect.one_or_each(name, as_time(a), x).to(x.device, dtype).expand(len(x))
+
+
 def mean_velocity(model: Model, x: Tensor, t: Tensor | float, s: Tensor | float, **cond: Any) -> Tensor:
     """u(x, t, s): the constant velocity that takes x from time t to where the flow is at time s.
 
@@ -94,7 +100,7 @@ class ExactFlowMap(ModelWrapper):
             **cond: handed on to the model.
         """
         if s is None: return self.model(x, t, **cond)
-        t, s = (as_time(a).to(expect.floats("x", x)).expand(len(x)) for a in (t, s))
+        t, s = _for_each("t", t, x), _for_each("s", s, x)
         length = per_sample(s - t, x)
 
         def distance(x: Tensor, part: Tensor) -> Tensor:  # on the clock that runs from 0 at t to 1 at s
@@ -146,7 +152,9 @@ class TwoTimes(nn.Module):
             s: () or (B,) the time to reach; None: t, which asks for the velocity.
             **cond: handed on to the network, as y.
         """
-        s = t if s is None else as_time(s).to(t).expand(len(x))
+        if expect.floating("t", t).shape != expect.floats("x", x).shape[:1]:
+            raise ValueError(f"t has shape {tuple(t.shape)}: expected ({len(x)},), one time for each sample")
+        s = t if s is None else _for_each("s", s, x).to(t)
         return self.net(x, t, cond=(s - t)[:, None], **cond)
 
 
@@ -200,6 +208,7 @@ def draw_times(
     """
     same = expect.number("same", same, 0, 1, "a fraction in [0, 1]")
     first = expect.number("first", first, 0, 1 - same, f"a fraction in [0, {1 - same:g}]: of what `same` leaves")
+    device = expect.device(device)
     where = device if generator is None else generator.device
     a = torch.rand(3, expect.whole("n", n), generator=generator, device=where).to(device)
     t, s = a[:2].amin(0), a[:2].amax(0)
@@ -337,16 +346,20 @@ def path_loss(
         t: (B,) times.
         end: (B, ...) where their paths are at time s.
         s: (B,) times.
-        v: (B, ...) the velocity at x, which is the goal where s = t; None: nowhere.
+        v: (B, ...) the velocity at x, which is the goal where s = t; None: s = t nowhere.
         robust: c of the weight 1 / (error + c) of a sample; 0: none.
         **cond: handed on to the model, as y.
 
     Returns:
         The loss, a scalar.
     """
-    expect.same_shape("end", end, "x", expect.floats("x", x))
+    expect.same_shape("end", expect.floating("end", end), "x", expect.floats("x", x))
+    t, s = _for_each("t", t, x), _for_each("s", s, x)
     goal = (end - x) / per_sample(s - t, x)
-    if v is not None: goal = torch.where(per_sample(s == t, x) > 0, v, goal)
+    if v is not None:
+        expect.same_shape("v", expect.finite("v", expect.floating("v", v)), "x", x)
+        goal = torch.where(per_sample(s == t, x) > 0, v, goal)
+    elif x.is_cpu and (s == t).any(): raise ValueError("some s are t, and v is None: expected the velocity at x")
     return _gap(mean_velocity(model, x, t, s, **cond), goal, expect.number("robust", robust, 0, expected="0 or more"))
 
 # %% ../nbs/25_flow_maps.ipynb #161308c4
@@ -525,16 +538,16 @@ class FlowMapRecipe(ReflowRecipe):
 
 PRESETS: dict[str, FlowMapRecipe] = {
     "flow-map": FlowMapRecipe(
-        "The shipped flow map of cifar10-latent: 25,000 paths, then their points. 20 minutes of one idle CPU core.",
-        pairs=25_000,
-        images=400_000,
+        "The shipped flow map of cifar10-latent: 20,000 paths, then their points. 20 minutes of one idle CPU core.",
+        pairs=20_000,
+        images=320_000,
         batch=128,
         lr=7e-4,
         warmup=12_800,
         decay=0.8,
         ema=0.9995,
         save_every=25_600,
-        stages=(100_096, 200_064, 400_000),
+        stages=(100_096, 200_064, 320_000),
     ),
     "flow-map-digits": FlowMapRecipe(
         "A flow map of the digits model: some seconds.",
