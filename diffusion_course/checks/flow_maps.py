@@ -297,7 +297,7 @@ def lagrangian_step(u, v, W, x, t, s, lr):
     "u(W, x (B, D), t (B,), s (B,)) and v(x, s) -> (B, D); W any shape, x (B, D), t and s (B,) -> the new W"
     W = W.detach().requires_grad_()
     def X(s): return x + (s - t)[:, None] * u(W, x, t, s)
-    place, moved = torch.func.jvp(X, (s,), (torch.ones_like(s),))
+    place, moved = torch.func.jvp(X, (s,), (torch.ones_like(s),))[:2]
     loss = (moved - v(place, s).detach()).square().mean()
     return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
@@ -306,8 +306,8 @@ def _lagrangian(u, v, W, x, t, s, lr, *, at="X", when="s", of=None, stop=True, a
                 loss_of=None):
     W = W.detach().requires_grad_()
     of = of or (lambda t, s: x + (s - t)[:, None] * u(W, x, t, s))
-    if along_t: place, moved = torch.func.jvp(lambda t: of(t, s), (t,), (torch.ones_like(t),))
-    else: place, moved = torch.func.jvp(lambda s: of(t, s), (s,), (torch.ones_like(s),))
+    if along_t: place, moved = torch.func.jvp(lambda t: of(t, s), (t,), (torch.ones_like(t),))[:2]
+    else: place, moved = torch.func.jvp(lambda s: of(t, s), (s,), (torch.ones_like(s),))[:2]
     if loss_of is not None: loss = loss_of(W, place)
     else:
         goal = v(place if at == "X" else x, s if when == "s" else t)
@@ -333,7 +333,7 @@ def _of_mean(u, v, W, x, t, s, lr):
 
 def _derivative_fixed(u, v, W, x, t, s, lr):
     W = W.detach().requires_grad_()
-    mean, change = torch.func.jvp(lambda s: u(W, x, t, s), (s,), (torch.ones_like(s),))
+    mean, change = torch.func.jvp(lambda s: u(W, x, t, s), (s,), (torch.ones_like(s),))[:2]
     place, moved = x + (s - t)[:, None] * mean, mean + (s - t)[:, None] * change.detach()
     return W.detach() - lr * torch.autograd.grad((moved - v(place, s).detach()).square().mean(), W)[0]
 
@@ -412,7 +412,7 @@ def _never_stops(u, y, t, s, tol, most):
     return x, most
 
 
-def _no_length(u, y, t, s, tol, most):
+def _only_velocity(u, y, t, s, tol, most):
     x, done = y, 0
     while done < most and (x + (s - t) * u(x, t, s) - y).abs().max() > tol: x, done = y - u(x, t, s), done + 1
     return x, done
@@ -435,7 +435,7 @@ INVERTED = (
     Mistake(_one_more, "You count one too many. How many iterations changed x?"),
     Mistake(_no_limit, "You iterate beyond the limit. How many iterations are allowed?"),
     Mistake(_once_less, "You stop one iteration before the limit. How many are allowed?"),
-    Mistake(_no_length, "You subtract a velocity. How long is the jump?"),
+    Mistake(_only_velocity, "You subtract a velocity. How long is the jump?"),
     Mistake(_late, "You make one iteration after x was good enough. When is it looked at?"),
 )
 
