@@ -540,7 +540,7 @@ class FlowMapRecipe(ReflowRecipe):
 
 PRESETS: dict[str, FlowMapRecipe] = {
     "flow-map": FlowMapRecipe(
-        "The shipped flow map of cifar10-latent: 20,000 paths, then their points. 20 minutes of one idle CPU core.",
+        "A flow map of cifar10-latent: 20,000 paths, then their points. Half an hour of one CPU core.",
         pairs=20_000,
         images=320_000,
         batch=128,
