@@ -294,7 +294,7 @@ def test_maps_learn_the_exact_one() -> None:
     model = fit(model, data, 500, loss=mean_flow_loss, batch_size=256, lr=2e-3, progress=False).model
     one, four = (sample(model, noise, uniform_grid(n), jump()) for n in (1, 4))
     off = [(x - truth).square().sum(1).mean().sqrt() for x in (one, four)]
-    assert off[1] < off[0] < 0.6 * untrained
+    assert off[1] < off[0] < 0.8 * untrained
 
 
 # ---- on images -------------------------------------------------------------------------------------------------------

@@ -206,7 +206,8 @@ def measure_digits(tables: Book, seeds: range, quick: bool) -> None:
 # ---- latents -------------------------------------------------------------------------------------
 
 def measure_latents(tables: Book, names: list[str], quick: bool) -> None:
-    """Decoded images against real ones, as tools/measure_few_step.py does, and one step with 10,000."""
+    """Decoded images against real ones: of flow maps as tools/measure_few_step.py does, and of all one step
+    with 10,000."""
     classifier, real = load("cifar10-classifier"), cifar10("train")
 
     def measure(model: Denoiser, stepper: Stepper, steps: int, n: int) -> dict:
@@ -223,7 +224,8 @@ def measure_latents(tables: Book, names: list[str], quick: bool) -> None:
         model = load(name)
         stepper = jump() if isinstance(model.net, TwoTimes) else euler()
         few, many = (40, 60) if quick else (2000, 10_000)
-        for n, steps in [(few, k) for k in COUNTS] + [(many, 1)]:
+        counts = [(few, k) for k in COUNTS] if isinstance(model.net, TwoTimes) else []
+        for n, steps in [*counts, (many, 1)]:
             key = dict(model=Path(name).stem, weights=ev.name_of(model), n=n, steps=steps)
             tables.row("latents", key | dict(images=info(name).get("images")), measure, model, stepper, steps, n)
 

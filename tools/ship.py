@@ -26,7 +26,7 @@ from measure_text import checksum
 from PIL import Image
 from torch import nn
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.checkpoints import WEIGHTS, info, load, read_tensors, save
 from diffusion_course.evaluation import label_agreement
 from diffusion_course.generation import generate
 from diffusion_course.images import cifar10, digit_classifier, digits, to_bytes
@@ -204,7 +204,8 @@ def flow_map(args: argparse.Namespace) -> None:
     Expects a run of `diffusion-course train flow-map`, and ships its model, or its latest stage while it
     isn't finished, as flow-map.safetensors. Refuses one whose autoencoder isn't the one that ships.
     """
-    ship(newest(args.run), "flow-map", lambda model: model.net.vae())
+    config = read_tensors(args.run / "state.safetensors")[1]["config"]  # which a stage doesn't hold
+    ship(newest(args.run), "flow-map", lambda model: model.net.vae(), config=config)
 
 
 def main(argv: list[str] | None = None) -> None:
