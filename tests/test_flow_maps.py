@@ -185,7 +185,8 @@ def test_a_network_without_a_place_for_the_length_is_refused() -> None:
 
 
 def test_attributes_that_the_network_lacks_are_missed_by_name() -> None:
-    with pytest.raises(AttributeError, match="nothing_of_the_kind"): TwoTimes(MLP(n_cond=1)).nothing_of_the_kind  # noqa: B018
+    net = TwoTimes(MLP(n_cond=1))
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"): net.nothing_of_the_kind  # noqa: B018
 
 
 def test_images_are_generated_in_one_evaluation_a_jump() -> None:

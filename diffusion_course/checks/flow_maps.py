@@ -279,8 +279,10 @@ GAUSSIAN = (
     Mistake(_place, "You return where the point arrives. What is the mean velocity on its way?"),
     Mistake(_to_the_data, "You go on to time 1. At which time does the stretch end?"),
     Mistake(_not_centred, "You measure from the data's mean. What is the mean at time t?"),
-    Mistake(_variance_for_deviation, "You let variances shrink in proportion. What does the flow keep: variances or deviations?"),
-    Mistake(_straight_deviation, "Your standard deviation is a mix of two. What adds up where data and noise are independent?"),
+    Mistake(_variance_for_deviation,
+            "You let variances shrink in proportion. What does the flow keep: variances or deviations?"),
+    Mistake(_straight_deviation,
+            "Your standard deviation is a mix of two. What adds up where data and noise are independent?"),
     Mistake(_mean_stays, "Your points don't move with the mean. Where is it at times t and s?"),
     Mistake(_over_arrival, "You divide by the standard deviation at s. At which time is x given?"),
 )
@@ -302,8 +304,8 @@ def lagrangian_step(u, v, W, x, t, s, lr):
     return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
 # %% ../../nbs/solutions/25_flow_maps.ipynb #6120fbb9
-def _lagrangian(u, v, W, x, t, s, lr, *, at="X", when="s", of=None, stop=True, along_t=False, reduce=torch.mean, down=1.0,
-                loss_of=None):
+def _lagrangian(u, v, W, x, t, s, lr, *, at="X", when="s", of=None, stop=True, along_t=False, reduce=torch.mean,
+                down=1.0, loss_of=None):
     W = W.detach().requires_grad_()
     of = of or (lambda t, s: x + (s - t)[:, None] * u(W, x, t, s))
     if along_t: place, moved = torch.func.jvp(lambda t: of(t, s), (t,), (torch.ones_like(t),))[:2]
@@ -351,13 +353,15 @@ LAGRANGIAN = (
     Mistake(_goal_free, "The gradient also flows through the velocity. What should be held fixed?"),
     Mistake(_at_start, "You ask for the velocity at x. Where has the jump arrived?"),
     Mistake(_when_it_starts, "You ask for the velocity at time t. When does the jump arrive?"),
-    Mistake(_at_start_then, "You compare with the velocity at the start. Where, and when, does X move on with the flow?"),
+    Mistake(_at_start_then,
+            "You compare with the velocity at the start. Where, and when, does X move on with the flow?"),
     Mistake(_of_mean, "You differentiate u. Which function of s is to move with the flow?"),
     Mistake(_derivative_fixed, "Your derivative of u is held fixed. Which side of the loss is to learn?"),
     Mistake(_start_moves, "You move the start. Which of the times does this equation move?"),
     Mistake(_added, "You sum the squares. What is asked for?"),
     Mistake(_climbs, "Your step goes uphill. Which sign has a step of gradient descent?"),
-    Mistake(_velocity_alone, "You compare u itself with the velocity, which is right where s = t. What moves if s does?"),
+    Mistake(_velocity_alone,
+            "You compare u itself with the velocity, which is right where s = t. What moves if s does?"),
     Mistake(_u_is_the_slope, "You take u for the derivative of X. Which further term does the product bring?"),
 )
 
@@ -445,14 +449,21 @@ def _gentle(x: Tensor, t: float, s: float) -> Tensor: return torch.sin(x + t) + 
 
 def _inverted_cases() -> list[tuple]:
     return [(_gentle, normal(4, 2, seed=50), 0.2, 0.7, 1e-3, 50), (_gentle, normal(3, 3, seed=51), 0.5, 0.6, 1e-2, 40),
-            (_gentle, normal(3, 2, seed=52), 0.0, 0.8, 1e-6, 3), (_gentle, 3 * normal(5, 2, seed=53), 0.1, 0.5, 0.05, 30)]
+            (_gentle, normal(3, 2, seed=52), 0.0, 0.8, 1e-6, 3),
+            (_gentle, 3 * normal(5, 2, seed=53), 0.1, 0.5, 0.05, 30)]
 
 # %% ../../nbs/solutions/25_flow_maps.ipynb #d36fee7d
 EXERCISES = {
-    "gamma_sample": Exercise(gamma_sample, _gamma_cases, GAMMA, "One sampler has jumps at one end of gamma and shakes at the other."),
-    "mean_flow_step": Exercise(mean_flow_step, _mean_flow_cases, MEAN_FLOW, "That is MeanFlow's training, whole."),
-    "shortcut_goals": Exercise(shortcut_goals, _shortcut_cases, SHORTCUT, "Short jumps teach the long ones."),
-    "gaussian_u": Exercise(gaussian_u, _gaussian_cases, GAUSSIAN, "You have a flow map in closed form, without a hole at s = t."),
-    "lagrangian_step": Exercise(lagrangian_step, _lagrangian_cases, LAGRANGIAN, "The ODE itself has become a loss."),
-    "inverted": Exercise(inverted, _inverted_cases, INVERTED, "A map that knows one direction has led you the other way."),
+    "gamma_sample": Exercise(gamma_sample, _gamma_cases, GAMMA,
+        "One sampler has jumps at one end of gamma and shakes at the other."),
+    "mean_flow_step": Exercise(mean_flow_step, _mean_flow_cases, MEAN_FLOW,
+        "That is MeanFlow's training, whole."),
+    "shortcut_goals": Exercise(shortcut_goals, _shortcut_cases, SHORTCUT,
+        "Short jumps teach the long ones."),
+    "gaussian_u": Exercise(gaussian_u, _gaussian_cases, GAUSSIAN,
+        "You have a flow map in closed form, without a hole at s = t."),
+    "lagrangian_step": Exercise(lagrangian_step, _lagrangian_cases, LAGRANGIAN,
+        "The ODE itself has become a loss."),
+    "inverted": Exercise(inverted, _inverted_cases, INVERTED,
+        "A map that knows one direction has led you the other way."),
 }
