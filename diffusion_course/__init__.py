@@ -12,7 +12,8 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 `samplers` the loop, steppers, grids; `ddpm` discrete time, inversion; `guidance`; `edm` Karras' design; `couplings`
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise;
-`clinic` broken code to diagnose; `transformer` patches, captions, negative prompts.
+`clinic` broken code to diagnose; `transformer` patches, captions, negative prompts; `flow_maps` jumps between any two
+times.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
 others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `scenes`
@@ -64,8 +65,8 @@ _NAMES = {
 }
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
-    "few_step", "files", "folders", "former", "images", "inpainting", "latent", "metrics", "options", "panes",
-    "player", "relations", "runs", "scenes", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "few_step", "files", "flow_maps", "folders", "former", "images", "inpainting", "latent", "metrics", "options",
+    "panes", "player", "relations", "runs", "scenes", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
     "your_own",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}

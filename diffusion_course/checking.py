@@ -40,6 +40,7 @@ LESSONS = (
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
     "vae", "latent", "few_step", "inpainting", "cold", "clinic", "your_own",
     "transformer",
+    "flow_maps",
 )
 
 

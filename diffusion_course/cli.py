@@ -194,6 +194,7 @@ _PRESETS = (
     "cold",
     "few_step",
     "transformer",
+    "flow_maps",
 )  # modules of this package that define PRESETS, named configurations
 
 

@@ -37,6 +37,10 @@ from diffusion_course.evaluation import (
     nearest, precision_recall,
 )
 from diffusion_course.few_step import FlowEnd, consistency, consistency_loss, teacher_pairs
+from diffusion_course.flow_maps import (
+    ExactFlowMap, FlowMapRecipe, TwoTimes, composition_loss, draw_times, jump, mean_flow_loss, mean_velocity, path_loss,
+    teacher_paths, two_times,
+)
 from diffusion_course.generation import (
     InPrecision, SampleConfig, as_samples, generate, noise, previews, sample_to_files,
 )
@@ -838,6 +842,25 @@ class TestImages:
         i = torch.tensor([0, 1])
         for index in (i, Stays(i)): agree(device, lambda pairs, i: pairs.batch(i), pairs, index)
 
+    def test_flow_maps(self, device):
+        x, x0 = points(), points().flip(0)
+        t, s = torch.linspace(0, 0.4, 12), torch.linspace(0.4, 1, 12)
+        model = Denoiser(shaken(TwoTimes(MLP(width=16, depth=2, n_cond=1))), Linear()).eval()
+        agree(device, mean_velocity, model, x, t, s)
+        agree(device, lambda m, x: sample(m, x, uniform_grid(3), jump()), model, x)
+        agree(device, lambda m, x, t, s: mean_velocity(ExactFlowMap(m, 2), x, t, s), mlp(), x, t, s, atol=1e-3)
+        agree(device, lambda m, x: mean_velocity(two_times(m), x, 0.2, 0.7), unet(), pixels(), atol=1e-3)
+        for f in (mean_flow_loss, composition_loss):
+            loss = lambda m, x1, x0, t, s, f=f: f(m, x1, x0=x0, t=t, s=s)
+            agree(device, loss, model, x, x0, t, s)
+        agree(device, path_loss, model, x, 0.9 * t, x0, s)
+        for g in generators(device):
+            assert {a.device for a in draw_times(5, generator=g, device=device)} == {torch.device(device)}
+        paths = teacher_paths(unet().to(device), 5, 2.0, 2, 1, part=3)
+        assert paths.xs.is_cpu
+        i = torch.tensor([0, 1])
+        for index in (i, Stays(i)): agree(device, lambda paths, i: paths.batch(i), paths, index)
+
     def test_perceptual_loss(self, device):
         agree(device, perceptual_loss, classifier(), pixels(), pixels().flip(0))
 
@@ -904,8 +927,10 @@ def recipe(name: str, folder: Path) -> Recipe:
         files = {part: str(folder / f"{part}.safetensors") for part in ("vae", "critic")}
         return latent.DecoderRecipe(**files, **whole)
     save(unet(), folder / "teacher.safetensors")
-    make = few_step.ReflowRecipe if name == "reflow" else few_step.ConsistencyRecipe
-    return make(
+    kinds = {"reflow": few_step.ReflowRecipe, "consistency": few_step.ConsistencyRecipe, "flow map": FlowMapRecipe}
+    more = dict(marks=2) if name == "flow map" else {}
+    return kinds[name](
+        **more,
         teacher=str(folder / "teacher.safetensors"),
         w=2.0,
         pairs=40,
@@ -919,7 +944,8 @@ class TestTraining:
     """Runs of `train` whose device is the accelerator."""
 
     @pytest.mark.parametrize("name", [
-        "denoiser", "dropout", "vae", "latent", "decoder", "cold", "reflow", "consistency", "classifier",
+        "denoiser", "dropout", "vae", "latent", "decoder", "cold", "reflow", "consistency", "flow map",
+        "classifier",
     ])
     def test_train_hands_back_a_model_on_the_cpu(self, device, name, tmp_path):
         model = train(recipe(name, tmp_path), tmp_path / "run", progress=name == "denoiser")
@@ -1058,8 +1084,8 @@ NOT_CALLED = set("""
     part_costs DATA PRESETS CHANGEABLE COLUMNS batch_indices Objective Metrics saved_config ladder SAMPLERS stepper_of
     Preview as_images read_image INCEPTION_WEIGHTS INCEPTION_URL Score split real_scores likelihood_grid Nearest
     EvaluateConfig scores_of Block check_previews Latents checksum DecoderConfig Decoder as_mask ReconstructionGuided
-    Degradation START Blur Masking Pixelate Pairs image_folder is_folder images_of started label_names ImagesRecipe
-    own_classifier inception_fid FAULTS Chart examine normals n_cond FONTS draw_letter write_letters
+    Degradation START Blur Masking Pixelate Pairs Paths image_folder is_folder images_of started label_names
+    ImagesRecipe own_classifier inception_fid FAULTS Chart examine normals n_cond FONTS draw_letter write_letters
     TextBlock TextEncoder Prompted WORDS N_WORDS PREVIEW scenes
 """.split())
 

@@ -50,6 +50,10 @@ from diffusion_course.evaluation import ClassifierRecipe
 from diffusion_course.few_step import (
     ConsistencyRecipe, FlowEnd, Pairs, ReflowRecipe, consistency, consistency_loss, teacher_pairs,
 )
+from diffusion_course.flow_maps import (
+    ExactFlowMap, TwoTimes, composition_loss, draw_times, jump, mean_flow_loss, mean_velocity, path_loss, teacher_paths,
+    two_times,
+)
 from diffusion_course.generation import (
     SAMPLERS, InPrecision, SampleConfig, generate, noise, previews, sample_to_files,
 )
@@ -1147,6 +1151,38 @@ def _() -> Result:
             sample(model, X0, uniform_grid(3), consistency(), generator=rng(1))]
 
 
+def flow_map() -> Denoiser:
+    """A small network of two times."""
+    return Denoiser(with_weights(TwoTimes(MLP(width=16, n_labels=3, n_cond=1), fresh=False)).double(), Linear())
+
+
+@case("flow map")
+def _() -> Result:
+    exact = ExactFlowMap(point_model("linear", "exact"), 5)
+    began = two_times(point_model("linear", "velocity"))
+    return [mean_velocity(exact, X0, 0.2, 0.7, y=Y), mean_velocity(exact, X0, T / 2, 1 - T / 2),
+            sample(exact, X0, uniform_grid(3), jump(), y=Y), mean_velocity(flow_map(), X0, T / 2, 1 - T / 2, y=Y),
+            sample(flow_map(), X0, uniform_grid(3), jump(), y=Y), mean_velocity(began, X0, T / 2, 1.0, y=Y),
+            *draw_times(8, 0.3, 0.2, rng(1))]
+
+
+@case("loss/flow map", slow=True)
+def _() -> Result:
+    model, teacher = flow_map(), point_model("linear", "velocity")
+    times = dict(x0=X0, t=T / 2, s=1 - T / 2)
+    found = [path_loss(model, X0, T / 2, X1, 1 - T / 2, y=Y)]
+    for loss in (mean_flow_loss, composition_loss):
+        found += [loss(model, X1, **times, y=Y), loss(model, X1, generator=rng(1), robust=0.1, y=Y)]
+        found += with_gradient(loss(model, X1, teacher=teacher, **times, y=Y), model)
+    return [*found, composition_loss(model, X1, teacher=teacher, step=0.1, **times, y=Y)]
+
+
+@case("teacher paths", tol=SINGLE)
+def _() -> Result:
+    found = teacher_paths(image_model(), 5, 2.0, 4, 2, seed=1, part=3)
+    return [found.xs, found.y]
+
+
 @case("teacher pairs", ("1", "2"), tol=SINGLE)
 def _(w: str) -> Result:
     found = teacher_pairs(image_model(), 5, float(w), 3, seed=1, part=3)
@@ -1212,8 +1248,9 @@ def answers(model: nn.Module) -> Result:
 def _(name: str) -> Result:
     model = load(name)
     in_double(model.net)
-    stepper = "euler" if name == "few-step" else "dpmpp_2m"
-    guidance = 1.0 if name == "few-step" else 2.0
+    student = name in ("few-step", "flow-map")
+    stepper = jump() if name == "flow-map" else "euler" if student else "dpmpp_2m"
+    guidance = 1.0 if student else 2.0
     return generate(model, 2, 2, stepper, guidance, seed=0, precision="fp32",
                     y=torch.tensor([3, 7]))
 

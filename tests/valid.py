@@ -26,6 +26,7 @@ from diffusion_course import (
     cold,
     evaluation,
     few_step,
+    flow_maps,
     folders,
     generation,
     images,
@@ -684,6 +685,35 @@ valid(
 valid(
     "few_step.teacher_pairs", teacher=painter, n=3, w=1.0, steps=2, seed=0, part=2, progress=False
 )
+
+
+
+@made
+def mapped() -> dc.Denoiser:
+    net = flow_maps.TwoTimes(dc.MLP(2, 8, 1, n_labels=2, n_cond=1), fresh=False)
+    return dc.Denoiser(net, dc.Linear()).eval()
+
+
+MARKS = floats(2, 3, 1, 8, 8)
+jumps = dict(model=mapped, x1=X, teacher=learned, t=made(lambda: 0.5 * T()), s=made(lambda: 0.5 + 0.5 * T()), x0=X0,
+             same=0.5, robust=0.01, generator=GENERATOR, y=Y)
+finely = made(lambda: flow_maps.ExactFlowMap(learned(), steps=2))
+valid("flow_maps.mean_velocity", model=mapped, x=X, t=0.3, s=0.7, y=Y)
+valid("flow_maps.ExactFlowMap", model=learned, steps=2)
+valid("flow_maps.ExactFlowMap.forward", self=finely, x=X, t=0.3, s=0.7, y=Y)
+valid("flow_maps.ExactFlowMap.cost", self=finely, t=0.5)
+valid("flow_maps.TwoTimes", net=made(lambda: dc.MLP(n_cond=1)), fresh=True)
+valid("flow_maps.TwoTimes.forward", self=made(lambda: mapped().net), x=X, t=T, s=0.7, y=Y)
+valid("flow_maps.two_times", model=learned)
+valid("flow_maps.jump")
+valid("flow_maps.draw_times", n=4, same=0.5, first=0.2, generator=GENERATOR, device="cpu")
+valid("flow_maps.mean_flow_loss", **jumps)
+valid("flow_maps.composition_loss", **jumps, step=0.1)
+valid("flow_maps.path_loss", model=mapped, x=X, t=made(lambda: 0.5 * T()), end=X0, v=X0, robust=0.01, y=Y,
+      s=made(lambda: torch.where(torch.arange(6) < 3, 0.5 * T(), 0.5 + 0.5 * T())))
+valid("flow_maps.Paths", xs=MARKS, y=whole(0, 1))
+valid("flow_maps.Paths.batch", self=made(lambda: flow_maps.Paths(MARKS(), torch.tensor([0, 1]))), i=whole(0, 1))
+valid("flow_maps.teacher_paths", teacher=painter, n=3, w=1.0, steps=2, marks=2, seed=0, part=2, progress=False)
 
 valid("inpainting.as_mask", mask=mask, x=PIX)
 valid("inpainting.half", side="left", shape=(8, 8))

@@ -1,10 +1,11 @@
-"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step,scenes} ...`.
+"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step,scenes,flow-map} ...`.
 
     python tools/ship.py images runs/cifar10-small runs/digits
     python tools/ship.py vae runs
     python tools/ship.py latent runs
     python tools/ship.py few-step runs/few-step
     python tools/ship.py scenes runs/scenes
+    python tools/ship.py flow-map runs/flow-map
 
 Writes diffusion_course/weights/, with each model's record and quality beside it. `python
 tools/ship.py NAME --help` says what each expects. Minutes of one core; `latent`, which encodes and
@@ -25,7 +26,7 @@ from measure_text import checksum
 from PIL import Image
 from torch import nn
 
-from diffusion_course.checkpoints import WEIGHTS, info, load, save
+from diffusion_course.checkpoints import WEIGHTS, info, load, read_tensors, save
 from diffusion_course.evaluation import label_agreement
 from diffusion_course.generation import generate
 from diffusion_course.images import cifar10, digit_classifier, digits, to_bytes
@@ -195,6 +196,18 @@ def scenes(args: argparse.Namespace) -> None:
     ship(source, "scenes", right=quality)
 
 
+# ---- lesson 25 -----------------------------------------------------------------------------------
+
+def flow_map(args: argparse.Namespace) -> None:
+    """Ship the flow map of lesson 25.
+
+    Expects a run of `diffusion-course train flow-map`, and ships its model, or its latest stage while it
+    isn't finished, as flow-map.safetensors. Refuses one whose autoencoder isn't the one that ships.
+    """
+    config = read_tensors(args.run / "state.safetensors")[1]["config"]  # which a stage doesn't hold
+    ship(newest(args.run), "flow-map", lambda model: model.net.vae(), config=config)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Ship what the subcommand names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -213,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     command("latent", latent).add_argument("runs", type=Path, help="the folder that holds the runs")
     command("few-step", few_step).add_argument("run", type=Path, help="the folder of the run")
     command("scenes", scenes).add_argument("run", type=Path, help="the folder of the run")
+    command("flow-map", flow_map).add_argument("run", type=Path, help="the folder of the run")
     args = parser.parse_args(argv)
     args.command(args)
 
