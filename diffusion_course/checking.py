@@ -39,7 +39,7 @@ LESSONS = (
     "distributions", "solvers", "schedules", "predictions", "matching", "sde", "samplers", "ddpm",
     "guidance", "edm", "couplings", "images", "unet", "training", "generation", "evaluation",
     "vae", "latent", "few_step", "inpainting", "cold", "clinic", "your_own",
-    "transformer",
+    "transformer", "discrete",
 )
 
 

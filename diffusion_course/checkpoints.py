@@ -111,6 +111,7 @@ _KNOWN = {  # networks and schedules of this package: the module of each, and wh
     "LatentUNet": ("latent", "LatentUNetConfig"),
     "Decoder": ("latent", "DecoderConfig"),
     "DiT": ("transformer", "DiTConfig"),
+    "TokenNet": ("discrete", "TokenNetConfig"),
     "ScaledInput": ("edm", None),
     "DiffusersNet": ("hub", None),
     "DiffusersLatentNet": ("hub", None),

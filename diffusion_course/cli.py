@@ -194,6 +194,7 @@ _PRESETS = (
     "cold",
     "few_step",
     "transformer",
+    "discrete",
 )  # modules of this package that define PRESETS, named configurations
 
 
