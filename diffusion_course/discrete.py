@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
@@ -50,6 +50,7 @@ def as_tokens(name: str, x: Any, n_letters: int, length: int | None = None) -> T
             nothing) for numbers that are no token.
     """
     x = expect.as_whole_numbers(name, x)
+    n_letters = expect.whole("n_letters", n_letters, 0)
     if x.ndim != 2 or not x.numel() or (length is not None and x.shape[1] != length):
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (B, {length or 'L'}) tokens")
     if x.is_cpu and not ((x >= 0) & (x <= n_letters)).all():
@@ -75,7 +76,7 @@ def masked(
     Raises:
         ValueError: for what is no token and no time.
     """
-    x1 = as_tokens("x1", x1, expect.whole("n_letters", n_letters))
+    x1 = as_tokens("x1", x1, n_letters)
     t = expect.one_or_each("t", expect.as_floats(t, "t"), x1)
     if t.is_cpu and not ((t >= 0) & (t <= 1)).all(): raise ValueError(f"t is {expect.short(t)}: expected times in [0, 1]")
     u = _random(x1.shape, generator, x1.device)
@@ -85,7 +86,8 @@ def masked(
 def _random(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
     "Uniform numbers in [0, 1), drawn where the generator lives; 53 bits each, for rare letters must stay possible."
     source = device if generator is None else generator.device
-    return torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=source).to(device)
+    wide = torch.float32 if "mps" in (source.type, device.type) else torch.float64  # which Apple's MPS hasn't
+    return torch.rand(tuple(shape), generator=generator, dtype=wide, device=source).to(device)
 
 # %% ../nbs/26_discrete.ipynb #7260a8de
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -126,7 +128,7 @@ def likelihood(x: Tensor, n_letters: int, t: float | None = None) -> Tensor:
     Returns:
         (B, L, K) in double precision.
     """
-    seen = F.one_hot(x, n_letters + 1)[..., :-1].double()
+    seen = expect.as_double(F.one_hot(x, n_letters + 1)[..., :-1])
     if t is None: return seen + (x == n_letters)[..., None]
     return t * seen + (1 - t) / n_letters
 
@@ -175,7 +177,8 @@ class TokenTable:
         Returns:
             (B,).
         """
-        return self.p[tuple(as_tokens("x", x, self.n_letters - 1, self.length).T)].log()
+        x = as_tokens("x", x, self.n_letters - 1, self.length)
+        return _beside(self.p, x)[tuple(x.T)].log()
 
     def entropy(self) -> float:
         "E[-log p(x)] in nats."
@@ -193,8 +196,9 @@ class TokenTable:
         """
         x = as_tokens("x", x, self.n_letters, self.length)
         seen = likelihood(x, self.n_letters, t)
-        weights = self.p.flatten() * seen[:, torch.arange(self.length), self.words].prod(-1)  # (B, K^L)
-        sums = weights @ F.one_hot(self.words, self.n_letters).double().flatten(1)
+        words = self.words.to(x.device)
+        weights = self.p.to(seen).flatten() * seen[:, torch.arange(self.length), words].prod(-1)  # (B, K^L)
+        sums = weights @ F.one_hot(words, self.n_letters).to(seen).flatten(1)
         return sums.reshape(seen.shape) / weights.sum(1)[:, None, None]
 
     def path(self, t: float) -> Tensor:
@@ -238,9 +242,14 @@ class TokenTable:
         return R - R.sum(1).diag()
 
 
+def _beside(p: Tensor, x: Tensor) -> Tensor:
+    "Probabilities on the device of tokens, in double precision where it has that."
+    return p.float().to(x.device) if x.device.type == "mps" else p.to(x.device)
+
+
 def _pick(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     "One number for each row of probabilities (..., K), by inverting their running sum."
-    sums = p.double().cumsum(-1)
+    sums = expect.as_double(p).cumsum(-1)
     u = _random(p.shape[:-1], generator, p.device) * sums[..., -1]
     return torch.searchsorted(sums, u[..., None], right=True)[..., 0].clamp(max=p.shape[-1] - 1)
 
@@ -279,7 +288,8 @@ class TokenChain:
             n_letters: K.
             more: added to every count, so that nothing is impossible.
         """
-        x = as_tokens("x", x, expect.whole("n_letters", n_letters) - 1)
+        n_letters = expect.whole("n_letters", n_letters, 2)
+        x = as_tokens("x", x, n_letters - 1)
         more = expect.number("more", more, 0, 1e9, "a positive number", above=True)
         pairs = torch.bincount(x[:, :-1].flatten() * n_letters + x[:, 1:].flatten(), minlength=n_letters**2)
         first = torch.bincount(x.flatten(), minlength=n_letters)
@@ -309,7 +319,8 @@ class TokenChain:
             (B,).
         """
         x = as_tokens("x", x, self.n_letters - 1, self.length)
-        return self.start[x[:, 0]].log() + self.step[x[:, :-1], x[:, 1:]].log().sum(1)
+        start, step = _beside(self.start, x), _beside(self.step, x)
+        return start[x[:, 0]].log() + step[x[:, :-1], x[:, 1:]].log().sum(1)
 
     def entropy(self) -> float:
         "E[-log p(x)] in nats: of the first letter, and of each next one given that before it."
@@ -337,11 +348,13 @@ class TokenChain:
         Returns:
             (B, L, K).
         """
-        seen = likelihood(as_tokens("x", x, self.n_letters, self.length), self.n_letters, t).unbind(1)
-        left = [self.start.expand_as(seen[0])]
-        for s in seen[:-1]: left.append(_normalised((left[-1] * s) @ self.step))
+        x = as_tokens("x", x, self.n_letters, self.length)
+        seen = likelihood(x, self.n_letters, t).unbind(1)
+        start, step = _beside(self.start, x), _beside(self.step, x)
+        left = [start.expand_as(seen[0])]
+        for s in seen[:-1]: left.append(_normalised((left[-1] * s) @ step))
         right = [torch.ones_like(seen[0])]
-        for s in reversed(seen[1:]): right.append(_normalised((right[-1] * s) @ self.step.T))
+        for s in reversed(seen[1:]): right.append(_normalised((right[-1] * s) @ step.T))
         return _normalised(torch.stack(left, 1) * torch.stack(seen, 1) * torch.stack(right[::-1], 1))
 
 
@@ -403,7 +416,7 @@ def hidden(
         (n, L) booleans, in each row at least one.
     """
     n, length = expect.whole("n", n), expect.whole("length", length)
-    count = 1 + (stratified(n, generator, device, torch.float64) * length).long()
+    count = 1 + (stratified(n, generator, device) * length).long()
     order = _random((n, length), generator, torch.device(device)).argsort(1).argsort(1)
     return order < count[:, None]
 
@@ -433,6 +446,7 @@ def masked_loss(
     K = model.n_letters
     x1 = as_tokens("x1", x1, K - 1, model.length)
     if hide is None: hide = hidden(x1.shape[0], x1.shape[1], generator, x1.device)
+    hide = expect.tensor("hide", hide).to(x1.device)
     if hide.shape != x1.shape or hide.dtype != torch.bool or not hide.any(1).all():
         raise ValueError(f"hide {expect.having(hide)}: expected booleans {tuple(x1.shape)}, one or more true in each row")
     log_p = model(x1.masked_fill(hide, K), None, y)
@@ -459,16 +473,16 @@ def bits(
     """
     x1 = as_tokens("x1", x1, model.n_letters - 1, model.length)
     y = None if y is None else expect.as_labels(y, 2**40, x1)
-    found = []
+    source = x1.device if generator is None else generator.device
+    total = expect.as_double(torch.zeros(len(x1), device=x1.device))
     with torch.no_grad():
-        for k in range(expect.whole("draws", draws)):
-            order = torch.randperm(len(x1), generator=generator)  # so that each meets few masks and many
-            parts = [(i, masked_loss(model, x1[i], y=None if y is None else y[i], generator=generator))
-                     for i in order.split(batch)]
-            loss = torch.empty(len(x1), dtype=torch.float64)
-            for i, part in parts: loss[i] = part.double().cpu()
-            found.append(loss)
-    return torch.stack(found).mean(0) / math.log(2)
+        for _ in range(expect.whole("draws", draws)):
+            # in a new order each time, so that every sequence meets few masks and many
+            order = torch.randperm(len(x1), generator=generator, device=source).to(x1.device)
+            for i in order.split(expect.whole("batch", batch)):
+                loss = masked_loss(model, x1[i], y=None if y is None else y[i], generator=generator)
+                total[i] += loss.to(total)
+    return total / draws / math.log(2)
 
 # %% ../nbs/26_discrete.ipynb #7dd4de98
 @settings
@@ -477,7 +491,7 @@ class TokenNetConfig:
 
     length: int = option(64, "tokens in a sequence")
     n_letters: int = option(len(LETTERS), "letters; the mask is one more")
-    width: int = option(128, "numbers that stand for a token, a multiple of 4")
+    width: int = option(96, "numbers that stand for a token, a multiple of 4")
     depth: int = option(4, "blocks")
     head: int = option(32, "numbers that a head of attention sees")
     columns: int = option(0, "of an image whose pixels are the tokens, row by row; 0: a text")
@@ -495,6 +509,7 @@ class TokenNetConfig:
 class TokenNet(nn.Module):
     """net(x (B, L), t, y (B,)) -> (B, L, K): a transformer that predicts each letter from all tokens around it.
 
+    A convolution before the first block shows each token its neighbours, which a transformer would have to learn.
     It isn't told the time: under masks, p(x1_i | x_t) doesn't depend on it.
 
     Args:
@@ -513,6 +528,8 @@ class TokenNet(nn.Module):
         with seeded_weights(seed):
             self.embed = nn.Embedding(c.n_letters + 1, c.width)
             self.register_buffer("codes", codes, persistent=False)
+            self.neighbours = (nn.Conv2d(c.width, c.width, 3, padding=1) if c.columns
+                               else nn.Conv1d(c.width, c.width, 5, padding=2))
             self.embed_y = nn.Embedding(c.n_labels + 1, c.width) if c.n_labels else None
             self.blocks = nn.ModuleList(
                 DiTBlock(c.width, c.head) if c.n_labels else TextBlock(c.width, c.head) for _ in range(c.depth))
@@ -534,7 +551,10 @@ class TokenNet(nn.Module):
         Raises:
             ValueError: for tokens of another length or alphabet, and for labels that don't exist.
         """
-        h = self.embed(as_tokens("x", x, self.n_letters, self.length)) + self.codes
+        x = as_tokens("x", x, self.n_letters, self.length)
+        h = self.embed(x)
+        grid = (-1, self.config.columns) if self.config.columns else (-1,)
+        h = h + self.codes + self.neighbours(h.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
         if self.embed_y is not None: second = self.embed_y(expect.as_labels(y, self.n_labels, x))
         elif y is not None: raise ValueError(f"y is {expect.short(y)}: expected None, for the network's n_labels is 0")
         else: second = torch.ones(1, 1, 1, self.length, dtype=torch.bool, device=x.device)  # all words are there
@@ -678,8 +698,9 @@ class TokenRecipe(Recipe):
             model: the averaged one.
         """
         if not self.net.columns: return None
-        y = torch.arange(max(1, self.net.n_labels)).repeat_interleave(8)
-        start = torch.full((len(y), self.net.length), self.net.n_letters)
+        device = next(model.parameters()).device
+        y = torch.arange(max(1, self.net.n_labels), device=device).repeat_interleave(8)
+        start = torch.full((len(y), self.net.length), self.net.n_letters, device=device)
         *_, x = fill(model, start, self.net.length, y=y if self.net.n_labels else None,
                      generator=torch.Generator().manual_seed(1))
         return pixels(x, self.net.columns)
@@ -696,7 +717,8 @@ def pixels(x: Tensor, columns: int = 8) -> Tensor:
         (B, 1, L / columns, columns) in [-1, 1].
     """
     x = as_tokens("x", x, 2)
-    if x.shape[1] % expect.whole("columns", columns):
+    columns = expect.whole("columns", columns)
+    if x.shape[1] % columns:
         raise ValueError(f"columns is {columns}: expected a number that divides {x.shape[1]}")
     shades = torch.tensor([-1.0, 1.0, 0.0], device=x.device)
     return shades[x].reshape(len(x), 1, -1, columns)
@@ -704,12 +726,12 @@ def pixels(x: Tensor, columns: int = 8) -> Tensor:
 
 PRESETS: dict[str, TokenRecipe] = {
     "text": TokenRecipe(
-        "Text of the Python reference out of masks: 0.8 M weights, half an hour of one CPU core.",
-        images=256_000, batch=64, lr=2e-3, warmup=6_400, decay=0.7, ema=0.998, weight_decay=0.05, save_every=12_800,
+        "Text of the Python reference out of masks: 0.5 M weights, a quarter of an hour of one CPU core.",
+        images=240_000, batch=64, lr=2e-3, warmup=6_400, decay=0.7, ema=0.998, weight_decay=0.05, save_every=12_800,
     ),
     "binary-digits": TokenRecipe(
-        "Digits of two shades out of masks: 0.2 M weights, some minutes of one CPU core.",
-        data="binary-digits", images=96_000, batch=64, lr=2e-3, warmup=6_400, decay=0.7, ema=0.998, weight_decay=0.1,
+        "Digits of two shades out of masks: 0.3 M weights, some minutes of one CPU core.",
+        data="binary-digits", images=48_000, batch=64, lr=2e-3, warmup=6_400, decay=0.7, ema=0.998, weight_decay=0.1,
         net=TokenNetConfig(64, 2, width=64, depth=3, head=16, columns=8, n_labels=10), save_every=32_000,
     ),
 }
@@ -760,7 +782,7 @@ def reveal_step(
     open_ = x == log_p.shape[2]
     count = (open_.sum(1) * ((s - t) / (1 - t))).round()
     letters = _pick(log_p.exp(), generator)
-    if confident: score = log_p.gather(2, letters[..., None])[..., 0].double()
+    if confident: score = expect.as_double(log_p.gather(2, letters[..., None])[..., 0])
     else: score = _random(x.shape, generator, x.device)
     rank = score.masked_fill(~open_, -math.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
     return torch.where(open_ & (rank < count[:, None]), letters, x)
@@ -799,9 +821,9 @@ def fill(
         z = z.long()
         with torch.no_grad(): log_p = model(z, t, y)
         if temperature != 1: log_p = (log_p / temperature).log_softmax(-1)
-        return step(log_p, z, t, s, generator).double()
+        return step(log_p, z, t, s, generator).float()
 
-    iterates = integrate(tokens_step, x.double(), ts)  # the loop takes floating-point numbers
+    iterates = integrate(tokens_step, x.float(), ts)  # the loop takes floating-point numbers
     return (z.long() for z in iterates)
 
 # %% ../nbs/26_discrete.ipynb #a8dff37d

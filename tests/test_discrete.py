@@ -15,8 +15,8 @@ from torch import Tensor
 from diffusion_course.checkpoints import WEIGHTS, load, save, shipped
 from diffusion_course.discrete import (
     LETTERS, PRESETS, ExactTokens, GuidedTokens, TokenChain, TokenNet, TokenNetConfig, Tokens, TokenTable, as_tokens,
-    binary_digits, bits, confident_step, decode, encode, fill, hidden, jump_step, likelihood, masked, masked_loss, pixels,
-    reference_text, reveal_step, text_windows,
+    binary_digits, bits, confident_step, decode, encode, fill, hidden, jump_step, likelihood, masked, masked_loss,
+    pixels, reference_text, reveal_step, text_windows,
 )
 from diffusion_course.plots import text_image
 from diffusion_course.solvers import rk4_step
@@ -325,7 +325,7 @@ def test_temperature_one_changes_nothing_and_a_low_one_takes_the_most_probable()
 
 
 def test_bad_input_is_refused_before_the_first_iterate():
-    with pytest.raises(ValueError, match="ts does not rise"): fill(ExactTokens(table()), 2, torch.tensor([0.0, 0.5, 0.5]))
+    with pytest.raises(ValueError, match="ts does not rise"): fill(ExactTokens(table()), 2, [0.0, 0.5, 0.5])
 
 
 # ---- guidance ------------------------------------------------------------------------------------

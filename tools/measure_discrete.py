@@ -1,11 +1,11 @@
 """Measure the tables of lesson 26: `python tools/measure_discrete.py runs/text runs/binary-digits`.
 
-Writes diffusion_course/weights/discrete.json, row by row: a run that was stopped goes on where it was, and another model
-begins anew. Of the chain of letter pairs: small networks of three seeds, their excess over the exact loss, and the pair
-statistics of their samples over the number of steps. Of text: bits per letter of the model and of n-gram models on the
-same held-out windows, and samples. Of digits: three seeds (that of the run, and two more trained here), bits per pixel
-and what a classifier says over guidance. Half an hour of one core; `--quick` tries everything with a few steps (and says
-so in the file): give it another `--out`.
+Writes diffusion_course/weights/discrete.json, row by row: a run that was stopped goes on where it was, and another
+model begins anew. Of the chain of letter pairs: small networks of three seeds, their excess over the exact loss, and
+the pair statistics of their samples over the number of steps. Of text: bits per letter of the model and of n-gram
+models on the same held-out windows, and samples. Of digits: three seeds (that of the run, and two more trained here),
+bits per pixel and what a classifier says over guidance. Twenty minutes of one core; `--quick` tries everything with a
+few steps (and says so in the file): give it another `--out`.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def of_pixels() -> dict:
 def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path, help="the folder of `diffusion-course train text`, or a model's name or file")
+    parser.add_argument("text", type=Path, help="the folder of `diffusion-course train text`, or a model")
     parser.add_argument("digits", type=Path, help="the same of `diffusion-course train binary-digits`")
     parser.add_argument("--out", type=Path, default=WEIGHTS / "discrete.json")
     parser.add_argument("--quick", action="store_true", help="a trial with a few steps: its numbers mean nothing")
@@ -243,7 +243,7 @@ def main() -> None:
         book.row("digits", dict(seed=seed), of_digits, net, (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0), 20 if quick else 500,
                  2 if quick else 32)
     for seed in SEEDS:
-        for steps in (20,) if quick else (500, 2000):
+        for steps in (20,) if quick else (300, 1200):
             if any(r["seed"] == seed and r["steps"] == steps for r in book.tables.get("chain", [])): continue
             net = trained_on_chain(seed, steps)
             book.row("chain", dict(seed=seed, steps=steps), of_chain, net, 100 if quick else 4000)
