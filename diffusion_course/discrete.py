@@ -602,6 +602,18 @@ class Tokens:
 
 
 @lru_cache
+def _paragraphs() -> list[str]:
+    from pydoc_data.topics import topics
+
+    kept: dict[str, None] = {}  # each once, in this order
+    for name in sorted(topics):
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            raw = " ".join(paragraph.split())
+            clean = " ".join(re.findall("[a-z]+", raw.lower()))
+            if len(clean) >= 40 and len(clean) >= 0.85 * len(raw): kept[clean] = None
+    return list(kept)
+
+
 def reference_text(split: str = "train") -> str:
     """Prose of the Python Language Reference, which comes with Python (`pydoc_data`): a to z and spaces.
 
@@ -614,16 +626,8 @@ def reference_text(split: str = "train") -> str:
     Raises:
         ValueError: for another split.
     """
-    from pydoc_data.topics import topics
-
     wanted = expect.one_of("split", split, ("train", "test")) == "test"
-    kept: dict[str, None] = {}
-    for name in sorted(topics):
-        for paragraph in re.split(r"\n\s*\n", topics[name]):
-            raw = " ".join(paragraph.split())
-            clean = " ".join(re.findall("[a-z]+", raw.lower()))
-            if len(clean) >= 40 and len(clean) >= 0.85 * len(raw): kept[clean] = None
-    return " ".join(p for p in kept if (zlib.crc32(p.encode()) % 10 == 0) == wanted)
+    return " ".join(p for p in _paragraphs() if (zlib.crc32(p.encode()) % 10 == 0) == wanted)
 
 
 def text_windows(split: str = "train", length: int = 64) -> Tokens:
