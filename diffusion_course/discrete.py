@@ -78,7 +78,8 @@ def masked(
     """
     x1 = as_tokens("x1", x1, n_letters)
     t = expect.one_or_each("t", expect.as_floats(t, "t"), x1)
-    if t.is_cpu and not ((t >= 0) & (t <= 1)).all(): raise ValueError(f"t is {expect.short(t)}: expected times in [0, 1]")
+    if t.is_cpu and not ((t >= 0) & (t <= 1)).all():
+        raise ValueError(f"t is {expect.short(t)}: expected times in [0, 1]")
     u = _random(x1.shape, generator, x1.device)
     return torch.where(u < t.to(u).reshape(-1, 1), x1, n_letters)
 
@@ -273,7 +274,8 @@ class TokenChain:
         start, step = (expect.finite(name, expect.as_floats(p, name)).double()
                        for name, p in (("start", start), ("step", step)))
         if start.ndim != 1 or step.shape != (len(start), len(start)):
-            raise ValueError(f"start and step have shapes {tuple(start.shape)}, {tuple(step.shape)}: expected (K,), (K, K)")
+            raise ValueError(f"start and step have shapes {tuple(start.shape)}, {tuple(step.shape)}:"
+                             " expected (K,), (K, K)")
         if not (start >= 0).all() or not (step >= 0).all() or not start.sum() > 0 or not (step.sum(1) > 0).all():
             raise ValueError("start or step has a negative number or a sum of 0: expected probabilities")
         self.start, self.step = start / start.sum(), step / step.sum(1, keepdim=True)
@@ -448,7 +450,8 @@ def masked_loss(
     if hide is None: hide = hidden(x1.shape[0], x1.shape[1], generator, x1.device)
     hide = expect.tensor("hide", hide).to(x1.device)
     if hide.shape != x1.shape or hide.dtype != torch.bool or not hide.any(1).all():
-        raise ValueError(f"hide {expect.having(hide)}: expected booleans {tuple(x1.shape)}, one or more true in each row")
+        raise ValueError(f"hide {expect.having(hide)}: expected booleans {tuple(x1.shape)},"
+                         " one or more true in each row")
     log_p = model(x1.masked_fill(hide, K), None, y)
     found = log_p.gather(2, x1[..., None])[..., 0]
     return -found.masked_fill(~hide, 0).sum(1) / hide.sum(1)
@@ -685,7 +688,8 @@ class TokenRecipe(Recipe):
         return TokenNet(self.net, self.seed)
 
     def check_data(self, data: Any) -> None:
-        if not isinstance(data, Tokens): raise ValueError(f"data is {self.data!r}: expected python-reference or binary-digits")
+        if not isinstance(data, Tokens):
+            raise ValueError(f"data is {self.data!r}: expected python-reference or binary-digits")
         if data.x.shape[1] != self.net.length or int(data.x.max()) >= self.net.n_letters:
             raise ValueError(f"the data are {data.x.shape[1]} letters 0 to {int(data.x.max())}: expected net.length"
                              f" {self.net.length} and at most net.n_letters {self.net.n_letters}")

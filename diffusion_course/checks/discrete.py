@@ -39,17 +39,31 @@ def _one_more(step, left, right, a, b): return between(step, left, right, a + 1,
 
 
 BETWEEN = (
-    Mistake(_left_alone, "The letter on the right makes no difference to your answer. What does it say about the gap?"),
-    Mistake(_right_alone, "The letter on the left makes no difference to your answer. What does it say about the gap?"),
-    Mistake(_neighbours, "You take one step to either side. How many are there, and which matrix makes several?"),
-    Mistake(_not_divided, "Your numbers don't sum to 1: that is the joint probability. By what do you divide?"),
-    Mistake(_exchanged, "You exchanged the two distances. Which one leads to the letter on the left?"),
-    Mistake(_back, "On the right you walk from `right` to the letter. Which way does the chain run?"),
-    Mistake(_transposed, "You walk against the chain on both sides. Is a row of `step` where one comes from, or goes to?"),
+    Mistake(_left_alone,
+            "The letter on the right makes no difference to your answer. What does it say about "
+            "the gap?"),
+    Mistake(_right_alone,
+            "The letter on the left makes no difference to your answer. What does it say about "
+            "the gap?"),
+    Mistake(_neighbours,
+            "You take one step to either side. How many are there, and which matrix makes "
+            "several?"),
+    Mistake(_not_divided,
+            "Your numbers don't sum to 1: that is the joint probability. By what do you divide?"),
+    Mistake(_exchanged,
+            "You exchanged the two distances. Which one leads to the letter on the left?"),
+    Mistake(_back,
+            "On the right you walk from `right` to the letter. Which way does the chain run?"),
+    Mistake(_transposed,
+            "You walk against the chain on both sides. Is a row of `step` where one comes from, "
+            "or goes to?"),
     Mistake(_each_entry, "You raise each entry to a power. What is the matrix of two steps?"),
     Mistake(_sum, "You add what the two sides say. How do independent pieces of evidence combine?"),
-    Mistake(_softmax, "These are probabilities already, and a softmax takes logarithms. What makes them sum to 1?"),
-    Mistake(_one_more, "You take a step too many on each side. From place 3 to place 5, how many are there?"),
+    Mistake(_softmax,
+            "These are probabilities already, and a softmax takes logarithms. What makes them sum "
+            "to 1?"),
+    Mistake(_one_more,
+            "You take a step too many on each side. From place 3 to place 5, how many are there?"),
 )
 
 
@@ -99,14 +113,19 @@ def _in_bits(log_p, x1, x, t, kappa): return integrand(log_p, x1, x, t, kappa) /
 
 
 INTEGRAND = (
-    Mistake(_unweighted, "Every time counts the same in your answer. At which rate must a mask go at `t`?"),
+    Mistake(_unweighted,
+            "Every time counts the same in your answer. At which rate must a mask go at `t`?"),
     Mistake(_of_t, "1 / (1 - t) is the weight of one clock. Which one is given here?"),
-    Mistake(_no_slope, "Your weight lacks how fast the clock runs. What is the probability of a jump in a short time h?"),
+    Mistake(_no_slope,
+            "Your weight lacks how fast the clock runs. What is the probability of a jump in a "
+            "short time h?"),
     Mistake(_slope_alone, "How many tokens leave is one thing. Of how many that are still masked?"),
     Mistake(_by_kappa, "You divide by the fraction that is revealed. Which tokens can still jump?"),
     Mistake(_all_tokens, "You count letters that are there as well. At which rate do they jump?"),
-    Mistake(_seen_tokens, "You count the letters that are there. Which ones does the model have to guess?"),
-    Mistake(_mean_of_masked, "You take the mean over the masks. What does the weight 1 / m belong to?"),
+    Mistake(_seen_tokens,
+            "You count the letters that are there. Which ones does the model have to guess?"),
+    Mistake(_mean_of_masked,
+            "You take the mean over the masks. What does the weight 1 / m belong to?"),
     Mistake(_wrong_sign, "Your answer is negative. Which sign has -log p?"),
     Mistake(_per_token, "You divide by the length. Per what are the nats asked for?"),
     Mistake(_mean_of_batch, "One number for the whole batch. How many sequences are there?"),
@@ -204,17 +223,27 @@ def _masked_first(log_p, x, order, u): return one_by_one(log_p, torch.full_like(
 
 
 ONE_BY_ONE = (
-    Mistake(_asked_once, "You ask the model once and draw all letters from that. What do later letters know of earlier ones?"),
+    Mistake(_asked_once,
+            "You ask the model once and draw all letters from that. What do later letters know of "
+            "earlier ones?"),
     Mistake(_argmax, "You take the most probable letter. Where do the numbers `u` come in?"),
     Mistake(_left_to_right, "You go from left to right. What does `order` say?"),
-    Mistake(_by_place, "You take the number of `u` that belongs to the place. Which one belongs to the visit?"),
-    Mistake(_one_number, "You use the first number for all visits. Are the draws independent then?"),
+    Mistake(_by_place,
+            "You take the number of `u` that belongs to the place. Which one belongs to the "
+            "visit?"),
+    Mistake(_one_number,
+            "You use the first number for all visits. Are the draws independent then?"),
     Mistake(_backwards, "You visit the places of `order` from its end. Which is the first?"),
-    Mistake(_next_letter, "You take the letter after it. At which letter does the running sum first exceed the number?"),
-    Mistake(_from_above, "Your running sum comes from the last letter. At which letter does it begin?"),
-    Mistake(_wrong_place, "You read the probabilities of place k in visit k. Of which place do you need them?"),
+    Mistake(_next_letter,
+            "You take the letter after it. At which letter does the running sum first exceed the "
+            "number?"),
+    Mistake(_from_above,
+            "Your running sum comes from the last letter. At which letter does it begin?"),
+    Mistake(_wrong_place,
+            "You read the probabilities of place k in visit k. Of which place do you need them?"),
     Mistake(_last_left_out, "The last place isn't visited. How many are there in `order`?"),
-    Mistake(_masked_first, "You mask everything first. What if some letters are there at the beginning?"),
+    Mistake(_masked_first,
+            "You mask everything first. What if some letters are there at the beginning?"),
 )
 
 
@@ -261,7 +290,10 @@ def _by_entropy(log_p, x, k, u): return _revealed(log_p, x, k, u, score=lambda p
 def _argmax_letters(log_p, x, k, u): return _revealed(log_p, x, k, u, letters=lambda p: p.argmax(2))
 def _all_masks(log_p, x, k, u): return _revealed(log_p, x, x.shape[1], u)
 def _one_fewer(log_p, x, k, u): return _revealed(log_p, x, k - 1, u)
-def _first_places(log_p, x, k, u): return _revealed(log_p, x, k, u, score=lambda p: -torch.arange(p.shape[1]).expand(p.shape[:2]).double())
+
+
+def _first_places(log_p, x, k, u):
+    return _revealed(log_p, x, k, u, score=lambda p: -torch.arange(p.shape[1]).expand(p.shape[:2]).double())
 
 
 def _threshold_of_batch(log_p, x, k, u):
@@ -279,16 +311,21 @@ def _seen_replaced(log_p, x, k, u):
 
 
 CONFIDENT = (
-    Mistake(_among_all, "Places that are revealed take ranks in your order, so fewer than k masks become letters. Who takes part?"),
+    Mistake(_among_all,
+            "Places that are revealed take ranks in your order, so fewer than k masks become "
+            "letters. Who takes part?"),
     Mistake(_seen_replaced, "You replace letters that were there. Which places may change?"),
     Mistake(_least, "You reveal the least confident. Which end of the order is asked for?"),
-    Mistake(_largest, "You rank by the largest probability in a place. Which letter was drawn there?"),
+    Mistake(_largest,
+            "You rank by the largest probability in a place. Which letter was drawn there?"),
     Mistake(_by_entropy, "You rank by the entropy of a place. By what is the drawn letter judged?"),
-    Mistake(_argmax_letters, "You take the most probable letters. Where do the numbers `u` come in?"),
+    Mistake(_argmax_letters,
+            "You take the most probable letters. Where do the numbers `u` come in?"),
     Mistake(_all_masks, "You reveal all masks. How many?"),
     Mistake(_one_fewer, "You reveal one too few. Ranks begin at 0."),
     Mistake(_first_places, "You reveal the first masks from the left. Which ones are asked for?"),
-    Mistake(_threshold_of_batch, "You compare across the batch. In each sequence, how many are revealed?"),
+    Mistake(_threshold_of_batch,
+            "You compare across the batch. In each sequence, how many are revealed?"),
 )
 
 
@@ -330,16 +367,27 @@ def _at_once(x, drawn, t, s, sigma, u, mask):
 
 
 REMASKED = (
-    Mistake(_not_made_up, "More and more stays masked: nothing makes up for the letters you take back. How many are they?"),
+    Mistake(_not_made_up,
+            "More and more stays masked: nothing makes up for the letters you take back. How many "
+            "are they?"),
     Mistake(_whole_sigma, "You make up for too many. What fraction of all tokens is masked again?"),
-    Mistake(_never_back, "You reveal more and take nothing back. What happens to a letter where `u` is below sigma?"),
+    Mistake(_never_back,
+            "You reveal more and take nothing back. What happens to a letter where `u` is below "
+            "sigma?"),
     Mistake(_plain, "That is the step without taking back. Where does sigma come in?"),
-    Mistake(_of_all, "Your probability is a fraction of all tokens. Of the masks, which fraction is that?"),
-    Mistake(_of_end, "You take back from as many letters as there are at s. How many are there at t?"),
-    Mistake(_of_masks, "You add sigma to the masks' probability. There are t letters for 1 - t masks: how many come back?"),
+    Mistake(_of_all,
+            "Your probability is a fraction of all tokens. Of the masks, which fraction is that?"),
+    Mistake(_of_end,
+            "You take back from as many letters as there are at s. How many are there at t?"),
+    Mistake(_of_masks,
+            "You add sigma to the masks' probability. There are t letters for 1 - t masks: how "
+            "many come back?"),
     Mistake(_less, "You reveal fewer because some are taken back. Which way does it have to go?"),
-    Mistake(_fresh, "You write over letters that are there. What may happen to a letter in this step?"),
-    Mistake(_at_once, "A letter that you take back becomes another one in the same step. Which tokens were masks at t?"),
+    Mistake(_fresh,
+            "You write over letters that are there. What may happen to a letter in this step?"),
+    Mistake(_at_once,
+            "A letter that you take back becomes another one in the same step. Which tokens were "
+            "masks at t?"),
 )
 
 
@@ -393,16 +441,24 @@ def _without_data(p1, noise, t):
 
 
 LETTER_RATE = (
-    Mistake(_prior, "Your jump doesn't depend on where the token is. What does the letter that shows say about the data?"),
+    Mistake(_prior,
+            "Your jump doesn't depend on where the token is. What does the letter that shows say "
+            "about the data?"),
     Mistake(_columns, "Your columns sum to 0. Which index is where a jump begins?"),
     Mistake(_to_itself, "Your rows don't sum to 0. What stands on the diagonal?"),
     Mistake(_no_rate, "That is where it jumps to. How often does it jump at `t`?"),
-    Mistake(_early, "Your rate is large at the beginning. By when must every token have become data?"),
+    Mistake(_early,
+            "Your rate is large at the beginning. By when must every token have become data?"),
     Mistake(_reversed_path, "You have data with probability 1 - t. What is t = 1?"),
     Mistake(_sign, "Your diagonal is positive. Which entries of a rate matrix are negative?"),
-    Mistake(_uniform_noise, "All letters are equally likely as noise in your answer. What does `noise` say?"),
-    Mistake(_noise_of_letter, "You take how probable the data's letter is as noise. Which letter was the noise, if it was noise?"),
-    Mistake(_joint_alone, "You use the joint probability of letter and data. Given what shows, what must you divide by?"),
+    Mistake(_uniform_noise,
+            "All letters are equally likely as noise in your answer. What does `noise` say?"),
+    Mistake(_noise_of_letter,
+            "You take how probable the data's letter is as noise. Which letter was the noise, if "
+            "it was noise?"),
+    Mistake(_joint_alone,
+            "You use the joint probability of letter and data. Given what shows, what must you "
+            "divide by?"),
     Mistake(_without_data, "You normalise the likelihood. Where does `p1` come in?"),
 )
 
@@ -429,5 +485,6 @@ EXERCISES: dict[str, Exercise] = {
     "remasked_step": Exercise(
         remasked_step, _remasked_cases, REMASKED, "Now a masked model can take back what it wrote."),
     "letter_rate": Exercise(
-        letter_rate, _rate_cases, LETTER_RATE, "Masks are the case in which all noise is one letter that no data have."),
+        letter_rate, _rate_cases, LETTER_RATE,
+        "Masks are the case in which all noise is one letter that no data have."),
 }
