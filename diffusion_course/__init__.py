@@ -13,7 +13,7 @@ targets, exact models, what a model is; `matching` the loss, a small network, tr
 optimal transport, reflow; `images` digits and CIFAR-10; `unet`; `training`; `generation` sampling images; `evaluation`;
 `vae`; `latent` latent diffusion; `few_step` students of one to four steps; `inpainting`; `cold` blur in place of noise;
 `clinic` broken code to diagnose; `transformer` patches, captions, negative prompts; `flow_maps` jumps between any two
-times.
+times; `discrete` tokens and masks.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
 others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `scenes`
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal to _NAMES
     from .checkpoints import load, register, save
     from .ddpm import cosine_betas, invert, linear_betas, posterior, q_sample
+    from .discrete import ExactTokens, TokenChain, TokenNet, TokenNetConfig, fill
     from .distributions import GaussianMixture, running_mixture, toy, toy_names
     from .generation import generate, previews
     from .guidance import classifier_free, classifier_guided
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
 _NAMES = {
     "checkpoints": ("load", "register", "save"),
     "ddpm": ("cosine_betas", "invert", "linear_betas", "posterior", "q_sample"),
+    "discrete": ("ExactTokens", "TokenChain", "TokenNet", "TokenNetConfig", "fill"),
     "distributions": ("GaussianMixture", "running_mixture", "toy", "toy_names"),
     "generation": ("generate", "previews"),
     "guidance": ("classifier_free", "classifier_guided"),
@@ -72,14 +74,15 @@ _MODULES = (
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [  # in words, because type checkers read no other
-    "Cosine", "DDPM", "Denoiser", "DiT", "DiTConfig", "EmpiricalDenoiser", "ExactDenoiser", "GaussianMixture", "Linear",
-    "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "Trajectory", "UNet", "UNetConfig",
-    "VarianceExploding", "VariancePreserving", "ancestral", "classifier_free", "classifier_guided",
-    "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama", "euler_step", "fit",
-    "from_diffusers", "generate", "heun", "heun_step", "integrate", "invert", "karras_grid", "linear_betas", "load",
-    "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior", "previews", "prompted",
-    "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save", "show_images",
-    "show_samples", "to_diffusers", "to_prediction", "tokens", "toy", "toy_names", "trajectory", "uniform_grid",
+    "Cosine", "DDPM", "Denoiser", "DiT", "DiTConfig", "EmpiricalDenoiser", "ExactDenoiser", "ExactTokens",
+    "GaussianMixture", "Linear", "MLP", "Model", "ModelWrapper", "Prediction", "Schedule", "TokenChain", "TokenNet",
+    "TokenNetConfig", "Trajectory", "UNet", "UNetConfig", "VarianceExploding", "VariancePreserving", "ancestral",
+    "classifier_free", "classifier_guided", "cosine_betas", "ddim", "dpmpp_2m", "em_step", "euler", "euler_maruyama",
+    "euler_step", "fill", "fit", "from_diffusers", "generate", "heun", "heun_step", "integrate", "invert",
+    "karras_grid", "linear_betas", "load", "log_snr_grid", "matching_loss", "midpoint", "midpoint_step", "posterior",
+    "previews", "prompted", "q_sample", "register", "rk4", "rk4_step", "running_mixture", "sample", "save",
+    "show_images", "show_samples", "to_diffusers", "to_prediction", "tokens", "toy", "toy_names", "trajectory",
+    "uniform_grid",
 ]
 
 

@@ -41,6 +41,7 @@ LESSONS = (
     "vae", "latent", "few_step", "inpainting", "cold", "clinic", "your_own",
     "transformer",
     "flow_maps",
+    "discrete",
 )
 
 

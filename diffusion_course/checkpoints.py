@@ -112,6 +112,7 @@ _KNOWN = {  # networks and schedules of this package: the module of each, and wh
     "Decoder": ("latent", "DecoderConfig"),
     "DiT": ("transformer", "DiTConfig"),
     "TwoTimes": ("flow_maps", None),
+    "TokenNet": ("discrete", "TokenNetConfig"),
     "ScaledInput": ("edm", None),
     "DiffusersNet": ("hub", None),
     "DiffusersLatentNet": ("hub", None),

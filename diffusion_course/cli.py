@@ -195,6 +195,7 @@ _PRESETS = (
     "few_step",
     "transformer",
     "flow_maps",
+    "discrete",
 )  # modules of this package that define PRESETS, named configurations
 
 

@@ -37,7 +37,8 @@ from .style import figure_of, legend, plane
 # %% auto #0
 __all__ = ['MASS_FRACTIONS', 'IMAGE_FORMATS', 'FILM_FORMATS', 'show_samples', 'show_density', 'show_field', 'show_arrows',
            'speed', 'mass_levels', 'grid', 'scalars', 'vectors', 'as_points', 'compare', 'show_paths', 'slope',
-           'show_curves', 'show_histogram', 'show_images', 'tile', 'save_grid', 'Film', 'as_images', 'show_stages']
+           'show_curves', 'show_histogram', 'show_images', 'tile', 'save_grid', 'Film', 'as_images', 'text_image',
+           'show_stages']
 
 # %% ../nbs/toolbox/plots.ipynb #531f9f0d
 def show_samples(
@@ -725,6 +726,49 @@ def _layout(n: int, ncols: int | None) -> tuple[int, int]:
     ncols = math.ceil(math.sqrt(n)) if ncols is None else expect.whole("ncols", ncols)
     ncols = min(ncols, n)
     return math.ceil(n / ncols), ncols
+
+# %% ../nbs/toolbox/plots.ipynb #c788be53
+def text_image(
+    lines: Sequence[str], *, mask: str = "_", before: Sequence[str] | None = None,
+    rows: Sequence[object] | None = None, size: int = 13,
+) -> Image.Image:
+    """Lines of text in letters of one width, as an image. Masks are grey boxes.
+
+    Args:
+        lines: of text; shorter ones are filled up with spaces.
+        mask: the character that stands for a mask.
+        before: the same lines a moment ago: what is new since then is coloured.
+        rows: what is written to the left of each line.
+        size: of the letters, in pixels.
+
+    Raises:
+        ValueError: where there are no lines, or where `before` or `rows` are not as many.
+    """
+    lines = [str(line) for line in lines]
+    size = expect.whole("size", size, 6, 200)
+    for name, other in (("before", before), ("rows", rows)):
+        if other is not None and len(other) != len(lines):
+            raise ValueError(f"{name} has {len(other)} lines: expected {len(lines)}, one for each line of text")
+    columns = max(map(len, lines), default=0)
+    if not columns: raise ValueError("no text: expected a line of one letter or more")
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf"), size)
+    wide, high = round(font.getlength("m")), round(1.5 * size)
+    names = [str(row) for row in rows or ()]
+    label = ImageFont.load_default(size=12)
+    left = 8 + (12 + round(max(label.getlength(name) for name in names)) if names else 0)
+    image = Image.new("RGB", (left + columns * wide + 8, len(lines) * high + 8), "white")
+    write = ImageDraw.Draw(image)
+    for k, line in enumerate(lines):
+        top = 4 + k * high
+        if names: write.text((left - 12, top + high / 2), names[k], INK, label, anchor="rm")
+        old = line if before is None else str(before[k]).ljust(len(line))
+        for j, letter in enumerate(line):
+            at = left + j * wide
+            if letter == mask: write.rectangle((at + 1, top + 3, at + wide - 2, top + high - 4), FAINT)
+            else:
+                color = INK if letter == old[j] else color_of("learned")
+                write.text((at + wide / 2, top + high / 2), letter, color, font, anchor="mm")
+    return image
 
 # %% ../nbs/toolbox/plots.ipynb #e05202d7
 def show_stages(stages: Mapping[str, tuple[int, int]]) -> Figure:

@@ -27,6 +27,11 @@ from diffusion_course.couplings import ot_matching_loss, pair, path_energy, refl
 from diffusion_course.ddpm import (
     cosine_betas, ddpm_loss, finish_noising, invert, linear_betas, posterior, q_sample,
 )
+from diffusion_course.discrete import (
+    ExactTokens, GuidedTokens, TokenChain, TokenNet, TokenNetConfig, TokenRecipe, TokenTable, as_tokens, bits,
+    confident_step, fill, hidden, jump_step, likelihood, masked, masked_loss, reveal_step,
+)
+from diffusion_course.discrete import pixels as pixels_of
 from diffusion_course.distributions import GaussianMixture, running_mixture
 from diffusion_course.edm import (
     edm_heun, edm_loss, log_normal_times, preconditioned, preconditioning,
@@ -1074,6 +1079,49 @@ class TestTransformers:
         assert {v.device for v in model.state_dict().values()} == {CPU}
 
 
+class TestTokens:
+    """Tokens, exact and learned: where they are, there the answers are."""
+
+    x1 = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]])
+    x = torch.tensor([[0, 3, 2, 3], [3, 3, 0, 3]])
+
+    def chain(self) -> TokenChain: return TokenChain(torch.ones(3), torch.eye(3) + 0.5, 4)
+
+    def table(self) -> TokenTable: return TokenTable(1 + torch.arange(81.0).reshape(3, 3, 3, 3))
+
+    def net(self, labels: int = 2) -> TokenNet:
+        return shaken(TokenNet(TokenNetConfig(4, 3, width=16, depth=1, head=8, n_labels=labels)))
+
+    def test_exact(self, device):
+        for source in (self.chain(), self.table()):
+            agree(device, lambda x, s=source: s.posterior(x), self.x)
+            agree(device, lambda x, s=source: s.log_prob(x), self.x1)
+            agree(device, lambda x, s=source: ExactTokens(s, "uniform")(x, 0.4), self.x1)
+        agree(device, likelihood, self.x, 3)
+        agree(device, lambda x: pixels_of(x % 3, 2), self.x)
+        agree(device, lambda x: as_tokens("x", x, 3), self.x)
+
+    def test_learned(self, device):
+        agree(device, lambda m, x: m(x), self.net(0), self.x)
+        agree(device, lambda m, x, y: GuidedTokens(m, 2.0)(x, y=y), self.net(), self.x, torch.tensor([0, 1]))
+        agree(device, lambda m, x, h: masked_loss(m, x, hide=h), self.net(), self.x1, self.x == 3)
+
+    def test_random(self, device):
+        x1, x, model = self.x1.to(device), self.x.to(device), self.net().to(device)
+        for g in generators(device):
+            assert masked(x1, 0.5, 3, g).device == device and hidden(2, 4, g, device).device == device
+            assert bits(model, x1, 2, generator=g).device == device
+            for step in (jump_step, reveal_step, confident_step):
+                *_, found = fill(model, x, 3, step, y=1, generator=g)
+                assert found.device == device and (found < 3).all()
+
+    def test_training(self, device, tmp_path):
+        net = TokenNetConfig(64, 2, width=16, depth=1, head=8, columns=8, n_labels=10)
+        short = dict(images=64, batch=32, warmup=32, log_every=32, save_every=64, stages=(32,))
+        model = train(TokenRecipe(data="binary-digits", net=net, **short), tmp_path, progress=False)
+        assert {v.device for v in model.state_dict().values()} == {CPU}
+
+
 # Public names of lessons that are constants, types, records or tables, look things up, or run inside others
 NOT_CALLED = set("""
     toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label has_cost
@@ -1087,6 +1135,7 @@ NOT_CALLED = set("""
     Degradation START Blur Masking Pixelate Pairs Paths image_folder is_folder images_of started label_names
     ImagesRecipe own_classifier inception_fid FAULTS Chart examine normals n_cond FONTS draw_letter write_letters
     TextBlock TextEncoder Prompted WORDS N_WORDS PREVIEW scenes
+    LETTERS TokenModel TokenStep binary_digits reference_text text_windows
 """.split())
 
 

@@ -370,6 +370,8 @@ ELSEWHERE = set(
     evaluation.scores_of images.cifar10 images.digits clinic.examine cold.DEGRADATIONS plots.show_stages
     scenes.Group scenes.Caption scenes.Thing transformer.MultiHead transformer.DiTBlock transformer.TextBlock
     transformer.TextEncoder transformer.Prompted transformer.scenes transformer.attention_weights transformer.modulate
+    discrete.TokenModel discrete.Tokens discrete.jump_step discrete.reveal_step discrete.likelihood
+    discrete.reference_text discrete.text_windows discrete.binary_digits
     files.whole_file
 """.split()
 )

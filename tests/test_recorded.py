@@ -42,6 +42,7 @@ from diffusion_course.couplings import ot_matching_loss, pair, path_energy, refl
 from diffusion_course.ddpm import (
     cosine_betas, ddpm_loss, finish_noising, invert, linear_betas, posterior, q_sample,
 )
+from diffusion_course.discrete import TokenNet
 from diffusion_course.distributions import GaussianMixture, running_mixture, toy, toy_names
 from diffusion_course.edm import (
     edm_heun, edm_loss, log_normal_times, preconditioned, preconditioning,
@@ -1237,6 +1238,9 @@ def answers(model: nn.Module) -> Result:
         labels = dict(y=torch.tensor([1, 2]))
         told = labels if model.net.n_labels else dict(cond=tokens(["a red circle", "two circles"]))
         return [values(model(x, T[:2], **told)), model(x[:1], 0.5).x1]
+    if isinstance(model, TokenNet):
+        x = (uniform(2, model.length, seed=1) * (model.n_letters + 1)).long()
+        return [model(x), model(x, y=torch.tensor([1, 2])) if model.n_labels else model(x[:1])]
     x = uniform(2, *model.shape, seed=1) * 2 - 1
     if isinstance(model, Classifier): return [model(x), model.features(x)]
     z = normal(2, *model.config.latent, seed=2)

@@ -179,7 +179,7 @@ def test_a_requirement_without_a_lower_bound_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="b<3 has no lower bound"): lowest_versions(settings)
 
 
-@pytest.mark.parametrize("command", [[], ["images"], ["vae"], ["latent"], ["few-step"], ["flow-map"]])
+@pytest.mark.parametrize("command", [[], ["images"], ["vae"], ["latent"], ["few-step"], ["flow-map"], ["tokens"]])
 def test_ship_says_what_it_expects(command: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end: ship.main([*command, "--help"])
     assert end.value.code == 0 and "usage" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from diffusion_course import (
     checkpoints,
     classifier,
     cold,
+    discrete,
     evaluation,
     few_step,
     flow_maps,
@@ -972,6 +973,48 @@ valid("transformer.DiT", config=made(lambda: READER), seed=0)
 valid("transformer.DiT.forward", self=made(lambda: reader().net), x=PIX, t=within(2), cond=WORDS)
 valid("transformer.prompted", model=reader, w=2.0, negative="red")
 valid("transformer.attention_maps", model=reader, x=PIX, t=0.5, cond=WORDS)
+
+CHAIN = made(lambda: discrete.TokenChain(torch.ones(3), torch.eye(3) + 0.5, 4))
+TABLE = made(lambda: discrete.TokenTable(1 + torch.arange(9.0).reshape(3, 3)))
+TOKENS = made(lambda: torch.tensor([[0, 1, 2, 1], [2, 2, 0, 1]]))
+SEEN = made(lambda: torch.tensor([[0, 3, 2, 3], [3, 3, 0, 3]]))
+HIDE = made(lambda: SEEN() == 3)
+LETTER_NET = discrete.TokenNetConfig(length=4, n_letters=3, width=16, depth=1, head=8, n_labels=2)
+
+
+@made
+def exact_tokens() -> discrete.ExactTokens:
+    return discrete.ExactTokens(CHAIN())
+
+
+@made
+def letter_net() -> discrete.TokenNet:
+    return discrete.TokenNet(LETTER_NET).eval().requires_grad_(False)
+
+
+valid("discrete.as_tokens", name="x", x=SEEN, n_letters=3, length=4)
+valid("discrete.masked", x1=TOKENS, t=within(2), n_letters=3, generator=made(rng))
+valid("discrete.encode", text="the quick fox")
+valid("discrete.decode", x=SEEN, mask="_")
+valid("discrete.TokenTable", p=made(lambda: 1 + torch.arange(9.0).reshape(3, 3)))
+valid("discrete.TokenTable.sample", self=TABLE, n=4, generator=made(rng))
+valid("discrete.TokenTable.posterior", self=TABLE, x=made(lambda: torch.tensor([[0, 3], [3, 3]])))
+valid("discrete.TokenTable.path", self=TABLE, t=0.4)
+valid("discrete.TokenTable.rate", self=TABLE, t=0.4)
+valid("discrete.TokenChain", start=made(lambda: torch.ones(3)), step=made(lambda: torch.eye(3) + 0.5), length=4)
+valid("discrete.TokenChain.counted", x=TOKENS, n_letters=3, more=0.1)
+valid("discrete.TokenChain.log_prob", self=CHAIN, x=TOKENS)
+valid("discrete.TokenChain.posterior", self=CHAIN, x=SEEN)
+valid("discrete.ExactTokens", source=CHAIN, noise="mask")
+valid("discrete.hidden", n=4, length=5, generator=made(rng))
+valid("discrete.masked_loss", model=exact_tokens, x1=TOKENS, hide=HIDE)
+valid("discrete.bits", model=exact_tokens, x1=TOKENS, draws=2, generator=made(rng))
+valid("discrete.TokenNet", config=made(lambda: LETTER_NET), seed=0)
+valid("discrete.TokenNet.forward", self=letter_net, x=SEEN, y=whole(0, 1))
+valid("discrete.fill", model=exact_tokens, x=SEEN, ts=3, temperature=0.8, generator=made(rng))
+valid("discrete.GuidedTokens", model=letter_net, w=2.0)
+valid("discrete.pixels", x=made(lambda: torch.tensor([[0, 1, 2, 0]])), columns=2)
+valid("plots.text_image", lines=("ab_", "c"), mask="_", before=("a__", "c"), rows=("1", "2"), size=13)
 
 valid("runs.saved_config", config=made(lambda: training.PRESETS["digits"]), folder=FOLDER)
 valid(

@@ -1,4 +1,4 @@
-"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step,scenes,flow-map} ...`.
+"""Put finished runs into the package: `python tools/ship.py {images,vae,latent,few-step,scenes,flow-map,tokens} ...`.
 
     python tools/ship.py images runs/cifar10-small runs/digits
     python tools/ship.py vae runs
@@ -6,6 +6,7 @@
     python tools/ship.py few-step runs/few-step
     python tools/ship.py scenes runs/scenes
     python tools/ship.py flow-map runs/flow-map
+    python tools/ship.py tokens runs
 
 Writes diffusion_course/weights/, with each model's record and quality beside it. `python
 tools/ship.py NAME --help` says what each expects. Minutes of one core; `latent`, which encodes and
@@ -27,6 +28,7 @@ from PIL import Image
 from torch import nn
 
 from diffusion_course.checkpoints import WEIGHTS, info, load, read_tensors, save
+from diffusion_course.discrete import binary_digits, bits, text_windows
 from diffusion_course.evaluation import label_agreement
 from diffusion_course.generation import generate
 from diffusion_course.images import cifar10, digit_classifier, digits, to_bytes
@@ -208,6 +210,25 @@ def flow_map(args: argparse.Namespace) -> None:
     ship(newest(args.run), "flow-map", lambda model: model.net.vae(), config=config)
 
 
+# ---- lesson 26 -----------------------------------------------------------------------------------
+
+def tokens(args: argparse.Namespace) -> None:
+    """Ship the models of tokens of lesson 26, with the bound they give on held-out data.
+
+    Expects RUNS/text and RUNS/binary-digits (`diffusion-course train NAME`), and ships their models as
+    text.safetensors and binary-digits.safetensors.
+    """
+    source = args.runs / "text" / "model.safetensors"
+    x = text_windows("test").x
+    x = x[torch.linspace(0, len(x) - 1, 400).long()].long()
+    per_letter = bits(load(source), x, 16, generator=torch.Generator().manual_seed(0)).mean().item()
+    ship(source, "text", bits_per_letter=round(per_letter, 3))
+    source, test = args.runs / "binary-digits" / "model.safetensors", binary_digits("test")
+    g = torch.Generator().manual_seed(0)
+    per_pixel = bits(load(source), test.x.long(), 16, y=test.y, generator=g).mean().item()
+    ship(source, "binary-digits", bits_per_pixel=round(per_pixel, 3))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Ship what the subcommand names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -227,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     command("few-step", few_step).add_argument("run", type=Path, help="the folder of the run")
     command("scenes", scenes).add_argument("run", type=Path, help="the folder of the run")
     command("flow-map", flow_map).add_argument("run", type=Path, help="the folder of the run")
+    command("tokens", tokens).add_argument("runs", type=Path, help="the folder that holds the runs")
     args = parser.parse_args(argv)
     args.command(args)
 
