@@ -34,7 +34,7 @@ from diffusion_course.training import train
 SEEDS = (0, 1, 2)
 STEPS = (1, 2, 4, 8, 16)
 CHAIN = TokenNetConfig(length=16, width=64, depth=2, head=16)
-ORDERS = {"any": reveal_step, "confident": confident_step}
+ORDERS = {"random": reveal_step, "confident": confident_step}
 
 
 def rng(seed: int) -> torch.Generator:
@@ -231,7 +231,7 @@ def main() -> None:
             key = dict(order=order, steps=steps, temperature=1.0)
             book.row("samples", key, of_samples, text, steps, order, 1.0, n)
     for temperature in (0.5, 0.75):
-        book.row("samples", dict(order="any", steps=64, temperature=temperature), of_samples, text, 64, "any",
+        book.row("samples", dict(order="random", steps=64, temperature=temperature), of_samples, text, 64, "random",
                  temperature, n)
     book.row("pixels", dict(data="binary-digits"), of_pixels)
     for seed in SEEDS:

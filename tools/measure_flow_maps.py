@@ -12,7 +12,6 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +110,31 @@ class Way:
     two: bool = True
 
 
+def at_times(loss: Callable, same: float, first: float, **options: Any) -> Callable:
+    """The loss with s = t in a fraction `same`, and with the whole jump (0, 1) in a fraction `first`."""
+    def one(model: Model, x1: Tensor, *, generator: torch.Generator) -> Tensor:
+        t, s = draw_times(len(x1), same, first, generator)
+        return loss(model, x1, t=t, s=s, generator=generator, **options)
+    return one
+
+
 def ways(exact: Model) -> dict[str, Way]:
-    """The losses that are compared."""
+    """The losses that are compared; those with a star give three tenths to the whole jump, as paths and reflow do."""
     def agree(model: Model, x1: Tensor, *, generator: torch.Generator) -> Tensor:
         return consistency_loss(model, model, exact, x1, generator=generator)
 
-    identity = partial(mean_flow_loss, teacher=exact, same=0.25, robust=0.01)
-    composition = partial(composition_loss, teacher=exact, step=0.1, same=0.1)
-    return {
-        "identity, from scratch": Way(mean_flow_loss, 4), "composition, from scratch": Way(composition_loss, 4),
-        "identity, distilled": Way(identity, 5), "composition, distilled": Way(composition, 5.8),
-        "paths": Way(marked_loss, 3, "paths"), "reflow": Way(reflow_loss, 3, "pairs", euler(), False),
+    kinds = {
+        "identity, from scratch": (mean_flow_loss, 4, 0.5, {}),
+        "composition, from scratch": (composition_loss, 4, 0.5, {}),
+        "identity, distilled": (mean_flow_loss, 5, 0.25, dict(teacher=exact, robust=0.01)),
+        "composition, distilled": (composition_loss, 5.8, 0.1, dict(teacher=exact, step=0.1)),
+    }
+    found = {
+        f"{name}{star}": Way(at_times(loss, same, first, **options), cost)
+        for name, (loss, cost, same, options) in kinds.items() for star, first in (("", 0.0), (" *", 0.3))
+    }
+    return found | {
+        "paths *": Way(marked_loss, 3, "paths"), "reflow *": Way(reflow_loss, 3, "pairs", euler(), False),
         "consistency": Way(agree, 6, "data", consistency(), False),
     }
 
