@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -476,17 +478,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a long run
         if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
+    stopped: list[int] = []
     try:
-        args = parser(argv[0] if argv else None).parse_args(argv)
-        args.argv = argv
-        status = args.run(args)
-        sys.stdout.flush()
-        return status
-    except (ValueError, OSError, ImportError) as error:
+        with _noting_ctrl_c(stopped):
+            args = parser(argv[0] if argv else None).parse_args(argv)
+            args.argv = argv
+            status = args.run(args)
+            sys.stdout.flush()
+            return status
+    except KeyboardInterrupt: return 130
+    except Exception as error:
+        if stopped: return 130  # what an interrupted import leaves behind is nobody's mistake
+        if not isinstance(error, (ValueError, OSError, ImportError)): raise
         with contextlib.suppress(OSError): print(f"diffusion-course: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt: return 130
     finally: _close_output()
+
+
+@contextlib.contextmanager
+def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
+    "Ctrl-C as ever, and a note of it, for an import inside another library may turn it into an error of its own."
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: Any) -> None:
+        stopped.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try: yield
+    finally: signal.signal(signal.SIGINT, usual)
 
 
 def _close_output() -> None:

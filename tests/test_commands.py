@@ -200,11 +200,34 @@ def test_ctrl_c_leaves_what_was_there(args: list[str], seconds: float, tmp_path:
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode in (130, -signal.SIGINT), said.decode()
     if process.returncode == 130:
         assert b"Traceback" not in said
+    else:  # Python was still starting, and says so itself: the command hadn't begun
+        assert process.returncode in (1, -signal.SIGINT) and b", in main\n" not in said, said.decode()
+        assert not said or said.rstrip().endswith(b"KeyboardInterrupt"), said.decode()
     assert (tmp_path / "out.png").read_bytes() == b"from before"
     assert not [p for p in tmp_path.rglob("*.part")]
+
+
+@POSIX
+def test_what_an_interrupted_import_raises_is_no_mistake_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:  # as C code that imports does
+            raise ImportError("cannot load module more than once per process") from None
+        return 0
+
+    reader = argparse.ArgumentParser()
+    reader.set_defaults(run=run)
+    monkeypatch.setattr(cli, "parser", lambda name: reader)
+    before = signal.getsignal(signal.SIGINT)
+    assert cli.main([]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not capsys.readouterr().err
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------------
