@@ -461,7 +461,7 @@ def _guess_cases() -> list[tuple]:
 EXERCISES: dict[str, Exercise] = {
     "latent_step": Exercise(
         latent_step, _latent_cases, LATENT_STEP,
-        "Training on drawn latents keeps a model from relying on digits that the encoder is not sure of."),
+        "Training on drawn latents keeps a model from relying on decimals that the encoder is not sure of."),
     "times_cheaper": Exercise(
         times_cheaper, _cost_cases, CHEAPER,
         "The fewer the steps, the more the decoder weighs: lesson 19 makes them few."),

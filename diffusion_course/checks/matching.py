@@ -432,5 +432,5 @@ EXERCISES = {
         "Put a large network in the place of W, and this trains it."),
     "moving_average": Exercise(
         moving_average, _average_cases, AVERAGE,
-        "Every diffusion model that you download is such an average."),
+        "Most diffusion models that you download are averages of this kind."),
 }
