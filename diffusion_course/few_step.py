@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -202,6 +203,34 @@ class Pairs:
 
 
 @torch.no_grad()
+def _in_parts(
+    teacher: Denoiser, n: int, w: float, draw: Callable[[Model, Tensor, dict[str, Any]], dict[str, Tensor]], seed: int,
+    folder: Path | str | None, part: int, about: dict[str, Any], name: str, progress: bool | None,
+) -> dict[str, Tensor]:
+    """What `draw(guided teacher, noise, condition)` returns for n points of noise, with their labels as y: drawn in
+    parts, each of which is read where the folder has it."""
+    n, part = expect.whole("n", n), expect.whole("part", part)
+    w = expect.number("w", w, -1e3, 1e3, "a number from -1000 to 1000")
+    labels, device = n_labels(teacher), device_of(teacher)
+    if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")
+    guided = InPrecision(classifier_free(teacher, w) if labels else teacher)
+    part = min(part, n)
+    parts: list[dict[str, Tensor]] = []
+    for k in tqdm(range(-(-n // part)), name, disable=None if progress is None else not progress):
+        path = folder and Path(folder) / f"{part}-{k:04d}.safetensors"
+        if path and path.exists(): found = read_tensors(path)[0]
+        else:
+            g = seeded("cpu", seed, 21, k)
+            x0 = torch.randn(part, *teacher.net.shape, generator=g)
+            y = torch.randint(max(labels, 1), (part,), generator=g)
+            cond: dict[str, Any] = dict(y=y.to(device)) if labels else {}
+            found = draw(guided, x0.to(device), cond) | dict(y=y)
+            if path: write_tensors(path, found, dict(w=w, seed=seed) | about)
+        parts.append(found)
+    return {key: torch.cat([p[key] for p in parts])[:n] for key in parts[0]}
+
+
+@torch.no_grad()
 def teacher_pairs(
     teacher: Denoiser, n: int, w: float = 1.0, steps: int = 16, seed: int = 0,
     folder: Path | str | None = None, part: int = 2000, progress: bool | None = False,
@@ -219,26 +248,14 @@ def teacher_pairs(
         part: pairs a part.
         progress: None: in a terminal.
     """
-    n, part, steps = (expect.whole(k, v) for k, v in dict(n=n, part=part, steps=steps).items())
-    w = expect.number("w", w, -1e3, 1e3, "a number from -1000 to 1000")
-    labels, device = n_labels(teacher), device_of(teacher)
-    part = min(part, n)
-    if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")
-    guided = InPrecision(classifier_free(teacher, w) if labels else teacher)
-    parts: list[dict[str, Tensor]] = []
-    for k in tqdm(range(-(-n // part)), "pairs", disable=None if progress is None else not progress):
-        path = folder and Path(folder) / f"{part}-{k:04d}.safetensors"
-        if path and path.exists(): found = read_tensors(path)[0]
-        else:
-            g = seeded("cpu", seed, 21, k)
-            x0 = torch.randn(part, *teacher.net.shape, generator=g)
-            y = torch.randint(max(labels, 1), (part,), generator=g)
-            cond: dict[str, Any] = dict(y=y.to(device)) if labels else {}
-            x1 = reflow_pairs(guided, x0.to(device), steps, dpmpp_2m(), 250, **cond)[1]
-            found = dict(x0=x0.half(), x1=x1.half().cpu(), y=y)
-            if path: write_tensors(path, found, dict(w=w, steps=steps, seed=seed))
-        parts.append(found)
-    return Pairs(*(torch.cat([p[k] for p in parts])[:n] for k in ("x0", "x1", "y")))
+    steps = expect.whole("steps", steps)
+
+    def ends(guided: Model, x0: Tensor, cond: dict[str, Any]) -> dict[str, Tensor]:
+        x1 = reflow_pairs(guided, x0, steps, dpmpp_2m(), 250, **cond)[1]
+        return dict(x0=x0.half().cpu(), x1=x1.half().cpu())
+
+    found = _in_parts(teacher, n, w, ends, seed, folder, part, dict(steps=steps), "pairs", progress)
+    return Pairs(*(found[k] for k in ("x0", "x1", "y")))
 
 # %% ../nbs/19_few_step.ipynb #c31e0669
 @settings
@@ -270,24 +287,34 @@ class ReflowRecipe(Recipe):
 
     def folder(self) -> Path:
         "Where the pairs are kept: a place of their own for each teacher and each way to draw."
+        return self._place("pairs", f"{self.pair_steps}-{self.pair_seed}")
+
+    def _place(self, what: str, way: str) -> Path:
+        "A folder for what this teacher draws in this way."
         file = Path(
             self.teacher
             if self.teacher.endswith(".safetensors")
             else WEIGHTS / f"{self.teacher}.safetensors"
         )
-        name = f"{file.stem}-{zlib.crc32(file.read_bytes()):08x}-w{self.w:g}-{self.pair_steps}-{self.pair_seed}"
-        return Path(self.kept or pooch.os_cache("diffusion_course")) / "pairs" / name
+        name = f"{file.stem}-{zlib.crc32(file.read_bytes()):08x}-w{self.w:g}-{way}"
+        return Path(self.kept or pooch.os_cache("diffusion_course")) / what / name
 
-    def pictures(self) -> Pairs:
+    def _drawing_teacher(self) -> Denoiser:
+        "The teacher, on an accelerator where there is one."
         model = load(self.teacher)
-        if torch.accelerator.is_available(): model = model.to(torch.accelerator.current_accelerator())
+        return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model
+
+    def pictures(self) -> Any:
         return teacher_pairs(
-            model, self.pairs, self.w, self.pair_steps, self.pair_seed, self.folder(), progress=None
+            self._drawing_teacher(), self.pairs, self.w, self.pair_steps, self.pair_seed, self.folder(), progress=None
         )
 
     def build(self) -> Denoiser: return load(self.start or self.teacher).train()
 
-    def check_data(self, data: Pairs) -> None:
+    def check_data(self, data: Any) -> None: self._check_shape("pairs", data.x0.shape[1:])
+
+    def _check_shape(self, what: str, shape: Sequence[int]) -> None:
+        "That a velocity model on the linear path begins this training, and that the data are of its shape."
         model = load(self.start or self.teacher)
         if (
             not isinstance(model, Denoiser)
@@ -297,10 +324,8 @@ class ReflowRecipe(Recipe):
             raise ValueError(
                 f"{self.start or self.teacher!r} is no velocity model on the linear path: expected one"
             )
-        if tuple(data.x0.shape[1:]) != model.net.shape:
-            raise ValueError(
-                f"the pairs have shape {tuple(data.x0.shape[1:])}: expected the student's, {model.net.shape}"
-            )
+        if tuple(shape) != model.net.shape:
+            raise ValueError(f"the {what} have shape {tuple(shape)}: expected the student's, {model.net.shape}")
 
     def draw(
         self, x: Tensor, y: Tensor, model: Denoiser, g: torch.Generator
@@ -339,7 +364,7 @@ class ReflowRecipe(Recipe):
 
 
 @lru_cache(maxsize=2)
-def _teacher(name: str, w: float, device: torch.device) -> Model:
+def _guided_teacher(name: str, w: float, device: torch.device) -> Model:
     model = load(name).to(device)
     return classifier_free(model, w) if model.net.n_labels else model
 
@@ -364,7 +389,7 @@ class ConsistencyRecipe(ReflowRecipe):
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         _, x1, t, cond = self.draw(x, y, model, generator)
-        teacher = _teacher(self.teacher, self.w, x.device)
+        teacher = _guided_teacher(self.teacher, self.w, x.device)
         return consistency_loss(model, model, teacher, x1, steps=self.grid, t=t, huber=self.huber,
                                 generator=generator, **cond)
 

@@ -5,22 +5,16 @@
 # %% ../nbs/25_flow_maps.ipynb #8edaefc8
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pooch
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from . import expect
-from .checkpoints import WEIGHTS, load, read_tensors, write_tensors
-from .few_step import ReflowRecipe
-from .generation import InPrecision
-from .guidance import classifier_free
+from .checkpoints import load
+from .few_step import ReflowRecipe, _guided_teacher, _in_parts
 from .options import option, settings
 from diffusion_course.predictions import (
     Denoiser,
@@ -28,13 +22,11 @@ from diffusion_course.predictions import (
     ModelWrapper,
     Prediction,
     device_of,
-    n_labels,
     network,
     to_prediction,
 )
 from .samplers import Recorder, Stepper, dpmpp_2m, trajectory, uniform_grid
-from .schedules import Linear, as_time, combine, per_sample
-from .seeds import seeded
+from .schedules import as_time, combine, per_sample
 from .solvers import integrate, rk4_step, standard_normal
 
 # %% auto #0
@@ -427,40 +419,23 @@ def teacher_paths(
         part: paths a part.
         progress: None: in a terminal.
     """
-    sizes = dict(n=n, part=part, steps=steps, marks=marks)
-    n, part, steps, marks = (expect.whole(k, v) for k, v in sizes.items())
-    w = expect.number("w", w, -1e3, 1e3, "a number from -1000 to 1000")
+    steps, marks = expect.whole("steps", steps), expect.whole("marks", marks)
     if steps % marks: raise ValueError(f"marks is {marks}: expected a number that divides the {steps} steps")
-    labels = n_labels(teacher)
-    if not labels and w != 1: raise ValueError(f"w is {w}: expected 1, for the teacher knows no labels")
-    guided = InPrecision(classifier_free(teacher, w) if labels else teacher)
-    part = min(part, n)
-    parts: list[dict[str, Tensor]] = []
-    for k in tqdm(range(-(-n // part)), "paths", disable=None if progress is None else not progress):
-        path = folder and Path(folder) / f"{part}-{k:04d}.safetensors"
-        if path and path.exists(): found = read_tensors(path)[0]
-        else:
-            g = seeded("cpu", seed, 21, k)
-            x0 = torch.randn(part, *teacher.net.shape, generator=g)
-            y = torch.randint(max(labels, 1), (part,), generator=g)
-            walks = []
-            for some, label in zip(x0.to(device_of(teacher)).split(250), y.split(250), strict=True):
-                cond: dict[str, Any] = dict(y=label.to(some.device)) if labels else {}
-                xs = trajectory(guided, some, uniform_grid(steps), dpmpp_2m(), **cond).xs
-                walks.append(xs[:: steps // marks].transpose(0, 1).half().cpu())
-            found = dict(xs=torch.cat(walks), y=y)
-            if path: write_tensors(path, found, dict(w=w, steps=steps, marks=marks, seed=seed))
-        parts.append(found)
-    return Paths(*(torch.cat([p[k] for p in parts])[:n] for k in ("xs", "y")))
+
+    def walks(guided: Model, x0: Tensor, cond: dict[str, Any]) -> dict[str, Tensor]:
+        found = []
+        for some in torch.arange(len(x0)).split(250):
+            told = {k: v[some] for k, v in cond.items()}
+            xs = trajectory(guided, x0[some], uniform_grid(steps), dpmpp_2m(), **told).xs
+            found.append(xs[:: steps // marks].transpose(0, 1).half().cpu())
+        return dict(xs=torch.cat(found))
+
+    about = dict(steps=steps, marks=marks)
+    found = _in_parts(teacher, n, w, walks, seed, folder, part, about, "paths", progress)
+    return Paths(found["xs"], found["y"])
 
 # %% ../nbs/25_flow_maps.ipynb #2cac3ee2
 _LOSSES = ("paths", "identity", "composition")  # what a flow map may be distilled by
-
-
-@lru_cache(maxsize=2)
-def _teacher(name: str, w: float, device: torch.device) -> Model:
-    model = load(name).to(device)
-    return classifier_free(model, w) if model.net.n_labels else model
 
 
 @settings
@@ -489,15 +464,10 @@ class FlowMapRecipe(ReflowRecipe):
 
     def folder(self) -> Path:
         "Where the paths are kept: a place of their own for each teacher and each way to draw."
-        given = self.teacher.endswith(".safetensors")
-        file = Path(self.teacher) if given else WEIGHTS / f"{self.teacher}.safetensors"
-        name = f"{file.stem}-{zlib.crc32(file.read_bytes()):08x}-w{self.w:g}-{self.pair_steps}-{self.marks}"
-        return Path(self.kept or pooch.os_cache("diffusion_course")) / "paths" / f"{name}-{self.pair_seed}"
+        return self._place("paths", f"{self.pair_steps}-{self.marks}-{self.pair_seed}")
 
     def pictures(self) -> Any:
-        model = load(self.teacher)
-        if torch.accelerator.is_available(): model = model.to(torch.accelerator.current_accelerator())
-        return teacher_paths(model, self.pairs, self.w, self.pair_steps, self.marks, self.pair_seed,
+        return teacher_paths(self._drawing_teacher(), self.pairs, self.w, self.pair_steps, self.marks, self.pair_seed,
                              self.folder(), progress=None)
 
     def build(self) -> Denoiser:
@@ -505,18 +475,13 @@ class FlowMapRecipe(ReflowRecipe):
         if not isinstance(model.net, TwoTimes): model = two_times(model)
         return model if self.channels_last else model.to(memory_format=torch.contiguous_format)
 
-    def check_data(self, data: Any) -> None:
-        model = load(self.start or self.teacher)
-        if not isinstance(model, Denoiser) or model.kind != "velocity" or not isinstance(model.schedule, Linear):
-            raise ValueError(f"{self.start or self.teacher!r} is no velocity model on the linear path: expected one")
-        if tuple(data.xs.shape[2:]) != model.net.shape:
-            raise ValueError(f"the paths have shape {tuple(data.xs.shape[2:])}: expected the map's, {model.net.shape}")
+    def check_data(self, data: Any) -> None: self._check_shape("paths", data.xs.shape[2:])
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         xs = x.unflatten(1, (self.marks + 1, -1))
         cond: dict[str, Any] = dict(y=y) if model.net.n_labels else {}
         t, s = draw_times(len(x), self.same, self.first, generator, x.device)
-        teacher = _teacher(self.teacher, self.w, x.device)
+        teacher = _guided_teacher(self.teacher, self.w, x.device)
         if self.by == "identity":
             return mean_flow_loss(model, xs[:, -1].contiguous(), teacher=teacher, t=t, s=s, robust=self.robust,
                                   generator=generator, **cond)
