@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -497,7 +497,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
-    "Ctrl-C as ever, and a note of it, for an import inside another library may turn it into an error of its own."
+    """Ctrl-C as ever, and a note of it. In the course of an import it waits until that has ended: libraries
+    that are being imported turn an interruption into errors of their own, or swallow it and go on."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -505,11 +506,25 @@ def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
 
     def note(number: int, frame: Any) -> None:
         stopped.append(number)
-        signal.default_int_handler(number, frame)
+        if hasattr(signal, "setitimer") and _importing(frame): signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else: signal.default_int_handler(number, frame)
 
+    again = signal.signal(signal.SIGALRM, note) if hasattr(signal, "setitimer") else None
     signal.signal(signal.SIGINT, note)
     try: yield
-    finally: signal.signal(signal.SIGINT, usual)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, again)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    "Whether a command stands in the midst of an import."
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"): return True
+        frame = frame.f_back
+    return False
 
 
 def _close_output() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,40 @@ def test_what_an_interrupted_import_raises_is_no_mistake_of_the_user(
     assert cli.main([]) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert not capsys.readouterr().err
+
+
+@POSIX
+def test_an_import_that_swallows_ctrl_c_ends_the_command_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Sent in the midst of an import, as torch's is: code there that goes on after any exception.
+    (tmp_path / "swallows_all.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.2)\n"
+        "except BaseException: pass\n"
+        "whole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    reached: list[str] = []
+
+    def run(args: argparse.Namespace) -> int:
+        import_module("swallows_all")
+        reached.append("imported")
+        time.sleep(5)
+        reached.append("went on")
+        return 0
+
+    reader = argparse.ArgumentParser()
+    reader.set_defaults(run=run)
+    monkeypatch.setattr(cli, "parser", lambda name: reader)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    try: assert cli.main([]) == 130
+    finally: module = sys.modules.pop("swallows_all", None)
+    assert "went on" not in reached and module is not None and module.whole
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------------
