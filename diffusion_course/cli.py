@@ -305,8 +305,8 @@ def _train_arguments(p: argparse.ArgumentParser) -> None:
 
     each = p.add_subparsers(dest="preset", required=True, metavar="PRESET")
     for name, config in presets().items():
-        about = config.about.replace("%", "%%")  # argparse formats help texts
-        q = each.add_parser(name, help=about, description=about)
+        about = config.about.replace("%", "%%")  # argparse formats help texts, but no description
+        q = each.add_parser(name, help=about, description=config.about)
         q.add_argument(
             "--folder",
             type=Path,
