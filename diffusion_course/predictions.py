@@ -617,7 +617,7 @@ class EmpiricalDenoiser:
     """The perfect model of a finite data set: E[x1 | x] is the mean of the data, weighted by how
     probably each became x.
 
-    It can only give them back. eps is not defined where sigma is 0.
+    eps is not defined where sigma is 0.
 
     Args:
         data: (n, ...) finite numbers.
