@@ -131,3 +131,42 @@ def test_a_change_above_a_panel_makes_it_stale(tmp_path: Path) -> None:
     assert one == ahead.fingerprint(saved("a = 1", "def f(k): return k + a", "b = 3", panel), "c3")
     assert one != ahead.fingerprint(saved("a = 2", "def f(k): return k + a", "b = 2", panel), "c3")
     assert one != ahead.fingerprint(saved("a = 1", "def f(k): return k - a", "b = 2", panel), "c3")
+
+
+def test_settings_that_the_text_asks_for_are_computed() -> None:
+    source = "#| ahead: x=0.33, kind='b'; n=200\n#| ahead: on=True\npanel(draw)"
+    asked = ahead.asked(source)
+    assert asked == [dict(x=0.33, kind="b"), dict(n=200), dict(on=True)] and ahead.asked("panel(draw)") == []
+    controls = dict(x=slider(0.0, 1.0, 0.5), n=slider(20, 20_000, 500, log=True), on=toggle(),
+                    kind=choice(dict(a=object(), b=object())), y=slider(0.1, 10.0, 1.0, log=True))
+    wanted = ahead.Recorded(None, controls, asked).asked
+    values, chosen = ahead.settings(controls, 40, wanted)
+    shown = [{name: ahead.written(control, v[k]) for (name, control), v, k in
+              zip(controls.items(), values, setting, strict=True)} for setting in chosen]
+    at_start = dict(x="0.5", n="500", on="off", kind="a", y="1")
+    assert shown[0] == at_start
+    for setting in (dict(x="0.33", kind="b"), dict(n="200"), dict(on="on")): assert at_start | setting in shown
+    assert {0.0, 1.0, 0.5, 0.33} <= set(values[0]) and values[0] == sorted(values[0])
+    assert len(values[0]) <= 7 and len(chosen) <= 43
+    for wrong in (dict(z=1), dict(x=2.0), dict(kind="c"), dict(n=7)):
+        with pytest.raises(RuntimeError, match="#| ahead"): ahead.Recorded(None, controls, [wrong])
+
+
+def stands_at(control: dict, k: int, value: object = None) -> bool:
+    """Whether the k-th stored value of a control is this one; None: where the control begins."""
+    shown = control["shown"][k]
+    if value is None: return k == control["start"]
+    if isinstance(value, bool): return shown == ("on" if value else "off")
+    if isinstance(value, str): return shown == value
+    return float(shown.replace(",", "")) == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", WITH_PANELS, ids=name_of)
+def test_what_a_cell_asks_for_is_stored(path: Path) -> None:
+    entries = ahead.index(path.stem)
+    for cell, source in ahead.cells(path):
+        for setting in ahead.asked(source):
+            controls = entries[cell]["controls"]
+            stored = [list(map(int, places.split(","))) for places in results(path.stem, cell)["results"]]
+            assert any(all(stands_at(control, k, setting.get(control["name"])) for control, k
+                           in zip(controls, places, strict=True)) for places in stored), f"{cell}: {setting}"

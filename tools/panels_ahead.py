@@ -2,7 +2,10 @@
 
 A lesson's cells run in order, and each panel is drawn at the settings that `settings` chooses. What it shows goes to
 site/panels/<lesson>/: index.json names the controls and their values, one script a panel holds the results. A panel
-whose cell, and the cells that this one uses, have not changed is left alone.
+whose cell, and the cells that this one uses, have not changed is left alone. A line in the cell names settings that its
+text asks for, which are then among those computed (controls that aren't named stay at their start):
+
+    #| ahead: steps=3, solver='RK4'; steps=12
 """
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,14 @@ def panel_cells(notebook: Path) -> list[str]:
     return [name for name, source in cells(notebook) if calls(source, "panel")]
 
 
+def asked(source: str) -> list[dict[str, Any]]:
+    """The settings that a cell's `#| ahead:` lines name: a choice by the name that is shown, numbers as numbers."""
+    lines = re.findall(r"^#\| ahead:(.*)$", source, re.M)
+    calls_ = [ast.parse(f"f({one.strip()})", mode="eval").body for line in lines for one in line.split(";")]
+    return [{k.arg or "": ast.literal_eval(k.value) for k in call.keywords} for call in calls_
+            if isinstance(call, ast.Call)]
+
+
 def calls(source: str, name: str) -> int:
     """How often a cell calls a function of this name."""
     nodes = ast.walk(_tree(source))
@@ -106,9 +117,10 @@ def _defined(source: str) -> set[str]:
 class Recorded:
     """What stands for a `Panel` while a lesson runs: it draws nothing by itself."""
 
-    def __init__(self, draw: Any, controls: dict[str, w.Widget]):
+    def __init__(self, draw: Any, controls: dict[str, w.Widget], asked: Sequence[dict[str, Any]] = ()):
         self.draw = draw
         self.controls = controls
+        self.asked = [{k: held(k, controls, v) for k, v in setting.items()} for setting in asked]
 
 
 def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
@@ -137,7 +149,7 @@ def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
             if name in wanted:
                 if len(found) != 1:
                     raise RuntimeError(f"{notebook.stem}, cell {name}: {len(found)} panels, expected one a cell")
-                yield name, found[0]
+                yield name, Recorded(found[0].draw, found[0].controls, asked(source))
     finally:
         os.chdir(here)
         widgets.Panel = usual  # type: ignore[misc]
@@ -145,11 +157,43 @@ def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
 
 # ---- which settings are computed -----------------------------------------------------------------
 
-def positions(control: w.Widget, count: int) -> list[Any]:
-    """About `count` values of a control in order, its ends and its start among them; every value of a choice.
+def held(name: str, controls: dict[str, w.Widget], value: Any) -> Any:
+    """What a control's `positions` call a value that the lesson's text names.
+
+    Raises:
+        RuntimeError: no control has this name, or this one can't stand there.
+    """
+    if name not in controls: raise RuntimeError(f"#| ahead: {name} is no control: expected one of {list(controls)}")
+    control = controls[name]
+    if isinstance(control, w.Checkbox): return bool(value)
+    if isinstance(control, (*CHOSEN, w.SelectionSlider)):
+        places = [k for k in range(len(control.options)) if value in (written(control, k), argument(control, k))]
+        if not places: raise RuntimeError(f"#| ahead: {name}={value!r} is none of {control.options}")
+        return places[0]
+    lo, hi = (10**control.min, 10**control.max) if isinstance(control, w.FloatLogSlider) else (control.min, control.max)
+    if not lo <= value <= hi: raise RuntimeError(f"#| ahead: {name}={value} lies outside of {lo} to {hi}")
+    return value
+
+
+def positions(control: w.Widget, count: int, asked: Sequence[Any] = ()) -> list[Any]:
+    """About `count` values of a control in order, its ends, its start and those asked for among them; every value of
+    a choice.
 
     Values are what the widget holds; of one with options, the places of these.
     """
+    values = _spread(control, count)
+    if isinstance(control, (w.Checkbox, *CHOSEN)): return values
+    near: Callable[[Any], float] = math.log if isinstance(control, w.FloatLogSlider) else float
+    kept = {values[0], values[-1], values[start_of(control, values)], *asked}
+    for value in asked:
+        if min(abs(near(value) - near(v)) for v in values) < 1e-9: continue
+        inner = [v for v in values if v not in kept]
+        if inner: values.remove(min(inner, key=lambda v: abs(near(v) - near(value))))
+        values.append(value)
+    return sorted(values)
+
+
+def _spread(control: w.Widget, count: int) -> list[Any]:
     if isinstance(control, w.Checkbox): return [False, True]
     if isinstance(control, CHOSEN): return list(range(len(control.options)))
     if isinstance(control, w.SelectionSlider): lo, hi, step, start = 0, len(control.options) - 1, 1, control.index
@@ -195,18 +239,24 @@ def written(control: w.Widget, value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
-def settings(controls: dict[str, w.Widget], limit: int) -> tuple[list[list[Any]], list[Setting]]:
+def settings(
+    controls: dict[str, w.Widget], limit: int, asked: Sequence[dict[str, Any]] = ()
+) -> tuple[list[list[Any]], list[Setting]]:
     """The values of each control and the settings to compute, at most about `limit`, the start first.
 
     All combinations, where three or more positions a slider fit. Otherwise all of two controls, with the others at
-    their start, and each of the others alone.
+    their start, and each of the others alone. Settings asked for are there in any case.
     """
     sliders = [not isinstance(c, (w.Checkbox, *CHOSEN)) for c in controls.values()]
     seeds = [name == "seed" for name in controls]
 
     def chosen(count: int) -> list[list[Any]]:
-        return [positions(c, min(count, 3) if seed else count)
-                for c, seed in zip(controls.values(), seeds, strict=True)]
+        return [positions(c, min(count, 3) if seed else count, list(dict.fromkeys(s[n] for s in asked if n in s)))
+                for (n, c), seed in zip(controls.items(), seeds, strict=True)]
+
+    def named(values: list[list[Any]], start: Setting) -> list[Setting]:
+        place = lambda k, value: min(range(len(values[k])), key=lambda j: abs(values[k][j] - value))
+        return [tuple(place(k, s[n]) if n in s else start[k] for k, n in enumerate(controls)) for s in asked]
 
     for count in (11, 9, 7, 6, 5, 4, 3) if any(sliders) else (2,):
         values = chosen(count)
@@ -218,7 +268,7 @@ def settings(controls: dict[str, w.Widget], limit: int) -> tuple[list[list[Any]]
         start = tuple(map(start_of, controls.values(), values))
         lines = [_moved(start, {k: j}) for k, v in enumerate(values) for j in range(len(v))]
         if len(set(lines)) <= limit: break
-    found = dict.fromkeys([start, *lines])
+    found = dict.fromkeys([start, *lines, *named(values, start)])
     pairs = sorted(itertools.combinations([k for k, seed in enumerate(seeds) if not seed], 2))
     for a, b in pairs:
         both = [_moved(start, {a: i, b: j}) for i in range(len(values[a])) for j in range(len(values[b]))]
@@ -312,7 +362,7 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     trial = Store()
     for item in first: stored(item, trial)
     size = sum(map(len, trial.blobs)) + 1
-    values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once), ROOM // size)))
+    values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once), ROOM // size)), panel.asked)
     for setting in tqdm(chosen, unit="setting", leave=False, dynamic_ncols=True):
         chose = {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
         parts = first if setting == chosen[0] else _drawn(panel, chose)
