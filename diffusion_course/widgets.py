@@ -70,12 +70,18 @@ def slider(
         numbers = sorted(v for v in rounded | {lo, value, hi} if lo <= v <= hi)
         return w.SelectionSlider(options=[(f"{v:,}", v) for v in numbers], **common)
     if log:
-        step = step or log10(hi / lo) / 60
+        step = _fitting(step or log10(hi / lo) / 60, log10(value / lo))
         return w.FloatLogSlider(min=log10(lo), max=log10(hi), step=step, readout_format=".2g", **common)
     if whole: return w.IntSlider(min=lo, max=hi, step=step or 1, **common)
-    step = step or _round(hi - lo) / 100
+    step = _fitting(step or _round(hi - lo) / 100, value - lo)
     digits = max(0, -floor(log10(step)))
     return w.FloatSlider(min=lo, max=hi, step=step, readout_format=f".{digits}f", **common)
+
+
+def _fitting(step: float, start: float) -> float:
+    "This step, or one near it of which `start` is a multiple: pages move a slider that stands between two steps."
+    n = start / step
+    return step if abs(n - round(n)) < 1e-6 else start / max(1, round(n))
 
 
 def _round(x: float) -> float:

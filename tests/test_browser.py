@@ -105,6 +105,7 @@ def test_lesson(page, server: Server, path: Path) -> None:
     panels, players = page.query_selector_all(".dc-panel"), page.query_selector_all(".dc-player")
     assert len(panels) == made[0] >= sum("panel(" in source for source in code(path)) > 0, f"{made[0]} panels are made"
     assert len(players) >= made[1], f"{made[1]} players are stored, and there may be live ones"
+    assert not page.locator(".dc-reset:not([disabled])").count(), "a control was moved by the page itself"
     for player in players: exercise_player(page, player)
     for panel in panels: exercise_panel(page, panel)
     assert not complaints(page), complaints(page)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from math import log10
 
 import ipywidgets
 import pytest
@@ -195,6 +196,10 @@ def test_sliders():
     assert whole.value == 500
     assert (whole.options[0], whole.options[-1]) == (("20", 20), ("20,000", 20_000))
     assert slider(0.01, 1.0, 0.1, log=True).value == pytest.approx(0.1)
+    assert slider(0.0, 1.0, 0.25).step == slider(0.0, 1.0).step == 0.01
+    for control, start in ((slider(0.0, 1.0, 1 / 3), 1 / 3), (slider(0.05, 10.0, 1.044, log=True), log10(1.044))):
+        steps = (start - control.min) / control.step  # else a page would move it
+        assert steps == pytest.approx(round(steps)) and 20 < steps < 50
 
 
 @pytest.mark.parametrize("bad", [
