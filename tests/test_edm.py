@@ -135,6 +135,8 @@ def test_logit_normal_on_the_linear_path():
 
 def test_levels_are_reproducible_and_end_inside():
     assert torch.equal(log_normal_times(50, VE, generator=rng(4)), log_normal_times(50, VE, generator=rng(4)))
+    given = log_normal_times(50, VE, -1.2, 1.2, rng(4))  # Karras et al. 2022, table 1
+    assert torch.equal(log_normal_times(50, VE, generator=rng(4)), given)
     assert not torch.equal(log_normal_times(50, VE, generator=rng(4)), log_normal_times(50, VE, generator=rng(5)))
     wide = log_normal_times(1000, VariancePreserving(), 0.0, 50.0, rng(6))
     assert wide.isfinite().all() and wide.min() == 0 and wide.max() == VariancePreserving.t_range[1]

@@ -290,6 +290,9 @@ def test_a_model_of_latents_fits_its_autoencoder(tmp_path: Path) -> None:
     recipe = preset.for_images((3, 28, 28), 3, 500)
     assert recipe.image_shape() == (3, 28, 28) and recipe.net.shape == (2, 7, 7) and recipe.net.n_labels == 3
     assert recipe.build()(torch.zeros(1, 2, 7, 7), 0.5, y=1).x1.shape == (1, 2, 7, 7)
+    assert recipe.net.attention == (7,) and len(recipe.net.widths) == 1  # it can't be halved
+    shipped = LatentRecipe().for_images((3, 32, 32), 10, 500)
+    assert shipped.net.attention == (4,) and len(shipped.net.widths) == 2, "at the lowest of two resolutions"
     message = r"net.vae is .*: expected one for \(3, 32, 32\), as `diffusion-course train vae"
     with pytest.raises(ValueError, match=message):
         preset.for_images((3, 32, 32), 3, 500)

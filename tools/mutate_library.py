@@ -57,7 +57,7 @@ TESTS = {
     "inpainting": _CONTRACT,
     "cold": _CONTRACT,
 }
-ALWAYS = ("properties",)  # tried last, for every module
+ALWAYS = ("reference", "properties")  # tried last, for every module; the first checks documented defaults
 
 _COMPARISONS = {
     ast.Lt: ast.LtE,
