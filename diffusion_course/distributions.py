@@ -253,8 +253,8 @@ class GaussianMixture:
             x: (n, D) points.
             y: a label, or (n,) of them; None: the whole mixture.
         """
-        share = self.responsibilities(x, y)[..., None]
-        return (share * (self.means.to(x) - x[:, None]) / self.stds.to(x)[:, None] ** 2).sum(1)
+        r = self.responsibilities(x, y)[..., None]
+        return (r * (self.means.to(x) - x[:, None]) / self.stds.to(x)[:, None] ** 2).sum(1)
 
     def label_probs(self, x: Tensor) -> Tensor:
         """The probability of each label 0, 1, … given the point, by Bayes' rule: (n, D) -> (n, L).
@@ -262,8 +262,8 @@ class GaussianMixture:
         Args:
             x: (n, D) points.
         """
-        share = self.responsibilities(x)
-        return (share[..., None] * torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)).sum(1)
+        r = self.responsibilities(x)
+        return (r[..., None] * torch.nn.functional.one_hot(_need_labels(self.labels)).to(x)).sum(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n new points (n, D).

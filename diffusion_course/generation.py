@@ -146,7 +146,7 @@ class Preview:
     x1: Tensor
     nfe: int
 
-
+# %% ../nbs/15_sampling_pictures.ipynb #e680dd06
 @dataclass(frozen=True)
 class _Run:
     "All that sampling needs, made of the arguments that `generate` and `previews` have in common."

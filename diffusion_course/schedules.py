@@ -268,7 +268,7 @@ class VariancePreserving(Schedule, cache=True):
     """alpha² + sigma² = 1, noised at a rate beta that rises linearly from beta_min at the data to
     beta_max at the noise.
 
-    The continuous limit of DDPM (Song et al. 2021, eq. 11 and appendix B, whose time is 1 - t).
+    The continuous limit of DDPM (Song et al. 2021, eq. 11 and appendices B and C, whose time is 1 - t).
 
     Args:
         beta_min: the rate of noising at the data.

@@ -371,7 +371,7 @@ class DenoiserRecipe(Recipe):
         guided = classifier_free(model, self.guidance) if labels else model
         return sample(guided, x, uniform_grid(15), dpmpp_2m(), **cond)
 
-
+# %% ../nbs/14_training.ipynb #200a5aab
 def started(start: str, fresh: Denoiser) -> Denoiser:
     """A trained model to go on with. Where it knows another number of labels, its body, with a new
     table of labels: that of `fresh`, in which only the null label, "no label", is the trained one.
@@ -441,7 +441,7 @@ class ImagesRecipe(DenoiserRecipe):
         )
         return dataclasses.replace(self, net=net)
 
-
+# %% ../nbs/14_training.ipynb #65cb5eee
 PRESETS: dict[str, DenoiserRecipe] = {
     "digits": DenoiserRecipe(
         "Digits of 8 x 8 pixels: 0.3 M weights, two minutes on two CPU cores. A classifier knows 97 % or more.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.distributions import Independent, Normal
@@ -14,16 +16,15 @@ def _four(c):
 
 
 def _mixture_log_prob(x, means, stds, weights):
-    parts = Normal(means, stds[:, None]).log_prob(x[:, None]).sum(-1) + weights.log()
+    parts = Normal(means, stds).log_prob(x[:, None]).sum(-1) + weights.log()
     most = parts.amax(1, keepdim=True)
     return (most + (parts - most).exp().sum(1, keepdim=True).log())[:, 0]
 
 
-def _energy(x, y):
-    def mean(a, b):
-        return (a[:, None] - b[None]).square().sum(-1).sqrt().mean()
-
-    return 2 * mean(x, y) - mean(x, x) - mean(y, y)
+def _floor(distance, pairs, level):
+    first, second = pairs.unbind(1)
+    found = [float(distance(a, b)) for a, b in zip(first, second, strict=True)]
+    return sum(found) / len(found), np.quantile(found, level)
 
 
 def _ddpm_levels(betas):
@@ -40,18 +41,53 @@ def _order(n_steps, errors):
     return float(((x - x.mean()) * (y - y.mean())).mean() / x.var(unbiased=False))
 
 
-def _euler_sampler(u, x, n):
+def _variations(u, x, z, w, n):
     ts = torch.linspace(0, 1, n + 1, dtype=x.dtype)
+    for t, s in zip(ts.flip(0)[:-1], ts.flip(0)[1:], strict=True):
+        x = x + (s - t) * u(x, t.expand(len(x)))
+    x = torch.cos(torch.tensor(w).sqrt().asin()) * x + torch.tensor(w).sqrt() * z
     for t, s in zip(ts[:-1], ts[1:], strict=True):
         x = x + (s - t) * u(x, t.expand(len(x)))
     return x
 
 
-def _training_step(W, x1, eps, t, lr):
-    x = torch.lerp(eps, x1, t[:, None])
-    given = torch.cat((x, t[:, None]), dim=-1)
-    error = given @ W - (x1 - eps)
-    return W - lr * 2 * given.T @ error / error.numel(), error.pow(2).mean()
+def _train(W, batches, lr):
+    losses = []
+    for x1, eps, t in batches:
+        given = torch.cat((torch.lerp(eps, x1, t[:, None]), t[:, None]), dim=-1)
+        error = given @ W - (x1 - eps)
+        losses.append(error.pow(2).mean().item())
+        W = W - lr * 2 * given.T @ error / error.numel()
+    return W, losses
+
+
+def _train_in_place(W, batches, lr):
+    W = torch.nn.Parameter(W.clone())
+    optimizer = torch.optim.SGD([W], lr)
+    losses = []
+    for x1, eps, t in batches:
+        x = t[:, None] * x1 + (1 - t[:, None]) * eps
+        loss = (torch.cat([x, t[:, None]], 1) @ W - (x1 - eps)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return W.detach(), losses
+
+
+def _sample_by_data(predict, x, ts):
+    half_pi = math.pi / 2
+    for t, h in zip(ts.tolist(), ts.diff().tolist(), strict=False):
+        a, s = math.sin(half_pi * t), math.cos(half_pi * t)
+        x = x + h * half_pi * (predict(x, t) - a * x) / s
+    return x
+
+
+def _velocity_from_sd3(net, x, alpha, sigma, d_alpha, d_sigma):
+    alpha, sigma, d_alpha, d_sigma = (c.view(-1, *[1] * (x.ndim - 1)) for c in (alpha, sigma, d_alpha, d_sigma))
+    s = 1 / (1 + alpha / sigma)
+    v = net(x / (alpha + sigma), s.flatten())
+    return (d_alpha + d_sigma) * x / (alpha + sigma) + ((1 - s) * d_sigma - s * d_alpha) * v
 
 
 def _moving_average(weights, decay):
@@ -82,10 +118,28 @@ def _spectral(x, power, t):
     return torch.fft.ifft2(transformed * (t * power) / ((t * t) * power + (1 - t) ** 2), norm="ortho").real
 
 
-def _clipped(a, b, longest):
-    norm = torch.linalg.vector_norm(torch.cat([a.flatten(), b.flatten()]))
-    factor = torch.clamp(longest / norm, max=1)
-    return [a * factor, b * factor]
+def _block_distance(kernel, a, b, B):
+    estimates = []
+    for k in range(len(a) // B):
+        x, y = (v[k * B:(k + 1) * B] for v in (a, b))
+        both = torch.cat([x, y])
+        signs = torch.cat([torch.ones(B), -torch.ones(B)]).double()
+        gram = kernel(both, both) * torch.outer(signs, signs)
+        gram.fill_diagonal_(0)
+        within, across = (gram[:B, :B].sum() + gram[B:, B:].sum()) / (B * (B - 1)), 2 * gram[:B, B:].sum() / B**2
+        estimates.append(float(within + across))
+    return statistics.mean(estimates), statistics.stdev(estimates) / math.sqrt(len(estimates))
+
+
+def _accumulated_step(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    weights = [torch.nn.Parameter(W.clone()), torch.nn.Parameter(b.clone())]
+    optimizer = torch.optim.SGD(weights, lr=lr)
+    for x, y in pieces: (loss(*weights, x, y) * len(x)).backward()
+    for w in weights: w.grad /= sum(len(y) for _, y in pieces)
+    torch.nn.utils.clip_grad_norm_(weights, longest)
+    optimizer.step()
+    new = [w.detach() for w in weights]
+    return *new, *(torch.lerp(w, mean, k) for w, mean in zip(new, (mean_W, mean_b), strict=True))
 
 
 def _loss_by_time(error, t, parts):
@@ -303,15 +357,17 @@ RIGHT = {
         lambda x, mean, std: Normal(mean, std).log_prob(x).sum(-1),
     ],
     "distributions.mixture_log_prob": [_mixture_log_prob],
-    "distributions.energy_distance": [_energy],
+    "distributions.floor_of": [_floor],
     "solvers.order": [_order],
     "schedules.ddpm_levels": [_ddpm_levels],
     "schedules.mix_pictures": [
         lambda x1, eps, alpha: torch.einsum("b,bchw->bchw", alpha, x1) + _four((1 - alpha.square()).sqrt()) * eps
     ],
     "schedules.cosine_time": [lambda t: torch.atan2(t, 1 - t) / (math.pi / 2)],
-    "matching.euler_sampler": [_euler_sampler],
-    "matching.training_step": [_training_step],
+    "predictions.sample_by_data": [_sample_by_data],
+    "predictions.velocity_from_sd3": [_velocity_from_sd3],
+    "matching.variations": [_variations],
+    "matching.train": [_train, _train_in_place],
     "matching.moving_average": [_moving_average],
     "guidance.classifier_push": [_classifier_push],
     "edm.final_spread": [lambda s, m: 1 / (1 / s**2 + 1 / m**2).sqrt()],
@@ -320,11 +376,12 @@ RIGHT = {
     "unet.group_norm": [_group_norm],
     "unet.to_patches": [_to_patches],
     "unet.ask_words": [_ask_words],
-    "training.clipped": [_clipped],
+    "training.accumulated_step": [_accumulated_step],
     "training.uniform_loss": [_uniform_loss],
     "training.keep_for": [lambda k, b, n: (b * math.log2(0.5) / math.log2(k), math.exp(n / b * math.log(k)))],
     "generation.count_nfe": [_count_nfe],
     "evaluation.diagonal_frechet": [lambda m, s, n, r: torch.cat([m - n, s - r]).pow(2).sum()],
+    "evaluation.block_distance": [_block_distance],
     "vae.tighter_bound": [lambda a, b, c: torch.logsumexp(a + b - c - math.log(len(c)), 0)],
     "vae.linear_posterior": [_linear_posterior],
     "vae.same_time": [lambda t, c: 1 / (1 + (1 - t) / t / c)],

@@ -180,6 +180,20 @@ def test_committed_results_are_whole(path: Path) -> None:
     for g in data["goals"]: assert measuring.is_met(g) or g["why"], f"no reason why it falls short: {g['goal']}"
 
 
+def test_the_lesson_on_straight_flows_quotes_the_committed_results() -> None:
+    """Its table was typed by hand, and one number had stayed that of an earlier run."""
+    measured = json.loads((BENCHMARKS / "results" / "couplings.json").read_text(encoding="utf-8"))["tables"][0]
+    notebook = json.loads((ROOT / "nbs" / "11_straight_flows.ipynb").read_text(encoding="utf-8"))
+    text = next(source for c in notebook["cells"] if "benchmarks/couplings.py" in (source := "".join(c["source"])))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    expected = [[f"{row[1]:.3f}", f"{row[2]:.2f}", f"{row[3]:.2f}", f"{row[4]['median']:.0f} s"]
+                for row in measured["rows"]]
+    quoted = [[cell.replace("−", "-").partition(",")[0] for cell in row[1:]] for row in rows]
+    assert quoted == expected
+    floor = re.search(r"Floor of W2, .*: (.* ± .*)\.$", measured["note"])
+    assert floor and f"is {floor[1]}." in text
+
+
 def test_packages_are_pinned() -> None:
     lines = (BENCHMARKS / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 import re
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ from diffusion_course.samplers import heun, sample, uniform_grid
 from diffusion_course.schedules import Linear, marginal
 
 LESSON = NBS / "22_clinic.ipynb"
-NUMBERS = range(1, 16)
+NUMBERS = range(1, 17)
 EXACT = ExactDenoiser(running_mixture(), Linear())
 
 
@@ -90,10 +92,10 @@ def test_a_patient_is_the_same_in_the_lesson_and_in_the_check(k: int) -> None:
 
 
 @pytest.mark.parametrize("k", NUMBERS)
-def test_one_line_is_wrong(k: int) -> None:
+def test_one_line_is_wrong_and_two_of_the_last_patient(k: int) -> None:
     lines = [inspect.getsource(f(k)).splitlines()[1:] for f in (broken, right)]
     changed = [line for line in difflib.ndiff(*lines) if line[0] in "+-"]
-    assert len(changed) == 2, changed
+    assert len(changed) == (4 if k == 16 else 2), changed
     assert 4 <= len(lines[0]) <= 12
 
 
@@ -110,7 +112,8 @@ def test_the_lesson_says_nothing_before_the_diagnosis() -> None:
     starts = [i for i, c in enumerate(cells) if c["source"].startswith("## Patient ")]
     for k, i in zip(NUMBERS, starts, strict=True):
         shown = "\n".join(c["source"] for c in cells[i : i + 4] if not c["metadata"])
-        assert f'"{exercise(f"clinic.diagnosis_{k}").answer}"' not in shown
+        for name in [f"diagnosis_{k}"] if k < 16 else ["diagnosis_16_pixels", "diagnosis_16_labels"]:
+            assert f'"{exercise(f"clinic.{name}").answer}"' not in shown
 
 
 # ---- questions -----------------------------------------------------------------------------------
@@ -155,8 +158,8 @@ def test_the_untouched_patient_is_not_attempted(k: int) -> None:
 
 
 def test_no_other_patient() -> None:
-    with pytest.raises(ValueError, match="number is 16: expected 1 to 15"):
-        examine(16, abs)
+    with pytest.raises(ValueError, match="number is 17: expected 1 to 16"):
+        examine(17, abs)
 
 
 def test_normals_follow_from_the_seed() -> None:
@@ -175,6 +178,9 @@ def test_1_begins_with_the_wrong_spread() -> None:
     assert spread(before.samples)[0] < 0.2 and abs(spread(after.samples)[0] - 1.03) < 0.05
     assert before.model.schedule.sigma(0.0) == 20
     assert spread(before.samples)[1] < 0.01, "strays don't see it"
+    for chart, std in ((before, 1), (after, 20)):
+        assert chart.path.shape == (61, 2000, 2) and torch.equal(chart.path[-1], chart.samples)
+        assert abs(chart.path[0].std() / std - 1) < 0.05
 
 
 def test_2_keeps_the_values_and_loses_the_places() -> None:
@@ -307,6 +313,17 @@ def test_12_begins_where_the_path_does_not() -> None:
     assert before.model.schedule.log_snr(0.0) > -5 > after.model.schedule.log_snr(0.0)
 
 
+def test_12_accepts_every_repair_that_makes_as_much_noise() -> None:
+    def line(n: int, times: float = 1.0) -> Tensor:
+        return times * torch.linspace(1e-4, 0.02, n, dtype=torch.float64)
+
+    assert check("clinic.repair_12", lambda n: (1 - line(n, 1000 / n)).cumprod(0))
+    assert check("clinic.repair_12", lambda n: (1 - line(n)).cumprod(0) ** (1000 / n))
+    assert check("clinic.repair_12", lambda n: (1 - line(1000)).cumprod(0)[1000 // n - 1 :: 1000 // n])
+    assert not check("clinic.repair_12", lambda n: (1 - line(n, 700 / n)).cumprod(0))
+    assert check("clinic.repair_12", lambda n: (1 - line(1000))[:: 1000 // n].cumprod(0)).status != "solved"
+
+
 def test_13_has_old_grain() -> None:
     before, after = both(13)
     x, y = (
@@ -346,6 +363,45 @@ def test_15_looks_right_but_for_its_jumps() -> None:
         assert (
             abs(of_points[0] - 1.03) < 0.05 and of_points[1] < 0.02 and 1.13 < of_points[2] < 1.27
         )
+
+
+def test_16_has_two_faults_and_one_hides_the_other() -> None:
+    before, after = both(16)
+    assert before.samples.min() == 0 and after.samples.min() == -1
+    bright = digit_classifier()(2 * before.samples - 1)
+    assert torch.equal(bright, (before.labels + 1) % 10), "each is the next digit"
+    assert not torch.equal(digit_classifier()(before.samples), bright), "grey digits are misread"
+    assert agreement(after) == 1
+
+
+# ---- the panel -----------------------------------------------------------------------------------
+
+# score, noise, ahead, steps: the width and the increments' standard deviation that the lesson's answers name
+DOSES = {
+    (1.0, 1.4, 0.0, 40): (1.22, 1.44), (1.0, 1.0, 0.0, 40): (0.91, 1.05), (0.5, 0.7, 0.0, 40): (0.95, 0.75),
+    (0.5, 1.0, 0.9, 10): (1.40, 1.12), (0.5, 1.0, 0.9, 100): (1.21, 1.02), (0.5, 0.7, 0.0, 100): (0.95, 0.72),
+}
+
+
+def panel_function() -> object:
+    """`dose` of the lesson's panel, in the names that it uses."""
+    source = next(c["source"] for c in read(LESSON)["cells"] if c["source"].startswith("#| ahead"))
+    f = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    mixture = running_mixture()
+    space = dict(
+        points=torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)), exact=EXACT, mixture=mixture,
+        real=mixture.sample(40_000, torch.Generator().manual_seed(9)).chunk(2)[1], pairwise=pairwise, math=math,
+        torch=torch, width=width, strays=strays, normals=normals, uniform_grid=uniform_grid,
+        show_samples=lambda *args, **options: None,
+    )
+    exec(compile(ast.Module([f], []), "panel", "exec"), space)
+    return space["dose"]
+
+
+@pytest.mark.parametrize("dose", DOSES)
+def test_the_panel_shows_what_its_answers_say(dose: tuple) -> None:
+    shown = [float(x) for x in re.findall(r"<b>([\d.]+)</b>", panel_function()(*dose)[1])]
+    assert shown == pytest.approx(DOSES[dose], abs=0.011)
 
 
 # ---- hints that say what a number is -------------------------------------------------------------

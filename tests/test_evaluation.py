@@ -589,10 +589,12 @@ def test_shipped_tables_belong_to_the_shipped_models():
     assert not tables["about"]["quick"] and tables["about"]["images"] == images, again
     assert tables["about"]["extractor"] == of["extractor"] == name, again
     assert reference["features"].shape == (2000, 192) and reference["covariance"].shape == (192, 192)
-    for table in ("guidance", "samplers", "best", "bits", "levels", "copies"):
+    for table in ("guidance", "samplers", "best", "bits", "bits by steps", "levels", "copies"):
         assert any(
             row["images"] == images and row["extractor"] == name for row in tables[table]
         ), f"no {table} of this model: {again}"
+    assert [row["log_snr"] for row in tables["reading"]] == [row["log_snr"] for row in tables["levels"]], again
+    assert all(row["extractor"] == name for row in tables["new"]), again
 
 
 def test_labels_without_images_are_refused():

@@ -35,6 +35,7 @@ KNOWN = {
 SOURCED = {
     "13_unet": {"35.7": "Ho et al. (2020)"},
     "14_training": {"3.17": "Ho et al. (2020)", "102": "Ho et al. (2020): 800,000 steps of 128"},
+    "16_evaluation": {"3.75": "Ho et al. (2020), table 1", "2.99": "Lipman et al. (2023), table 1"},
     "17_vae": {"0.83": "1 / (1 + c) at c = 0.2"},
     "18_latent": {"0.18215": "Stable Diffusion's scale", "860": "millions of weights of Stable Diffusion's U-Net"},
 }

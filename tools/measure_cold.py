@@ -1,7 +1,7 @@
 """Measure the tables of lesson 21: `python tools/measure_cold.py cold`.
 
 Writes diffusion_course/weights/cold.json, row by row: a run that was stopped goes on where it was,
-and another model begins anew. Ten minutes of one core; `--quick` tries everything with a few images
+and another model begins anew. A quarter of an hour of one core; `--quick` tries everything with a few images
 (and says so in the file): give it another `--out`.
 """
 from __future__ import annotations
@@ -86,12 +86,23 @@ def measure_restored(tables: Book, model: Model, scorer: Scorer) -> None:
         damaged = DEGRADATIONS[kind](real, start)
         key = dict(kind=kind, start=start)
         tables.row("restored", key | dict(sampler="degraded", steps=0), scorer.restored, damaged)
-        samplers = [("direct", naive, 1)]
+        samplers = [("direct", naive, 1), ("improved", improved, 1)]
         samplers += [(name, sampler, steps) for steps in counts for name, sampler in SAMPLERS.items()]
         for name, sampler, steps in samplers:
             restored = partial(restore, model, kind=kind, steps=steps, sampler=sampler, start=start)
             measure = lambda f, x: scorer.restored(in_batches(f, x))
             tables.row("restored", key | dict(sampler=name, steps=steps), measure, restored, damaged)
+
+
+def measure_again(tables: Book, model: Model, scorer: Scorer, first: int) -> None:
+    """The rows that the lesson compares, on other test images, which begin at `first`: how much a score varies."""
+    for kind, start in START.items():
+        damaged = DEGRADATIONS[kind](scorer.real, start)
+        for name, sampler, steps in (("direct", naive, 1), ("improved", improved, 1), ("improved", improved, 20)):
+            restored = partial(restore, model, kind=kind, steps=steps, sampler=sampler, start=start)
+            measure = lambda f, x: scorer.restored(in_batches(f, x))
+            key = dict(kind=kind, start=start, sampler=name, steps=steps, first=first)
+            tables.row("again", key, measure, restored, damaged)
 
 
 def measure_made(
@@ -139,6 +150,7 @@ def main() -> None:
     colours = cifar10("train").batch(slice(None, None, 5))[0].mean((2, 3)).double()
     tables.tables["colours"] = dict(mean=colours.mean(0).tolist(), covariance=torch.cov(colours.T).tolist())
     measure_restored(tables, model, scorer)
+    measure_again(tables, model, Scorer(args.classifier, *test.batch(slice(n, 2 * n))), n)
     measure_made(tables, model, scorer, test.batch(slice(n, 2 * n))[0], colours)
 
     denoiser = load(args.denoiser)

@@ -1,9 +1,10 @@
-"""Measure the table of lesson 23 on fine-tuning: `python tools/measure_fine_tuning.py`.
+"""Measure the tables of lesson 23: `python tools/measure_fine_tuning.py`.
 
 Letters of 8 x 8 pixels are learned from scratch and from the shipped model of handwritten digits,
-with as many images, over three seeds and two learning rates, white on black as the digits are. Writes
+with as many images, over three seeds and two learning rates, white on black as the digits are; and the
+letters of 16 x 16 pixels that the lesson trains on, over three seeds and three budgets. Writes
 diffusion_course/weights/fine_tuning.json, row by row: a run that was stopped goes on where it was.
-Fifteen minutes of one core; `--quick` tries everything with a few images (and says so in the file):
+Half an hour of one core; `--quick` tries everything with a few images (and says so in the file):
 give it another `--out`.
 """
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 import dataclasses
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from book import Book
-from sklearn.svm import SVC
+from sklearn.svm import SVC, SVR
 
 from diffusion_course.checkpoints import WEIGHTS, load
 from diffusion_course.generation import generate
@@ -24,11 +27,13 @@ from diffusion_course.images import Images, image_folder
 from diffusion_course.matching import matching_loss
 from diffusion_course.metrics import energy_distance
 from diffusion_course.training import PRESETS, DenoiserRecipe, train
+from diffusion_course.unet import UNetConfig
 from diffusion_course.your_own import write_letters
 
 BUDGETS = (800, 3_200, 12_800)  # images seen
 RATES = (1e-3, 3e-3)  # learning rates, of which a reader takes the better one for each way
 SEEDS = (0, 1, 2)
+LOOKS = (6_400, 19_200)  # images seen, of the 432 that the lesson learns
 
 
 class Scorer:
@@ -74,6 +79,38 @@ def measure(recipe: DenoiserRecipe, scorer: Scorer) -> dict:
         return scorer.of(train(recipe, run, progress=False, device="cpu").eval())
 
 
+def judge_of(folder: Path) -> Callable[[torch.Tensor, float], dict]:
+    """The lesson's four scores of images against those that its folder holds out, one for each."""
+    flat = lambda x: x.clamp(-1, 1).flatten(1)
+    learned, unseen = (image_folder(folder, split, size=16) for split in ("train", "test"))
+    (x_train, y_train), (_, y) = learned.batch(slice(None)), unseen.batch(slice(None))
+    letter = SVC(C=10).fit(flat(x_train).numpy(), y_train.numpy())
+    slant = SVR(C=10).fit(flat(x_train).numpy(), learned.cond[:, 0].numpy())
+
+    def judge(x: torch.Tensor, w: float) -> dict:
+        near = torch.cdist(flat(x), flat(x_train)).min(1).values.median() / 16
+        return dict(
+            w=w, agreement=float((letter.predict(flat(x).numpy()) == y.numpy()).mean()),
+            slant=float(np.abs(slant.predict(flat(x).numpy()) - unseen.cond[:, 0].numpy()).mean()),
+            nearest=float(near), distance=energy_distance(flat(x), flat(x_train)),
+        )
+
+    return judge
+
+
+def looked(folder: Path, images: int, seed: int) -> dict:
+    """The lesson's training of letters with this many images, and its scores at guidance 1 and 2."""
+    net = UNetConfig(shape=(1, 16, 16), widths=(32, 48), attention=(), head=16, patch=1, n_labels=3, n_cond=2,
+                     dropout=0.1)
+    recipe = dataclasses.replace(PRESETS["images"], data=str(folder), net=net, images=images, seed=seed,
+                                 precision="fp32")
+    with tempfile.TemporaryDirectory() as run: model = train(recipe, run, progress=False, device="cpu").eval()
+    unseen, judge = image_folder(folder, "test", size=16), judge_of(folder)
+    drawn = lambda w: generate(model, len(unseen), 12, "dpmpp_2m", w, 0, y=unseen.batch(slice(None))[1],
+                               cond=unseen.cond, precision="fp32")
+    return dict(scores=[judge(drawn(w), w) for w in (1.0, 2.0)])
+
+
 def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -98,6 +135,11 @@ def main() -> None:
                     warmup=images // 8, seed=seed, precision="fp32", ema=0.99,
                 )
                 tables.row("letters", dict(how=how, images=images, lr=rate, seed=seed), measure, recipe, scorer)
+        folder = write_letters(Path(temporary, "letters"), each=20 if args.quick else 160)
+        x = image_folder(folder, "test", size=16).batch(slice(None))[0]
+        tables.row("looks", dict(how="held out"), lambda: dict(scores=[judge_of(folder)(x, 1.0)]))
+        for images, seed in itertools.product((64,) if args.quick else LOOKS, seeds):
+            tables.row("looks", dict(how="trained", images=images, seed=seed), looked, folder, images, seed)
 
 
 if __name__ == "__main__": main()

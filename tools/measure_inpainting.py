@@ -21,10 +21,10 @@ from diffusion_course.evaluation import label_agreement, name_of
 from diffusion_course.generation import generate
 from diffusion_course.guidance import classifier_free
 from diffusion_course.images import cifar10
-from diffusion_course.inpainting import box, half, known_region, latent_inpaint, paste_back
+from diffusion_course.inpainting import box, half, known_region, latent_inpaint, latent_mask, paste_back
 from diffusion_course.inpainting import reconstruction_guided, resampling, seam
 from diffusion_course.predictions import Denoiser, Model, cost
-from diffusion_course.samplers import ddim, uniform_grid
+from diffusion_course.samplers import ddim, sample, uniform_grid
 from diffusion_course.vae import reconstruct
 
 MASKS = {"box": box(8, 8, 16, 16), "half": half("right")}
@@ -123,6 +123,16 @@ def measure_latents(model: Denoiser, w: float, x: Tensor, y: Tensor, row: Callab
 
         row("box", f"latent, {method}", lambda: in_parts(x, y, fill), **by)
 
+    def whole(x: Tensor, y: Tensor, seed: int) -> Filled:
+        """What `latent_inpaint` does, but the encoder sees the image without the hole."""
+        z = vae.to_unit(vae.encode(x).mode)
+        stepper = known_region(ddim(), z, latent_mask(MASKS["box"], vae.latent[1:]))
+        g = torch.Generator().manual_seed(seed)
+        z = sample(model, torch.randn(z.shape, generator=g), uniform_grid(STEPS), stepper, generator=g, y=y)
+        return paste_back(vae.decode(vae.from_unit(z)), x, MASKS["box"]), STEPS
+
+    with torch.no_grad():
+        row("box", "latent, encoder shown all, pasted back", lambda: in_parts(x, y, whole), **by)
     latent("as decoded", model, False, STEPS)
     latent("pasted back", model, True, STEPS)
     latent(f"w = {w:g}, pasted back", classifier_free(model, w), True, 2 * STEPS)

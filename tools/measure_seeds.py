@@ -1,11 +1,14 @@
-"""Train the networks that lessons 9 to 13 compare, with three seeds each: `python tools/measure_seeds.py`.
+"""Train the networks that lessons 8 to 13 compare, with three seeds each: `python tools/measure_seeds.py`.
 
-Lesson 9: how often labels are hidden, and guidance, by samples of label 1. Lesson 10: what a network predicts, the
-levels it is trained at and `sigma_data`, by the error of the predicted x1 at five noise ratios, and by samples. Lesson
-11: three pairings, by strays. Lesson 12: a network that is told the time and one that isn't, by the loss on new digits
-at three times. Lesson 13: what skips and attention contribute, by the loss on new digits in each fifth of time. Writes
-diffusion_course/weights/seeds.json, row by row: a run that was stopped goes on where it was. Ten minutes of one core;
-`--quick` tries everything with a few steps (and says so in the file): give it another `--out`.
+Lesson 8: a network of noise in three samplers, by energy distance, strays and width; how well it is inverted; and what
+its loss is without the time. Lesson 9: how often labels are hidden, and guidance, by samples of label 1. Lesson 10:
+what a network predicts, the levels it is trained at and `sigma_data`, by the error of the predicted x1 at five noise
+ratios, and by samples. Lesson 11: three pairings, by strays. Lesson 12: a network that is told the time and one that
+isn't, by the loss on new digits at three times. Lesson 13: what skips and attention contribute, by the loss on new
+digits in each fifth of time; and attention on images of one grey, by that loss and by the correlation of two corners of
+samples. Writes diffusion_course/weights/seeds.json, row by row: a run that was stopped goes on
+where it was. Eleven minutes of one core; `--quick` tries everything with a few steps (and says so in the file): give it
+another `--out`.
 """
 
 from __future__ import annotations
@@ -25,15 +28,27 @@ from torch import Tensor, nn
 from diffusion_course.checkpoints import WEIGHTS
 from diffusion_course.couplings import ot_matching_loss, reflow_pairs
 from diffusion_course.distributions import GaussianMixture, running_mixture
+from diffusion_course.ddpm import ddpm_loss, invert, linear_betas
 from diffusion_course.edm import edm_heun, edm_loss, preconditioned
 from diffusion_course.guidance import classifier_free
 from diffusion_course.images import DenoiseNet, digits
 from diffusion_course.matching import MLP, fit, matching_loss
-from diffusion_course.metrics import energy_distance, strays
+from diffusion_course.metrics import energy_distance, strays, width
 from diffusion_course.predictions import Denoiser, ExactDenoiser
-from diffusion_course.samplers import euler, heun, karras_grid, sample, trajectory, uniform_grid
-from diffusion_course.schedules import Linear, VarianceExploding, marginal
-from diffusion_course.unet import UNet, UNetConfig, part_costs
+from diffusion_course.samplers import (
+    ancestral,
+    ddim,
+    euler,
+    heun,
+    karras_grid,
+    sample,
+    trailing_grid,
+    trajectory,
+    uniform_grid,
+)
+from diffusion_course.schedules import DDPM, Linear, VarianceExploding, marginal
+from diffusion_course.seeds import seeded_weights
+from diffusion_course.unet import Attention, UNet, UNetConfig, part_costs
 
 SEEDS = (0, 1, 2)
 RATIOS = (0.005, 0.1, 0.4, 1.0, 30.0)
@@ -96,6 +111,55 @@ def target(name: str, seed: int, steps: int) -> dict[str, Any]:
         x = trajectory(model, noise, karras_grid(n, PATH), edm_heun(gamma), generator=seeded(1)).xs[-1]
         runs.append([round(float(energy_distance(x, crowd)), 5), round(float(strays(x, mixture.log_prob, data)), 4)])
     return dict(errors=[error(model, r) for r in RATIOS], runs=runs)
+
+
+SAMPLERS = {"DDPM small": ancestral(), "DDPM large": ancestral("beta"), "DDIM": ddim()}
+NFE = (5, 10, 20, 50, 100, 1000)
+COUNTS = (10, 20, 50, 100, 200)  # steps there and back
+
+
+class Blind(nn.Module):
+    """A network that ignores the time."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.net = MLP(width=64, seed=seed)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Its prediction, the same at all times."""
+        return self.net(x, torch.full_like(t, 0.5))
+
+
+@torch.no_grad()
+def chain(seed: int, steps: int) -> dict[str, Any]:
+    """Of a network of lesson 8: its loss, and that without the time; of each sampler the energy distance, strays and
+    width at each number of steps; there and back the root mean square error, the largest with 100 steps, and how far
+    its latents lie from the exact ones (the median)."""
+    mixture, data, _ = hills()
+    path = DDPM(linear_betas(1000))
+    exact, fresh, losses = ExactDenoiser(mixture, path), mixture.sample(20_000, seeded(50)), []
+    for net in (Blind(seed), MLP(width=64, seed=seed)):
+        with torch.enable_grad():
+            model = fit(Denoiser(net, path, "eps"), data, steps, loss=ddpm_loss, batch_size=256, seed=seed,
+                        progress=False).model
+        losses.append(round(float(ddpm_loss(model, fresh, generator=seeded(8))), 4))
+    noise, real, many = torch.randn(2000, 2, generator=seeded(1)), mixture.sample(2000, seeded(100)), fresh
+
+    def judged(x: Tensor) -> list[float]:
+        spread = width(x, mixture.means, mixture.stds, mixture.responsibilities(x))
+        return [round(float(v), 4) for v in (energy_distance(x, real), strays(x, mixture.log_prob, many), spread)]
+
+    runs = {s: [judged(sample(model, noise, trailing_grid(n, path), stepper, generator=seeded(12))) for n in NFE]
+            for s, stepper in SAMPLERS.items()}
+    some, off = mixture.sample_labelled(600, seeded(5))[0][:500], {}
+    for n in COUNTS:
+        ts = trailing_grid(n, path)
+        z = invert(model, some, ts)
+        off[n] = (sample(model, z, ts, ddim()) - some).norm(dim=1)
+    apart = (z - invert(exact, some, ts)).norm(dim=1).median()
+    return dict(loss=losses[1], blind=losses[0], runs=runs,
+                off=[round(float(o.square().mean().sqrt()), 4) for o in off.values()],
+                worst=round(float(off[100].max()), 4), apart=round(float(apart), 4))
 
 
 GUIDED: dict[str, tuple[float, tuple[float, float]]] = {  # w, and the times at which it holds
@@ -188,13 +252,44 @@ def part(name: str, seed: int, steps: int) -> dict[str, Any]:
     model = fit(Denoiser(PARTS[name](seed), Linear()), x, steps, labels=y, batch_size=64, seed=seed,
                 progress=False).model
     x, y = digits("test").batch(slice(None))
-    x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
-    generator, losses = seeded(8), []
-    with torch.no_grad():
-        for k in range(5):
-            t = (k + torch.rand(len(x), generator=generator)) / 5
-            losses.append(round(float(matching_loss(model, x, t=t, generator=generator, y=y)), 4))
-    return dict(losses=losses)
+    return dict(losses=by_fifths(model, x, y))
+
+
+@torch.no_grad()
+def by_fifths(model: Denoiser, x: Tensor, y: Tensor | None = None) -> list[float]:
+    """The velocity loss in each fifth of time."""
+    x, generator, losses = x.repeat(4, 1, 1, 1), seeded(8), []
+    y = y if y is None else y.repeat(4)
+    for k in range(5):
+        t = (k + torch.rand(len(x), generator=generator)) / 5
+        losses.append(round(float(matching_loss(model, x, t=t, generator=generator, y=y)), 4))
+    return losses
+
+
+def conv() -> nn.Module:
+    """A convolution that keeps the size."""
+    return nn.Conv2d(32, 32, 3, padding=1)
+
+
+BETWEEN: dict[str, Callable[[], list[nn.Module]]] = {  # the two convolutions of lesson 12
+    "two convolutions": list,
+    "four convolutions": lambda: [conv(), nn.SiLU(), conv(), nn.SiLU()],
+    "two and attention": lambda: [Attention(32, 32)],
+}
+
+
+def grey(name: str, seed: int, steps: int) -> dict[str, Any]:
+    """Of a network that draws images of one grey each: its loss in each fifth of time, and the correlation of two
+    opposite corners of its samples."""
+    def images(n: int, seed: int) -> Tensor:
+        return 0.5 * torch.randn(n, 1, 1, 1, generator=seeded(seed)).expand(n, 1, 12, 12)
+
+    net = DenoiseNet((1, 12, 12), 32, seed=seed)
+    with seeded_weights(seed): net.last = nn.Sequential(*BETWEEN[name](), net.last)  # type: ignore[assignment]
+    model = fit(Denoiser(net, Linear()), images(4000, 0), steps, batch_size=32, seed=seed, progress=False).model
+    x = sample(model, torch.randn(200, 1, 12, 12, generator=seeded(12)), uniform_grid(20), heun())
+    ends = torch.stack([x[:, 0, :3, :3].mean((1, 2)), x[:, 0, -3:, -3:].mean((1, 2))])
+    return dict(losses=by_fifths(model, images(500, 1)), corners=round(float(torch.corrcoef(ends)[0, 1]), 4))
 
 
 def main() -> None:
@@ -209,6 +304,7 @@ def main() -> None:
     for seed in SEEDS[:1] if args.quick else SEEDS:
         for name in TARGETS:
             tables.row("targets", dict(model=name, seed=seed), target, name, seed, 3 if args.quick else 1000)
+        tables.row("ddpm", dict(seed=seed), chain, seed, 3 if args.quick else 1200)
         for drop in (0.0, 0.1, 0.5):
             tables.row("guided", dict(drop=drop, seed=seed), guided, drop, seed, 3 if args.quick else 700)
         for name in ("independent", "optimal transport", "reflowed"):
@@ -217,6 +313,8 @@ def main() -> None:
             tables.row("told", dict(time=time, seed=seed), told, time, seed, 3 if args.quick else 1000)
         for name in PARTS:
             tables.row("parts", dict(network=name, seed=seed), part, name, seed, 3 if args.quick else 300)
+        for name in BETWEEN:
+            tables.row("greys", dict(network=name, seed=seed), grey, name, seed, 3 if args.quick else 300)
 
 
 if __name__ == "__main__":

@@ -95,16 +95,32 @@ def write_reference(path: Path, real: Images, known: Tensor, name: str, seed: in
     write_tensors(path, tensors, about)
 
 
+def new_images(
+    tables: Book, real: Images, known: Tensor, test: Images, classifier: nn.Module, n: int, seeds: int,
+) -> None:
+    """n test images against n training images: what a perfect model of new images may come to."""
+    name = ev.name_of(classifier)
+
+    def row(seed: int) -> dict:
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:n]
+        fake = ev.features(test.x[chosen], classifier)
+        return plain(ev.compare_features(known[ev.split(n, len(real), seed)[0]], fake, name))
+
+    for seed in range(seeds): tables.row("new", dict(n=n, seed=seed, extractor=name), row, seed)
+
+
 def measure_real(
-    tables: Book, real: Images, known: Tensor, classifier: nn.Module, n: int,
+    tables: Book, real: Images, known: Tensor, test: Images, classifier: nn.Module, n: int,
     sizes: tuple[int, ...],
 ) -> None:
-    """Floors by n, and what damage costs, both in features of training images."""
+    """Floors by n of training and of new images, and what damage costs, in features of training images."""
     name = ev.name_of(classifier)
     for size in sizes:
         for seed in range(5 if size <= 2000 else 2):
             measure = lambda n, seed: plain(ev.real_scores(known, n, name, seed))
             tables.row("floors", dict(n=size, seed=seed, extractor=name), measure, size, seed)
+    for size, seeds in {min(2000, max(sizes)): 5, max(sizes): 1}.items():
+        new_images(tables, real, known, test, classifier, size, seeds)
     a, b = ev.split(n, len(real))
     for kind, damage in damages(real.x[b], real.y[b]).items():
         measure = lambda damage: plain(ev.compare_features(known[a], ev.features(damage(), classifier), name))
@@ -114,18 +130,27 @@ def measure_real(
 # ---- images of a model ---------------------------------------------------------------------------
 
 def bits_by_noise(model: Model, x: Tensor, y: Tensor, log_snr: float) -> dict:
-    """Mean bits a number: the rate at this noise level, and what bytes cost to read from x at this noise."""
+    """Mean bits a number: the rate at this noise level."""
     g = torch.Generator().manual_seed(round(1000 * (log_snr + 50)))
     parts = [slice(i, i + 100) for i in range(0, len(x), 100)]
     rates = [ev.information_rate(model, to_float(x[i]), log_snr, y=y[i], generator=g) for i in parts]
     rate = torch.cat(rates).double()
+    return dict(rate=float(rate.mean()), error=float(rate.std() / len(rate) ** 0.5))
+
+
+def reading_bytes(x: Tensor, log_snr: float) -> dict:
+    """Mean bits a number that bytes cost to read from an image with this noise."""
+    g = torch.Generator().manual_seed(round(1000 * (log_snr + 50)))
     sigma = math.exp(-log_snr / 2)
-    some = to_float(x[:40]).flatten()
-    noisy = some + sigma * torch.randn(some.shape, generator=g)
     levels = torch.arange(256) / 127.5 - 1
-    logits = -(noisy[:, None] - levels).square() / (2 * sigma**2)
-    decode = F.cross_entropy(logits, x[:40].flatten().long()) / math.log(2)
-    return dict(rate=float(rate.mean()), error=float(rate.std() / len(rate) ** 0.5), decode=float(decode))
+    costs = []
+    for part in x.split(10):
+        noisy = to_float(part) + sigma * torch.randn(part.shape, generator=g)
+        logits = -(noisy.flatten()[:, None] - levels).square() / (2 * sigma**2)
+        cost = F.cross_entropy(logits, part.flatten().long(), reduction="none")
+        costs.append(cost.view(len(part), -1).mean(1) / math.log(2))
+    cost = torch.cat(costs).double()
+    return dict(value=float(cost.mean()), error=float(cost.std() / len(cost) ** 0.5))
 
 
 def quantiles(distance: Tensor) -> dict:
@@ -203,20 +228,25 @@ class Measurement:
         quick = self.args.quick
         n = 6 if quick else self.args.n // 10
 
-        def bits(data: Images) -> dict:
+        def bits(data: Images, n: int, steps: int) -> dict:
             g = torch.Generator().manual_seed(self.args.seed)
-            steps = 2 if quick else 25
             s = ev.bits_per_dim(model, data.x[:n], steps, y=data.y[:n], generator=g, progress=True)
             return dict(value=s.value, error=s.error, how=s.extractor)
 
         for kind, data in (("test", self.test), ("train", self.real)):
-            row = self.tables.row("bits", self.key(name) | dict(data=kind, n=n), bits, data)
+            key = self.key(name) | dict(data=kind, n=n)
+            row = self.tables.row("bits", key, bits, data, n, 2 if quick else 25)
             print(f"{kind}: {row['value']:.3f} ± {row['error']:.3f} bits per dimension")
+        for steps in (2, 4) if quick else (25, 50):  # the same images, uniform parts and probes
+            few = max(2, n // 10)
+            key = self.key(name) | dict(n=few, steps=steps)
+            self.tables.row("bits by steps", key, bits, self.test, few, steps)
         x = self.test.x[: 5 * n]
         y = self.test.y[: 5 * n]
         for level in tqdm((-4, 4) if quick else range(-10, 13), "noise levels"):
-            key = self.key(name) | dict(log_snr=level)
+            key = self.key(name) | dict(log_snr=level, n=len(x))
             self.tables.row("levels", key, bits_by_noise, model, x, y, level)
+            self.tables.row("reading", dict(log_snr=level, n=len(x)), reading_bytes, x, level)
 
     def copies(self, name: str, model: Model, w: float) -> None:
         """Nearest training images."""
@@ -276,13 +306,14 @@ def main() -> None:
         classifier=info(args.classifier).get("test_accuracy"), images=info(args.model).get("images"),
     )
     tables = Book(args.out, about)
-    if args.quick: measure_real(tables, real, known, classifier, 30, (20, 100))
+    test = cifar10("test")
+    if args.quick: measure_real(tables, real, known, test, classifier, 30, (20, 100))
     else:
         write_reference(args.reference, real, known, name, args.seed)
-        measure_real(tables, real, known, classifier, 2000, (100, 250, 500, 1000, 2000, 5000, 10_000))
+        measure_real(tables, real, known, test, classifier, 2000, (100, 250, 500, 1000, 2000, 5000, 10_000))
     if args.real: return
 
-    measurement = Measurement(tables, classifier, real, cifar10("test"), args)
+    measurement = Measurement(tables, classifier, real, test, args)
     w = measurement.guidance(args.model, model)
     measurement.bits(args.model, model)
     measurement.copies(args.model, model, w)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXERCISES', 'sampler_1', 'to_pixels_2', 'to_model_3', 'sampler_4', 'shuffled_5', 'sampler_6', 'embed_7', 'sampler_8',
-           'guided_9', 'average_10', 'dropped_11', 'betas_12', 'sampler_13', 'distance_14', 'sampler_15']
+           'guided_9', 'average_10', 'dropped_11', 'alphas_bar_12', 'sampler_13', 'distance_14', 'sampler_15',
+           'prepared_16']
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1000003
 import math
@@ -92,7 +93,7 @@ _SIGNS = {
         "twice as far as the data. Compare the standard deviations.",
     "score twice":
         "Too strong a score draws the points of every cluster together: `width` well below "
-        "1.18, and hardly any strays, though all clusters are there. Are there clusters here, "
+        "that of real points, and hardly any strays, though all clusters are there. Are there clusters here, "
         "and is that what you find?",
     "second slope":
         "Then the samples would be right in the limit of many steps, and only the order would "
@@ -249,6 +250,12 @@ _SIGNS_OF = {
     (14, "step length"):
         "With all too long steps the samples would be too wide. They are too narrow, as two "
         "Euler steps make them. Does the distance agree with your eyes?",
+    (16, "labels left behind"):
+        "Then about one label in ten would be right, which is chance. Repair the pixels, and "
+        "count again: how many are right here, and is there a rule in what comes instead?",
+    (16, "own yardstick"):
+        "Nothing is judged here, and no number praises the images. What do the smallest and "
+        "the largest pixel say, and which digit comes when you ask for a 3?",
     (15, "variance for std"):
         "Divide the increments of `chart_15.path` by sqrt(2 (1 - t) h): their standard "
         "deviation is close to 1. Look further than at the standard deviation.",
@@ -366,11 +373,11 @@ def _untouched_11(y, u, drop, null):
 
 
 def _untouched_12(n):
-    "DDPM's increments for n steps: together they make as much noise as its 1,000 do, (n,)"
+    "alpha-bar after each of n steps, (n,): within 0.04 of what DDPM's 1,000 steps have at these times"
     first = 1e-4
     last = 0.02
     betas = torch.linspace(first, last, n, dtype=torch.float64)
-    return betas
+    return (1 - betas).cumprod(0)
 
 
 def _untouched_13(model, x, ts, y):
@@ -400,6 +407,14 @@ def _untouched_15(model, x, ts, randn):
         noise = math.sqrt(g2 * (s - t)) * randn(x)
         x = x + (s - t) * drift + noise * randn(x)
     return x
+
+
+def _untouched_16(images, labels):
+    "bytes (n, 1, 8, 8), labels (n,), 1 to 10, 10 for the digit 0 -> numbers to train on, labels 0 to 9"
+    x = images.float()
+    x = x / 255
+    labels = labels - 1
+    return x, labels
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1001004
 def sampler_1(model, eps, ts):
@@ -891,29 +906,36 @@ def _cases_11() -> list[tuple]:
             for k, drop in enumerate((0.3, 0.6, 0.5))]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1012004
-def betas_12(n):
-    "DDPM's increments for n steps: together they make as much noise as its 1,000 do, (n,)"
+def alphas_bar_12(n):
+    "alpha-bar after each of n steps, (n,): within 0.04 of what DDPM's 1,000 steps have at these times"
     first = 1e-4
     last = 0.02
-    betas = torch.linspace(first, last, n, dtype=torch.float64)
-    return betas * 1000 / n
+    betas = 1 - (1 - torch.linspace(first, last, 1000, dtype=torch.float64)).reshape(n, -1).prod(1)
+    return (1 - betas).cumprod(0)
 
 
-def _upside_down_12(n): return betas_12(n) * (n / 1000) ** 2
-def _root_12(n): return betas_12(n) * (n / 1000) ** 0.5
-def _last_only_12(n): return torch.linspace(1e-4, 0.02 * 1000 / n, n, dtype=torch.float64)
-def _hundred_12(n): return betas_12(n) / 10
+def _path_12(n, times): return (1 - times * torch.linspace(1e-4, 0.02, n, dtype=torch.float64)).cumprod(0)
+def _smaller_12(n): return _path_12(n, n / 1000)
+def _root_12(n): return _path_12(n, (1000 / n) ** 0.5)
+def _hundred_12(n): return _path_12(n, 100 / n)
+def _always_ten_12(n): return _path_12(n, 10.0)
+def _before_12(n): return _path_12(1000, 1.0)[:: 1000 // n]
 
 
 _MISTAKES_12 = (
-    Mistake(_upside_down_12,
-            "Fewer steps need larger increments, not smaller ones."),
+    Mistake(_smaller_12,
+            "Now even less noise comes in, and alpha-bar stays close to 1. Fewer steps need "
+            "larger increments."),
     Mistake(_root_12,
             "Variances add up, so the increments grow as 1/n, not as its square root."),
-    Mistake(_last_only_12,
-            "Both ends of the line have to grow, for all increments get larger."),
     Mistake(_hundred_12,
             "You compare with 100 steps. DDPM's numbers are made for 1,000."),
+    Mistake(_always_ten_12,
+            "Ten times the increments is right for 100 steps and for no other number of them. "
+            "What should the factor depend on?"),
+    Mistake(_before_12,
+            "You take DDPM's alpha-bar at the beginning of each of the n steps. Which one is "
+            "there at its end?"),
 )
 
 
@@ -1058,6 +1080,40 @@ def _cases_15() -> list[tuple]:
     ts = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0]).double()
     return [(model, normal(5, 2, seed=3 + k), ts, _fixed_noise) for k in range(2)]
 
+# %% ../../nbs/solutions/22_clinic.ipynb #d1016004
+def prepared_16(images, labels):
+    "bytes (n, 1, 8, 8), labels (n,), 1 to 10, 10 for the digit 0 -> numbers to train on, labels 0 to 9"
+    x = images.float()
+    x = x / 127.5 - 1
+    labels = labels % 10
+    return x, labels
+
+
+def _pixels_only_16(images, labels): return prepared_16(images, labels)[0], labels - 1
+def _labels_only_16(images, labels): return images.float() / 255, labels % 10
+def _too_far_16(images, labels): return images.float() / 127.5, labels % 10
+def _nines_16(images, labels): return prepared_16(images, labels)[0], labels.clamp(max=9)
+
+
+_MISTAKES_16 = (
+    Mistake(_pixels_only_16,
+            "The pixels are right. That was one fault of the two: now count label agreement "
+            "again."),
+    Mistake(_labels_only_16,
+            "The labels are right. That was one fault of the two: from where to where do the "
+            "pixels go?"),
+    Mistake(_too_far_16,
+            "The labels are right, and the pixels go from 0 to 2. Where should their middle be?"),
+    Mistake(_nines_16,
+            "The pixels are right, and so are most labels. Which digit does the label 10 stand "
+            "for?"),
+)
+
+
+def _cases_16() -> list[tuple]:
+    return [((256 * uniform(10, 1, 8, 8, seed=k)).to(torch.uint8), 1 + (3 * torch.arange(10) + k) % 10)
+            for k in range(2)]
+
 # %% ../../nbs/solutions/22_clinic.ipynb #d1000009
 EXERCISES = {
     "diagnosis_1": _question(
@@ -1157,10 +1213,10 @@ EXERCISES = {
         "alpha-bar at the end of the path was 0.60, so x there is mostly data, and N(0, I) is "
         "no start (lesson 8)."),
     "repair_12": Exercise(
-        betas_12, _cases_12, _MISTAKES_12,
-        "The path ends in noise again: alpha-bar at its end is below 0.00005 for 50 steps "
+        alphas_bar_12, _cases_12, _MISTAKES_12,
+        "The path ends in noise again: alpha-bar at its end is below 0.0001 "
         "(lesson 8).",
-        untouched=_untouched_12),
+        untouched=_untouched_12, atol=0.04),
     "diagnosis_13": _question(
         13, "off by one",
         "Grain that fades with more steps and comes out the same in every run: noise that was "
@@ -1186,4 +1242,17 @@ EXERCISES = {
         "One draw a step. The marginals were nearly right all along; the paths were not "
         "(lessons 2 and 6).",
         untouched=_untouched_15, atol=2e-5),
+    "diagnosis_16_pixels": _question(
+        16, "pixel range",
+        "They go from 0 to 1, as patient 3's did. What is left can be measured once they are "
+        "repaired."),
+    "diagnosis_16_labels": _question(
+        16, "labels renumbered",
+        "Fewer labels are right than by chance: the digits come out in order, one place "
+        "further on."),
+    "repair_16": Exercise(
+        prepared_16, _cases_16, _MISTAKES_16,
+        "Two faults, each with a measurement of its own, and the second could be measured "
+        "only when the first was gone.",
+        untouched=_untouched_16),
 }

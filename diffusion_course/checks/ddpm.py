@@ -181,18 +181,24 @@ def _clip_cases() -> list[tuple]:
     return cases
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #148c2340
-def ddim_loop(eps_net, x, alpha_bar, visited):
-    "eps_net(x, i) -> noise, x (B, D) at visited[0], alpha_bar (T,), visited: falling indices -> samples, (B, D)"
+def ddim_loop(eps_net, x, alpha_bar, visited, eta, z):
+    "eps_net(x, i) -> noise; x (B, D) at visited[0]; alpha_bar (T,); visited: n falling indices; z (n, B, D) -> (B, D)"
     for k, i in enumerate(visited):
         now = alpha_bar[i]
         after = alpha_bar[visited[k + 1]] if k + 1 < len(visited) else torch.ones_like(now)
         eps = eps_net(x, i)
         x1 = (x - (1 - now).sqrt() * eps) / now.sqrt()
-        x = after.sqrt() * x1 + (1 - after).sqrt() * eps
+        snr_ratio = now * (1 - after) / ((1 - now) * after)
+        f2 = eta**2 * (1 - after) * (1 - snr_ratio)
+        x = after.sqrt() * x1 + (1 - after - f2).sqrt() * eps + f2.sqrt() * z[k]
     return x
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #09d47746
-def _ddim_walk(eps_net, x, alpha_bar, visited, last=1.0, late=False, divided=True):
+def _fresh(now, after, eta): return eta**2 * (1 - after) * (1 - now * (1 - after) / ((1 - now) * after))
+
+
+def _ddim_walk(eps_net, x, alpha_bar, visited, eta, z, *, last=1.0, late=False, divided=True, fresh=_fresh, power=0.5,
+               keep=True, noise=None):
     for k, i in enumerate(visited):
         now = alpha_bar[i]
         end = k + 1 == len(visited)
@@ -202,15 +208,30 @@ def _ddim_walk(eps_net, x, alpha_bar, visited, last=1.0, late=False, divided=Tru
         eps = eps_net(x, index)
         x1 = x - (1 - now).sqrt() * eps
         if divided: x1 = x1 / now.sqrt()
-        x = after.sqrt() * x1 + (1 - after).sqrt() * eps
+        f2 = fresh(now, after, eta).clamp(min=0)
+        kept = 1 - after - f2 if keep else 1 - after
+        x = after.sqrt() * x1 + kept.clamp(min=0).sqrt() * eps + f2**power * z[k if noise is None else noise]
     return x
 
 
-def _back_to_noise(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, alpha_bar[-1])
-def _one_step_short(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, None)
-def _to_index_0(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, alpha_bar[0])
-def _next_index(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, late=True)
-def _undivided(eps_net, x, alpha_bar, visited): return _ddim_walk(eps_net, x, alpha_bar, visited, divided=False)
+def _back_to_noise(eps_net, x, alpha_bar, visited, eta, z):
+    return _ddim_walk(eps_net, x, alpha_bar, visited, eta, z, last=alpha_bar[-1])
+
+
+def _to_index_0(eps_net, x, alpha_bar, visited, eta, z):
+    return _ddim_walk(eps_net, x, alpha_bar, visited, eta, z, last=alpha_bar[0])
+
+
+def _never_noisy(eps_net, x, alpha_bar, visited, eta, z): return _ddim_walk(eps_net, x, alpha_bar, visited, 0.0, z)
+def _one_step_short(*args): return _ddim_walk(*args, last=None)
+def _next_index(*args): return _ddim_walk(*args, late=True)
+def _undivided(*args): return _ddim_walk(*args, divided=False)
+def _added_on_top(*args): return _ddim_walk(*args, keep=False)
+def _variance_for_std(*args): return _ddim_walk(*args, power=1.0)
+def _same_noise(*args): return _ddim_walk(*args, noise=0)
+def _beta_for_tilde(*args): return _ddim_walk(*args, fresh=lambda now, after, eta: eta**2 * (1 - now / after))
+def _all_of_it_new(*args): return _ddim_walk(*args, fresh=lambda now, after, eta: eta**2 * (1 - after))
+def _eta_not_squared(*args): return _ddim_walk(*args, fresh=lambda now, after, eta: eta * _fresh(now, after, 1))
 
 
 DDIM_LOOP = (
@@ -224,6 +245,14 @@ DDIM_LOOP = (
     Mistake(_next_index, "You gave the network the index to which the step goes. At which index is its x?"),
     Mistake(_undivided,
             "Look at the predicted data: after the noise has been subtracted, the signal is still scaled. By what?"),
+    Mistake(_never_noisy, "This is right for eta = 0 alone. Where does z enter?"),
+    Mistake(_added_on_top, "You added new noise and kept all of the old. What must the two variances sum to?"),
+    Mistake(_variance_for_std, "You scaled the new noise by its variance. By what is noise scaled?"),
+    Mistake(_same_noise, "Your steps share one noise. Which one belongs to step k?"),
+    Mistake(_beta_for_tilde,
+            "Your new noise has the variance beta of the whole step. How much of it does the posterior have?"),
+    Mistake(_all_of_it_new, "At eta = 1 you draw all noise anew. Which part of it does the step have to keep?"),
+    Mistake(_eta_not_squared, "Your eta scales the variance of the new noise. What does it scale in the formula?"),
 )
 
 
@@ -231,9 +260,11 @@ def _some_noise(x, i): return torch.sin(2 * x) + 0.1 * i
 
 
 def _loop_cases() -> list[tuple]:
-    bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2)]
-    visits = [11, 8, 5, 2], [11, 10, 4]
-    return [(_some_noise, normal(5, 2, seed=k), bars[k], visits[k]) for k in range(2)]
+    bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2, 0.25)]
+    visits = [11, 8, 5, 2], [11, 10, 4], [11, 7, 6, 1]
+    etas = 0.0, 1.0, 0.6
+    return [(_some_noise, normal(5, 2, seed=k), bars[k], visits[k], etas[k], normal(len(visits[k]), 5, 2, seed=k + 7))
+            for k in range(3)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #77e50ac2
 def right_variance(beta, bar_before, s):
@@ -434,7 +465,8 @@ def _inverse_walk(eps_net, x1, alpha_bar, visited, arrive=False, noisy=False):
 def _at_arrival(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited, arrive=True)
 def _begins_noisy(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited, noisy=True)
 def _falling(eps_net, x1, alpha_bar, visited): return _inverse_walk(eps_net, x1, alpha_bar, visited[::-1])
-def _as_sampling(eps_net, x1, alpha_bar, visited): return ddim_loop(eps_net, x1, alpha_bar, visited[::-1])
+def _as_sampling(eps_net, x1, alpha_bar, visited):
+    return ddim_loop(eps_net, x1, alpha_bar, visited[::-1], 0.0, torch.zeros(len(visited)))
 
 
 INVERT_LOOP = (

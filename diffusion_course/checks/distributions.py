@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['GAUSSIAN', 'MIXTURE_LOG_PROB', 'SAMPLING', 'LABEL_SCORE', 'ENERGY', 'PERMUTATION', 'EXERCISES', 'gaussian_log_prob',
-           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score', 'my_energy_distance', 'permutation_p']
+__all__ = ['GAUSSIAN', 'MIXTURE_LOG_PROB', 'SAMPLING', 'LABEL_SCORE', 'FLOOR', 'PERMUTATION', 'EXERCISES', 'gaussian_log_prob',
+           'mixture_log_prob', 'mixture_sample', 'mixture_score', 'label_score', 'floor_of', 'permutation_p']
 
 # %% ../../nbs/solutions/01_distributions.ipynb #dde8804f
 def gaussian_log_prob(x, mean, std):
@@ -88,14 +88,13 @@ def _gaussian_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/01_distributions.ipynb #15ef4738
 def _log_joint(x, means, stds, weights):
-    "log(weights_k N(x; means_k, stds_k² I)), (n, K)"
-    D = x.shape[1]
-    square = (x[:, None] - means).square().sum(-1)
-    return weights.log() - square / (2 * stds**2) - D / 2 * (2 * math.pi * stds**2).log()
+    "log(weights_k N(x; means_k, diag(stds_k²))) for stds (K, D): (n, K)"
+    square = ((x[:, None] - means) / stds).square()
+    return weights.log() - 0.5 * (square + (2 * math.pi * stds**2).log()).sum(-1)
 
 
 def mixture_log_prob(x, means, stds, weights):
-    "x (n, D), means (K, D), stds (K,), weights (K,) -> log p(x), shape (n,)"
+    "x (n, D), means (K, D), stds (K, D), weights (K,) -> log p(x), shape (n,)"
     return _log_joint(x, means, stds, weights).logsumexp(1)
 
 # %% ../../nbs/solutions/01_distributions.ipynb #88fda94b
@@ -127,9 +126,18 @@ def _epsilon_added(x, means, stds, weights):
     return (_log_joint(x, means, stds, weights).exp().sum(1) + 1e-12).log()
 
 
-def _plane_only(x, means, stds, weights):
+def _round(x, means, stds, weights):
+    return mixture_log_prob(x, means, stds.mean(1, keepdim=True).expand_as(stds), weights)
+
+
+def _two_pi_once(x, means, stds, weights):
     D = x.shape[1]
-    return mixture_log_prob(x, means, stds, weights * stds ** (D - 2))
+    return mixture_log_prob(x, means, stds, weights) + (D - 1) / 2 * math.log(2 * math.pi)
+
+
+def _std_not_logged(x, means, stds, weights):
+    square = ((x[:, None] - means) / stds).square().sum(-1)
+    return (weights.log() - square / 2 - x.shape[1] / 2 * math.log(2 * math.pi)).logsumexp(1)
 
 
 MIXTURE_LOG_PROB = (
@@ -148,9 +156,15 @@ MIXTURE_LOG_PROB = (
     Mistake(_epsilon_added,
             "A small number keeps the logarithm finite and makes it wrong: far from the data your"
             " density is 1e-12 everywhere. Which function needs no such number?"),
-    Mistake(_plane_only,
-            "This is right in the plane and wrong elsewhere. What in your constant depends on the"
-            " number of dimensions?"),
+    Mistake(_round,
+            "All your components are round. Which entry of `stds` says how wide component k is in "
+            "direction d?"),
+    Mistake(_two_pi_once,
+            "You count 2π once in each component. Of how many one-dimensional Gaussians is a "
+            "component the product?"),
+    Mistake(_std_not_logged,
+            "Your constant is the same for all components. Which has the higher peak, a narrow one "
+            "or a wide one?"),
     Mistake(_largest_component,
             "You kept the largest component only. Between "
             "components several of them contribute: sum them."),
@@ -165,11 +179,17 @@ def _mixture(D: int) -> tuple[Tensor, Tensor, Tensor]:
     return means, stds, weights
 
 
+def _stretched(D: int) -> tuple[Tensor, Tensor, Tensor]:
+    "The same mixture, with stds (3, D): a standard deviation for each component and direction."
+    means, stds, weights = _mixture(D)
+    return means, stds[:, None] * torch.tensor([1.0, 0.6, 1.7])[:D].double(), weights
+
+
 def _mixture_cases() -> list[tuple]:
     return [
-        (normal(8, 2, seed=0), *_mixture(2)),
-        (normal(8, 3, seed=2), *_mixture(3)),
-        (40 * normal(8, 2, seed=1), *_mixture(2)),
+        (normal(8, 2, seed=0), *_stretched(2)),
+        (normal(8, 3, seed=2), *_stretched(3)),
+        (40 * normal(8, 2, seed=1), *_stretched(2)),
     ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #39b2415f
@@ -232,9 +252,14 @@ def _sampling_cases() -> list[tuple]:
     return [(uniform(n, seed=3), normal(n, D, seed=4), *_mixture(D)) for n, D in ((12, 2), (7, 3))]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #f846a481
+def _log_round(x, means, stds, weights):
+    "log(weights_k N(x; means_k, stds_k² I)) for stds (K,): (n, K)"
+    return _log_joint(x, means, stds[:, None].expand_as(means), weights)
+
+
 def mixture_score(x, means, stds, weights):
     "x (n, D), means (K, D), stds (K,), weights (K,) -> the gradient of log p(x), (n, D)"
-    responsibilities = _log_joint(x, means, stds, weights).softmax(1)
+    responsibilities = _log_round(x, means, stds, weights).softmax(1)
     pull = (means - x[:, None]) / stds[:, None] ** 2
     return (responsibilities[..., None] * pull).sum(1)
 
@@ -263,7 +288,7 @@ def _against_the_others(x, y, means, stds, weights, labels):
 
 def _by_std(x, y, means, stds, weights, labels):
     def score(k):
-        responsibilities = _log_joint(x, means[k], stds[k], weights[k]).softmax(1)
+        responsibilities = _log_round(x, means[k], stds[k], weights[k]).softmax(1)
         return (responsibilities[..., None] * (means[k] - x[:, None]) / stds[k, None]).sum(1)
     return score(labels == y) - score(labels >= 0)
 
@@ -276,14 +301,14 @@ def _by_weights(x, y, means, stds, weights, labels):
 
 
 def _gradient_of_probability(x, y, means, stds, weights, labels):
-    responsibilities = _log_joint(x, means, stds, weights).softmax(1)
+    responsibilities = _log_round(x, means, stds, weights).softmax(1)
     probability = responsibilities[:, labels == y].sum(1, keepdim=True)
     return probability * label_score(x, y, means, stds, weights, labels)
 
 
 def _by_division(x, y, means, stds, weights, labels):
     def score(k):
-        joint = _log_joint(x, means[k], stds[k], weights[k]).exp()
+        joint = _log_round(x, means[k], stds[k], weights[k]).exp()
         responsibilities = joint / joint.sum(1, keepdim=True)
         return (responsibilities[..., None] * (means[k] - x[:, None]) / stds[k, None] ** 2).sum(1)
     return score(labels == y) - score(labels >= 0)
@@ -325,56 +350,94 @@ def _label_cases() -> list[tuple]:
     ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #90a5cf37
-def my_energy_distance(x, y):
-    "x (n, D), y (m, D) -> a number"
-    return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+def floor_of(distance, pairs, level):
+    "distance(x, y) -> a number, pairs (R, 2, n, D), level in (0, 1) -> the mean and the quantile of the distances"
+    found = torch.stack([torch.as_tensor(distance(x, y)) for x, y in pairs])
+    return found.mean(), found.quantile(level)
 
 # %% ../../nbs/solutions/01_distributions.ipynb #10e8d7dd
-def _mean_distance(x, y): return torch.cdist(x, y).mean()
-def _mean_square(x, y): return torch.cdist(x, y).square().mean()
-def _mean_over_other_pairs(x): return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+def _found(distance, pairs): return torch.stack([distance(x, y) for x, y in pairs])
 
 
-def _one_cross_term(x, y):
-    return _mean_distance(x, y) - _mean_distance(x, x) - _mean_distance(y, y)
+def _largest(distance, pairs, level):
+    found = _found(distance, pairs)
+    return found.mean(), found.max()
 
 
-def _squared_distances(x, y):
-    return 2 * _mean_square(x, y) - _mean_square(x, x) - _mean_square(y, y)
+def _two_deviations(distance, pairs, level):
+    found = _found(distance, pairs)
+    return found.mean(), found.mean() + 2 * found.std()
 
 
-def _rooted(x, y): return my_energy_distance(x, y).clamp_min(0).sqrt()
+def _mean_alone_twice(distance, pairs, level):
+    found = _found(distance, pairs)
+    return found.mean(), level * found.mean()
 
 
-def _without_self(x, y):
-    return 2 * _mean_distance(x, y) - _mean_over_other_pairs(x) - _mean_over_other_pairs(y)
+def _other_tail(distance, pairs, level):
+    found = _found(distance, pairs)
+    return found.mean(), found.quantile(1 - level)
 
 
-def _cross_only(x, y): return 2 * _mean_distance(x, y)
+def _median_first(distance, pairs, level):
+    found = _found(distance, pairs)
+    return found.median(), found.quantile(level)
 
 
-ENERGY = (
-    Mistake(_one_cross_term,
-            "The mean distance between the clouds counts twice; with a single "
-            "one the distance of a cloud from itself would be negative."),
-    Mistake(_squared_distances,
-            "You squared the distances. Then only the difference of the two means is "
-            "left, and two clouds with the same centre look alike. Use plain distances."),
-    Mistake(_rooted,
-            "You took a square root at the end. Some authors do; the formula here has none."),
-    Mistake(_without_self,
-            "You left out the pairs of a point with itself. That is a fair "
-            "estimator too, but it can be negative; here all pairs count."),
-    Mistake(_cross_only,
-            "Subtract the mean distances inside each cloud: "
-            "otherwise a wide cloud is far from itself."),
+def _neighbours(distance, pairs, level):
+    mixed = torch.stack([pairs[:, 0], pairs[:, 1].roll(1, 0)], 1)
+    return floor_of(distance, mixed, level)
+
+
+def _all_with_all(distance, pairs, level):
+    found = torch.stack([distance(x, y) for x in pairs[:, 0] for y in pairs[:, 1]])
+    return found.mean(), found.quantile(level)
+
+
+def _first_stays(distance, pairs, level):
+    found = torch.stack([distance(pairs[0, 0], y) for y in pairs[:, 1]])
+    return found.mean(), found.quantile(level)
+
+
+FLOOR = (
+    Mistake(_largest,
+            "You return the largest distance. If you draw ten times as many pairs, what becomes of "
+            "the largest one, and what of a quantile?"),
+    Mistake(_two_deviations,
+            "Mean plus two standard deviations is a quantile of a Gaussian. Are distances, which are "
+            "never negative, spread like that? Read the quantile off the distances themselves."),
+    Mistake(_mean_alone_twice,
+            "You multiplied the mean by the level. Which fraction of the distances should lie below "
+            "the number that you return?"),
+    Mistake(_other_tail,
+            "Your quantile lies below nearly all distances. Chance should stay below the floor's "
+            "quantile: on which side does the level count?"),
+    Mistake(_median_first,
+            "Your quantile is right. Is your first value the mean, or the middle of the sorted list?"),
+    Mistake(_neighbours,
+            "You compare the first set of a pair with the second set of another pair. Which two sets "
+            "belong together in `pairs`?"),
+    Mistake(_all_with_all,
+            "You compare each first set with all second sets. Are distances that share a set "
+            "independent of one another? How many distances do R pairs give?"),
+    Mistake(_first_stays,
+            "One set stays the same in all your distances. Which part of the chance is then left out?"),
 )
 
 
-def _cloud_cases() -> list[tuple]:
+def _energy(x, y):
+    "Rounded, so that a split counts as the one that was given in whatever order its points come."
+    d = 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+    return d.round(decimals=9)
+
+
+def _between_means(x, y): return (x.mean(0) - 2 * y.mean(0)).norm()  # not symmetric: the order counts
+
+
+def _floor_cases() -> list[tuple]:
     return [
-        (normal(7, 2, seed=5), normal(9, 2, seed=6) + 0.5),
-        (normal(4, 3, seed=7), 2 * normal(4, 3, seed=8)),
+        (_energy, normal(12, 2, 9, 2, seed=5), 0.9),
+        (_between_means, normal(15, 2, 4, 3, seed=6), 0.75),
     ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #9e5299b0
@@ -399,6 +462,10 @@ def _split_in_half(x, y, distance, orders):
 def _below(x, y, distance, orders): return 1 - permutation_p(x, y, distance, orders)
 
 
+def _strictly_above(x, y, distance, orders):
+    return (_by_chance(x, y, distance, orders, len(x)) > distance(x, y)).double().mean()
+
+
 def _one_cloud_kept(x, y, distance, orders):
     both = torch.cat([x, y])
     found = torch.stack([distance(x, both[o[len(x):]]) for o in orders])
@@ -420,6 +487,8 @@ PERMUTATION = (
     Mistake(_below,
             "A p-value says how often chance alone gives a distance at least as large as the one seen."
             " Which side did you count?"),
+    Mistake(_strictly_above,
+            "One of the shuffles gives back the clouds as they were. Is its distance counted?"),
     Mistake(_one_cloud_kept,
             "The first cloud stays as it is. If both come from one distribution, which points could"
             " have been in it?"),
@@ -431,18 +500,12 @@ PERMUTATION = (
 )
 
 
-def _energy(x, y):
-    "Rounded, so that a division counts as the one that was given in whatever order its points come."
-    d = 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
-    return d.round(decimals=9)
-
-
 def _permutation_cases() -> list[tuple]:
     cases = []
     for n, m, shift, seed in ((6, 9, 0.35, 4), (8, 5, 0.0, 2)):
         generator = torch.Generator().manual_seed(seed)
         orders = torch.stack([torch.randperm(n + m, generator=generator) for _ in range(60)])
-        orders[0] = torch.arange(n + m)  # the division that was given: a distance exactly as large
+        orders[0] = torch.arange(n + m)  # the split that was given: a distance exactly as large
         cases.append((normal(n, 2, seed=seed), normal(m, 2, seed=seed + 9) + shift, _energy, orders))
     return cases
 
@@ -461,9 +524,9 @@ EXERCISES = {
         label_score, _label_cases, LABEL_SCORE,
         "A classifier's gradient, in closed form: classifier "
         "guidance (lesson 9) adds it to the score."),
-    "energy_distance": Exercise(
-        my_energy_distance, _cloud_cases, ENERGY,
-        "Always read it beside its floor."),
+    "floor_of": Exercise(
+        floor_of, _floor_cases, FLOOR,
+        "Now any distance can be read against chance."),
     "permutation_p": Exercise(
         permutation_p, _permutation_cases, PERMUTATION,
         "It needs no truth to compare with: two clouds are enough."),

@@ -490,6 +490,14 @@ def _gaps(s_churn, n, high, low):
     return min(s_churn / n, 2**0.5 - 1) * (n - 1) / math.log(high / low)
 
 
+def _one_level_more(s_churn, n, high, low):
+    return min(s_churn / (n + 1), 2**0.5 - 1) * n / math.log(high / low)
+
+
+def _one_step_more(s_churn, n, high, low):
+    return min(s_churn / (n + 1), 2**0.5 - 1) * (n + 1) / math.log(high / low)
+
+
 CHURN = (
     Mistake(_exact_raise,
             "This is exact for the raise, and of first order for the churn. What is the raise to "
@@ -522,6 +530,11 @@ CHURN = (
     Mistake(_gaps,
             "You divided the way by n - 1. Into how many steps does it go, and over how many is the"
             " budget spread?"),
+    Mistake(_one_level_more,
+            "You divided the budget by n + 1, the number of levels. It is shared among the steps:"
+            " how many are there?"),
+    Mistake(_one_step_more,
+            "You count n + 1 steps, one more than there are. How many lead from `high` to `low`?"),
 )
 
 

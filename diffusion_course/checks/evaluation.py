@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['FRECHET', 'KERNEL_MMD', 'COVERAGE', 'DIVERGENCE', 'BITS', 'COPY_RATIO', 'EXERCISES', 'diagonal_frechet',
-           'gaussian_mmd', 'coverage', 'guess_divergence', 'bits_of_standardised', 'copy_ratio']
+__all__ = ['FRECHET', 'BLOCKS', 'COVERAGE', 'DIVERGENCE', 'BITS', 'COPY_RATIO', 'EXERCISES', 'diagonal_frechet', 'block_distance',
+           'coverage', 'guess_divergence', 'bits_of_standardised', 'copy_ratio']
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #bcf10419
 def diagonal_frechet(mean_a, std_a, mean_b, std_b):
@@ -96,71 +96,97 @@ def _frechet_cases() -> list[tuple]:
     return cases
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #076834c2
-def _kernel(x, y, h): return torch.exp(-(x[:, None] - y[None]).square().sum(2) / (2 * h**2))
+def _mean_off_diagonal(k): return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
 
 
-def _mean_off_diagonal(k):
-    n = len(k)
-    return (k.sum() - k.trace()) / (n * (n - 1))
-
-
-def gaussian_mmd(a, b, h):
-    "a (n, d), b (m, d), h a number -> a scalar"
-    within = _mean_off_diagonal(_kernel(a, a, h)) + _mean_off_diagonal(_kernel(b, b, h))
-    return within - 2 * _kernel(a, b, h).mean()
+def block_distance(kernel, a, b, B):
+    "kernel(x (n, d), y (m, d)) -> (n, m); a and b (N, d), N a multiple of B -> mean, its standard error"
+    estimates = []
+    for x, y in zip(a.split(B), b.split(B), strict=True):
+        within = _mean_off_diagonal(kernel(x, x)) + _mean_off_diagonal(kernel(y, y))
+        estimates.append(within - 2 * kernel(x, y).mean())
+    d = torch.stack(estimates)
+    return d.mean(), d.std() / len(d) ** 0.5
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #26a6c598
-def _mmd(a, b, h, mean_within=_mean_off_diagonal, cross=-2.0):
-    within = mean_within(_kernel(a, a, h)) + mean_within(_kernel(b, b, h))
-    return within + cross * _kernel(a, b, h).mean()
+def _in_order(x, B): return x.split(B)
+def _dealt_out(x, B): return [x[k:: len(x) // B] for k in range(len(x) // B)]
+def _of_two(kernel, a, b):
+    return _mean_off_diagonal(kernel(a, a)) + _mean_off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()
 
 
-def _biased(a, b, h): return _mmd(a, b, h, torch.mean)
-def _divided_by_all(a, b, h): return _mmd(a, b, h, lambda k: (k.sum() - k.trace()) / len(k) ** 2)
-def _diagonal_left_in(a, b, h): return _mmd(a, b, h, lambda k: k.sum() / (len(k) * (len(k) - 1)))
-def _cross_once(a, b, h): return _mmd(a, b, h, cross=-1.0)
-def _cross_added(a, b, h): return _mmd(a, b, h, cross=2.0)
-def _width_not_squared(a, b, h): return gaussian_mmd(a, b, h**0.5)
-def _no_two(a, b, h): return gaussian_mmd(a, b, h / 2**0.5)
-def _clamped(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0)
-def _each_pair_once(a, b, h): return _mmd(a, b, h, lambda k: _mean_off_diagonal(k.triu(1)))
-def _root(a, b, h): return gaussian_mmd(a, b, h).clamp_min(0).sqrt()
+def _of_the_mean(d, n): return d.std() / len(d) ** 0.5
 
 
-def _not_a_square(a, b, h):
-    def kernel(x, y): return torch.exp(-(x[:, None] - y[None]).norm(dim=2) / (2 * h**2))
-    within = _mean_off_diagonal(kernel(a, a)) + _mean_off_diagonal(kernel(b, b))
-    return within - 2 * kernel(a, b).mean()
+def _of_blocks(kernel, a, b, B, *, within=_mean_off_diagonal, cross=-2.0, blocks=_in_order, error=_of_the_mean,
+               low=-math.inf):
+    pairs = zip(blocks(a, B), blocks(b, B), strict=True)
+    d = torch.stack([within(kernel(x, x)) + within(kernel(y, y)) + cross * kernel(x, y).mean() for x, y in pairs])
+    d = d.clamp_min(low)
+    return d.mean(), error(d, len(a))
 
 
-KERNEL_MMD = (
+def _biased(*case): return _of_blocks(*case, within=torch.mean)
+def _divided_by_all(*case): return _of_blocks(*case, within=lambda k: (k.sum() - k.trace()) / len(k) ** 2)
+def _diagonal_left_in(*case): return _of_blocks(*case, within=lambda k: k.sum() / (len(k) * (len(k) - 1)))
+def _cross_once(*case): return _of_blocks(*case, cross=-1.0)
+def _cross_added(*case): return _of_blocks(*case, cross=2.0)
+def _clamped(*case): return _of_blocks(*case, low=0.0)
+def _strided(*case): return _of_blocks(*case, blocks=_dealt_out)
+def _deviation(*case): return _of_blocks(*case, error=lambda d, n: d.std())
+def _variance(*case): return _of_blocks(*case, error=lambda d, n: d.var() / len(d))
+def _root_of_images(*case): return _of_blocks(*case, error=lambda d, n: d.std() / n**0.5)
+def _divided_by_blocks(*case): return _of_blocks(*case, error=lambda d, n: d.std() / len(d))
+def _correction_0(*case): return _of_blocks(*case, error=lambda d, n: d.std(correction=0) / len(d) ** 0.5)
+def _one_block(kernel, a, b, B): return _of_two(kernel, a, b), block_distance(kernel, a, b, B)[1]
+def _size_for_number(kernel, a, b, B): return block_distance(kernel, a, b, len(a) // B)
+
+
+def _against_all(kernel, a, b, B):
+    def one(x, y):
+        within = _mean_off_diagonal(kernel(x, x)) + _mean_off_diagonal(kernel(y, y))
+        return within - 2 * kernel(x, b).mean()
+    d = torch.stack([one(x, y) for x, y in zip(a.split(B), b.split(B), strict=True)])
+    return d.mean(), _of_the_mean(d, 0)
+
+
+BLOCKS = (
     Mistake(_biased,
-            "This is the biased one: pairs of a point with itself count, each with "
-            "similarity 1. Leave them out."),
-    Mistake(_divided_by_all,
-            "You left the diagonal out and still divided by n². n(n - 1) pairs remain."),
-    Mistake(_diagonal_left_in,
-            "You divided by n(n - 1) and left the diagonal in: subtract the trace."),
-    Mistake(_cross_once, "The pairs between the sets count twice."),
-    Mistake(_cross_added, "Wrong sign: similarity *between* the sets is subtracted."),
-    Mistake(_width_not_squared, "Square h in the kernel."),
-    Mistake(_no_two, "The exponent is divided by 2h², not h²."),
+            "Your blocks' estimates are biased: pairs of an image with itself count. What do such pairs say "
+            "about the distribution?"),
+    Mistake(_divided_by_all, "You left the diagonal out and still divided by B². How many pairs remain?"),
+    Mistake(_diagonal_left_in, "You divided by the number of pairs of different images. Which pairs did you add up?"),
+    Mistake(_cross_once, "How often does the similarity between the two sets count in the formula?"),
+    Mistake(_cross_added, "Is a set that resembles the other one far from it? Look at the sign of the last term."),
+    Mistake(_strided, "You dealt the images out like cards. Which images belong to the first of consecutive blocks?"),
+    Mistake(_deviation,
+            "That is how much one block's estimate varies. How much does the mean of all blocks vary?"),
+    Mistake(_variance, "That is the variance of the mean. In which unit is a standard error?"),
+    Mistake(_root_of_images,
+            "You divided by the root of the number of images. How many independent estimates are averaged?"),
+    Mistake(_divided_by_blocks, "How does the standard deviation of a mean fall with the number of its terms?"),
+    Mistake(_correction_0,
+            "Your deviation is taken around the blocks' own mean and divided by their number. By what must it "
+            "be divided to be right on average?"),
+    Mistake(_one_block, "Your mean uses the pairs of the whole sets. Then whose error is the second number?"),
+    Mistake(_size_for_number, "B is the size of a block. What did you take it for?"),
+    Mistake(_against_all,
+            "You compare each block with the whole other set, so that the blocks' estimates share images. What "
+            "does the standard error assume about them?"),
     Mistake(_clamped,
-            "Don't cut off at 0: for equal distributions many values are negative, "
-            "and they keep the mean at 0."),
-    Mistake(_each_pair_once,
-            "You counted each pair once and divided by n(n - 1), the number of "
-            "ordered pairs: that is half of the mean."),
-    Mistake(_root,
-            "No square root: the estimate may be negative, and only without the root "
-            "is it right on average."),
-    Mistake(_not_a_square, "The exponent holds the squared distance."),
+            "You cut off the blocks' estimates at 0. What does that do to their mean where both distributions "
+            "are equal?"),
 )
 
 
-def _kernel_cases() -> list[tuple]:
-    return [(normal(6, 3, seed=4), 0.7 * normal(9, 3, seed=5) + 0.4, 0.8),
-            (normal(8, 3, seed=4), 0.7 * normal(5, 3, seed=5) + 0.4, 1.7)]
+def _cubic(x: Tensor, y: Tensor) -> Tensor: return (x @ y.T / x.shape[1] + 1) ** 3
+def _bell(x: Tensor, y: Tensor) -> Tensor: return torch.exp(-(x[:, None] - y[None]).square().sum(2) / 2)
+
+
+def _block_cases() -> list[tuple]:
+    def case(kernel, N, B, seed, shift):
+        return kernel, normal(N, 3, seed=seed), 0.8 * normal(N, 3, seed=seed + 1) + shift, B
+    return [case(_cubic, 24, 6, 4, 2.0), case(_bell, 15, 5, 6, 0.2), case(_bell, 20, 4, 8, 0.2)]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #7541a8ac
 def coverage(real, fake, k):
@@ -420,9 +446,9 @@ EXERCISES = {
     "diagonal_frechet": Exercise(
         diagonal_frechet, _frechet_cases, FRECHET,
         "This is a quick stand-in for the whole distance, without a matrix root."),
-    "gaussian_mmd": Exercise(
-        gaussian_mmd, _kernel_cases, KERNEL_MMD,
-        "Any kernel gives such a distance; this one sees every difference of distributions."),
+    "block_distance": Exercise(
+        block_distance, _block_cases, BLOCKS,
+        "Now the kernel distance says how sure it is; many papers print it so."),
     "coverage": Exercise(
         coverage, _coverage_cases, COVERAGE,
         "Outliers among the fakes can't inflate this."),

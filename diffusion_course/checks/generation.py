@@ -17,44 +17,73 @@ __all__ = ['PREVIEW', 'NFE', 'SLERP', 'VENDI', 'DYNAMIC', 'UNDO', 'EXERCISES', '
            'thresholded_velocity', 'undo_euler']
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #f499676a
-def preview(x, velocity, t):
-    "x and velocity (B, C, H, W), t (B,) -> the predicted x1, (B, C, H, W)"
-    return x + (1 - t)[:, None, None, None] * velocity
+def preview(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    "x and velocity (B, C, H, W), the others (B,) -> the predicted x1, (B, C, H, W)"
+    alpha, sigma, d_alpha, d_sigma = (v[:, None, None, None] for v in (alpha, sigma, d_alpha, d_sigma))
+    return (sigma * velocity - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b1301b14
 def _column(t): return t[:, None, None, None]
 
 
-def _whole_way(x, velocity, t): return x + velocity
-def _by_t(x, velocity, t): return x + _column(t) * velocity
-def _noise(x, velocity, t): return x - _column(t) * velocity
-def _backwards(x, velocity, t): return x - _column(1 - t) * velocity
-def _divided(x, velocity, t): return x / _column(t) + _column(1 - t) * velocity
-def _scaled(x, velocity, t): return _column(t) * x + _column(1 - t) * velocity
-def _mean_time(x, velocity, t): return x + (1 - t.mean()) * velocity
-def _clipped(x, velocity, t): return preview(x, velocity, t).clamp(-1, 1)
+def _solved(x, velocity, alpha, sigma, d_alpha, d_sigma, *, sign=1.0, below=True):
+    alpha, sigma, d_alpha, d_sigma = (_column(v) for v in (alpha, sigma, d_alpha, d_sigma))
+    divisor = sigma * d_alpha - sign * d_sigma * alpha if below else 1.0
+    return (sigma * velocity - sign * d_sigma * x) / divisor
+
+
+def _as_linear(x, velocity, alpha, sigma, d_alpha, d_sigma): return x + _column(1 - alpha) * velocity
+def _factor_left(x, velocity, *levels): return _solved(x, velocity, *levels, below=False)
+def _added(x, velocity, *levels): return _solved(x, velocity, *levels, sign=-1.0)
+
+
+def _noise(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    return preview(x, velocity, sigma, alpha, d_sigma, d_alpha)
+
+
+def _no_derivatives(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    return (x - _column(sigma) * velocity) / _column(alpha)
+
+
+def _swapped_derivatives(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    return preview(x, velocity, alpha, sigma, d_sigma, d_alpha)
+
+
+def _mean_time(x, velocity, *levels):
+    return preview(x, velocity, *(v.mean().expand(len(x)) for v in levels))
+
+
+def _clipped(x, velocity, *levels): return preview(x, velocity, *levels).clamp(-1, 1)
+def _negative(x, velocity, *levels): return -preview(x, velocity, *levels)
 
 
 PREVIEW = (
-    Mistake(_whole_way, "That is right only at t = 0. How much time is left at t?"),
-    Mistake(_by_t, "You followed the velocity for the time t. The time that is left is 1 - t."),
-    Mistake(_noise, "This is the predicted noise: from x you walked back to t = 0."),
-    Mistake(_backwards, "Wrong sign: the velocity points from noise to data, so add it."),
-    Mistake(_divided,
-            "You divided x by t. What is made of noise and data in x and in u, and in which "
-            "combination of the two does the noise cancel?"),
-    Mistake(_scaled,
-            "You weighted x with t. In which combination of x and u does the noise cancel?"),
-    Mistake(_mean_time, "Every image has its own time: shape 1 - t as (B, 1, 1, 1)."),
+    Mistake(_as_linear, "That is right on the linear path alone. What are x and the velocity made of on any path?"),
+    Mistake(_factor_left, "The noise is gone, but x1 still has a factor. Which one?"),
+    Mistake(_added, "With a plus the noise does not cancel. With which signs do the two multiples of it meet?"),
+    Mistake(_noise, "This is the predicted noise. Which of the two unknowns did you eliminate?"),
+    Mistake(_no_derivatives,
+            "You took the velocity for the noise. What is it made of, and which numbers stand before its parts?"),
+    Mistake(_swapped_derivatives, "Which of the two derivatives stands before x1 in the velocity?"),
+    Mistake(_mean_time, "Every image has its own time. Which shape lets a number for each image multiply all its pixels?"),
     Mistake(_clipped,
-            "Right, and then clipped. A prediction may lie beyond [-1, 1]; only the screen clips."),
+            "Right, and then clipped. Does anything in the two equations say that a prediction can't lie beyond [-1, 1]?"),
+    Mistake(_negative, "Your prediction has the wrong sign. What happens to the factor of x1 when you change sides?"),
 )
 
 
 def _preview_cases() -> list[tuple]:
     # In the second a batch of 4 fits the last dimension as well, which hides a wrong shape.
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))
-    return [(normal(*s, seed=0), normal(*s, seed=1), uniform(s[0], seed=2)) for s in shapes]
+    cases = []
+    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+        t = 0.1 + 0.8 * uniform(shape[0], seed=2)
+        linear = t, 1 - t, torch.ones_like(t), -torch.ones_like(t)
+        turn = t * math.pi / 2
+        cosine = turn.sin(), turn.cos(), math.pi / 2 * turn.cos(), -math.pi / 2 * turn.sin()
+        bent = t**2, 2 - t, 2 * t, -torch.ones_like(t)
+        for levels in ((cosine, bent), (linear, cosine))[k]:
+            cases.append((normal(*shape, seed=0), normal(*shape, seed=1), *levels))
+    return cases
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #ca32daaa
 def count_nfe(ts, w, lo, hi):
@@ -272,7 +301,7 @@ VENDI = (
     Mistake(_naive_logarithm,
             "Copies give eigenvalues that are 0, or below it by rounding, and their "
             "logarithm spoils the sum. Count 0·log 0 as 0."),
-    Mistake(_not_by_n, "The eigenvalues have to add up to 1: divide the matrix by n."),
+    Mistake(_not_by_n, "What do your eigenvalues add up to, and what do probabilities add up to?"),
     Mistake(_not_exp, "This is the entropy. Its exponential is a number of images."),
     Mistake(_sign,
             "Wrong sign: the entropy is *minus* the sum, so that more variety gives "

@@ -359,6 +359,17 @@ def _other_end(net, x1, y, null, drop, t, eps, u):
     return dropped_loss(net, x1, y, null, drop, t, eps, 1 - u)
 
 
+def _summed_over_coordinates(net, x1, y, null, drop, t, eps, u):
+    return dropped_loss(net, x1, y, null, drop, t, eps, u) * x1.shape[1]
+
+
+def _summed_over_all(net, x1, y, null, drop, t, eps, u):
+    return dropped_loss(net, x1, y, null, drop, t, eps, u) * x1.numel()
+
+
+def _halved(net, x1, y, null, drop, t, eps, u): return dropped_loss(net, x1, y, null, drop, t, eps, u) / 2
+
+
 DROPPED = (
     Mistake(_hides_the_others, "You hide the labels that should be seen. With which probability is u below drop?"),
     Mistake(_all_or_none, "The whole batch is hidden, or none of it. What decides about each label?"),
@@ -369,6 +380,10 @@ DROPPED = (
     Mistake(_noise_at_one, "At t = 1 your x is pure noise. What lies there on our clock?"),
     Mistake(_other_end,
             "You hide as many labels as you should, but others. Which u are below drop?"),
+    Mistake(_summed_over_coordinates,
+            "Right, up to the number of coordinates. Over what does the mean of the squares run?"),
+    Mistake(_summed_over_all, "Right, up to a factor: this is the sum. Which of torch's functions averages?"),
+    Mistake(_halved, "Half of what is asked for. Where does your factor come from?"),
 )
 
 

@@ -318,9 +318,10 @@ def _linear_mix(x1, eps, t): return t[:, None, None, None] * x1 + (1 - t[:, None
 
 
 def _descend(K, V, waves, x1, eps, t, lr, *, mix=_linear_mix, target=lambda x1, eps: x1, clock=lambda t: t,
-             reduce=torch.mean):
+             reduce=torch.mean, border="constant"):
     K, V = (v.clone().requires_grad_() for v in (K, V))
-    guess = F.conv2d(mix(x1, eps, t), K, padding=1) + (waves(clock(t)) @ V)[:, :, None, None]
+    padded = F.pad(mix(x1, eps, t), (1, 1, 1, 1), mode=border)
+    guess = F.conv2d(padded, K) + (waves(clock(t)) @ V)[:, :, None, None]
     loss = reduce((guess - target(x1, eps)).square())
     dK, dV = torch.autograd.grad(loss, (K, V))
     return K.detach() - lr * dK, V.detach() - lr * dV, loss.detach()
@@ -348,6 +349,9 @@ def _for_each_image(K, V, waves, x1, eps, t, lr):
     return _descend(K, V, waves, x1, eps, t, lr, reduce=lambda e: e.sum() / len(e))
 
 
+def _reflected(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, border="reflect")
+def _wrapped(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, border="circular")
+def _repeated(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, border="replicate")
 def _uphill(K, V, waves, x1, eps, t, lr): return denoiser_step(K, V, waves, x1, eps, t, -lr)
 
 
@@ -370,6 +374,9 @@ DENOISER_STEP = (
     Mistake(_velocity_wanted, "You compare the prediction with a velocity. What does this denoiser predict?"),
     Mistake(_summed, "You sum the squares. What is asked for, so that `lr` suits any batch and any size?"),
     Mistake(_for_each_image, "You divide by the number of images. Over what else does a mean over all pixels run?"),
+    Mistake(_reflected, "Your image is mirrored at its border. What should lie beyond it?"),
+    Mistake(_wrapped, "Beyond the border your image begins again on the other side. What should lie there?"),
+    Mistake(_repeated, "Your outermost pixels are repeated beyond the border. What should lie there?"),
     Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
     Mistake(_kernel_alone, "V is as it was. Which arrays does the step train?"),
     Mistake(_loss_afterwards, "This is the loss after the step. Which one is asked for?"),

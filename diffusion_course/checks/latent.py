@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['LATENT_STEP', 'CHEAPER', 'REDRAW', 'KNOWN', 'STRETCH', 'GUESS', 'EXERCISES', 'latent_step', 'times_cheaper', 'redraw',
+__all__ = ['LATENT_STEP', 'ENOUGH', 'REDRAW', 'KNOWN', 'STRETCH', 'GUESS', 'EXERCISES', 'latent_step', 'steps_enough', 'redraw',
            'known_places', 'stretch', 'best_guess']
 
 # %% ../../nbs/solutions/18_latent.ipynb #4396f1b9
@@ -127,68 +127,100 @@ def _latent_cases() -> list[tuple]:
              times[1], 0.4)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #507a0f78
-def times_cheaper(pixel, latent, decoder, steps, calls, guided):
-    "multiply-adds of one evaluation (twice) and of decoding; calls a step -> pixels' over latents'"
-    nfe = steps * calls * (2 if guided else 1)
-    return nfe * pixel / (nfe * latent + decoder)
+def steps_enough(latent, decoder, calls, lo, hi, share):
+    "multiply-adds of one evaluation and of decoding; calls a step; lo < hi, share in (0, 1) -> n"
+    n = 1
+    while True:
+        guided = sum(lo <= k / n < hi for k in range(n))
+        cost = (n + guided) * calls * latent
+        if decoder < share * (cost + decoder): return n
+        n += 1
 
 # %% ../../nbs/solutions/18_latent.ipynb #2f11104f
-def _nfe(steps, calls, guided): return steps * calls * (2 if guided else 1)
+def _first(enough):
+    "The smallest n from 1 to 10,000 with enough(n)."
+    return next((n for n in range(1, 10_000) if enough(n)), 10_000)
 
 
-def _no_decoder(pixel, latent, decoder, steps, calls, guided): return pixel / latent
+def _guided(n, lo, hi): return sum(lo <= k / n < hi for k in range(n))
 
 
-def _decoder_each_step(pixel, latent, decoder, steps, calls, guided):
-    nfe = _nfe(steps, calls, guided)
-    return nfe * pixel / (nfe * latent + steps * decoder)
+def _always_guided(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * (2 * n * calls * latent + decoder))
 
 
-def _decoder_each_call(pixel, latent, decoder, steps, calls, guided):
-    return pixel / (latent + decoder)
+def _never_guided(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * (n * calls * latent + decoder))
 
 
-def _decoder_on_both(pixel, latent, decoder, steps, calls, guided):
-    nfe = _nfe(steps, calls, guided)
-    return (nfe * pixel + decoder) / (nfe * latent + decoder)
+def _guided_only(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * (2 * _guided(n, lo, hi) * calls * latent + decoder))
 
 
-def _guidance_free(pixel, latent, decoder, steps, calls, guided):
-    return times_cheaper(pixel, latent, decoder, steps, calls, guided=False)
+def _once_a_step(latent, decoder, calls, lo, hi, share):
+    return steps_enough(latent, decoder, 1, lo, hi, share)
 
 
-def _calls_free(pixel, latent, decoder, steps, calls, guided):
-    return times_cheaper(pixel, latent, decoder, steps, 1, guided)
+def _extra_once(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * ((n * calls + _guided(n, lo, hi)) * latent + decoder))
 
 
-def _inverse(pixel, latent, decoder, steps, calls, guided):
-    nfe = _nfe(steps, calls, guided)
-    return (nfe * latent + decoder) / (nfe * pixel)
+def _of_network(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * (n + _guided(n, lo, hi)) * calls * latent)
 
 
-CHEAPER = (
-    Mistake(_no_decoder, "The decoder runs once, and that counts when steps are few."),
-    Mistake(_decoder_each_step, "You decoded after every step. Only the last latent is decoded."),
-    Mistake(_decoder_each_call,
-            "You decoded at every evaluation. Only the last latent is decoded."),
-    Mistake(_decoder_on_both,
-            "In pixels nothing is decoded: the decoder belongs only in the denominator."),
-    Mistake(_guidance_free,
-            "With guidance each evaluation counts twice. That changes how much the "
-            "one decoding weighs."),
-    Mistake(_calls_free,
-            "A stepper such as Heun calls the model more than once a step: multiply by calls."),
-    Mistake(_inverse,
-            "That is latents over pixels. The question is how many times cheaper "
-            "latents are: pixels over latents."),
+def _network_share(latent, decoder, calls, lo, hi, share):
+    return steps_enough(latent, decoder, calls, lo, hi, 1 - share)
+
+
+def _by_end(latent, decoder, calls, lo, hi, share):
+    inside = lambda n: sum(lo <= (k + 1) / n < hi for k in range(n))
+    return _first(lambda n: decoder < share * ((n + inside(n)) * calls * latent + decoder))
+
+
+def _with_end(latent, decoder, calls, lo, hi, share):
+    inside = lambda n: sum(lo <= k / n <= hi for k in range(n))
+    return _first(lambda n: decoder < share * ((n + inside(n)) * calls * latent + decoder))
+
+
+def _at_most(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder <= share * ((n + _guided(n, lo, hi)) * calls * latent + decoder))
+
+
+def _one_less(latent, decoder, calls, lo, hi, share):
+    return steps_enough(latent, decoder, calls, lo, hi, share) - 1
+
+
+def _on_average(latent, decoder, calls, lo, hi, share):
+    return _first(lambda n: decoder < share * (n * (1 + hi - lo) * calls * latent + decoder))
+
+
+ENOUGH = (
+    Mistake(_always_guided, "You guide in every step. In which steps is guidance on?"),
+    Mistake(_never_guided, "You count no evaluations without the label. What does a guided step evaluate?"),
+    Mistake(_guided_only, "You count only the guided steps. What do the others cost?"),
+    Mistake(_once_a_step, "A stepper such as Heun's evaluates more than once in a step. What is `calls` for?"),
+    Mistake(_extra_once,
+            "In a guided step you count one evaluation without the label. How often does the stepper call?"),
+    Mistake(_of_network, "You compare the decoder with the network alone. What is the whole cost made of?"),
+    Mistake(_network_share, "You ask when the *network's* part falls below the share. Whose part is asked for?"),
+    Mistake(_by_end, "You look at the time at which a step ends. Which of its times decides?"),
+    Mistake(_with_end, "Does a step that begins exactly at `hi` belong to the interval?"),
+    Mistake(_at_most, "At your n the part can be exactly the share. Is that below it?"),
+    Mistake(_one_less, "At your n the decoder's part is still too large. Which n is the first that is enough?"),
+    Mistake(_on_average,
+            "You take the interval's length for the fraction of guided steps. How many of n steps begin in it?"),
 )
 
 
-def _cost_cases() -> list[tuple]:
-    return [(371.0, 46.0, 52.0, 20, 1, True),
-            (371.0, 46.0, 52.0, 20, 1, False),
-            (371.0, 46.0, 520.0, 4, 2, True),
-            (100.0, 10.0, 300.0, 1, 4, False)]
+def _enough_cases() -> list[tuple]:
+    return [(46.0, 52.0, 1, 0.25, 0.75, 0.05),
+            (46.0, 520.0, 2, 0.5, 1.0, 0.1),
+            (10.0, 90.0, 1, 0.0, 0.5, 0.25),
+            (10.0, 100.0, 3, 0.125, 0.5, 0.3),
+            (7.0, 300.0, 4, 0.625, 0.75, 0.45),
+            (10.0, 70.0, 1, 0.0, 0.25, 0.25),
+            (46.0, 5.0, 1, 0.5, 0.75, 0.5)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #c68fe9d7
 def redraw(encode, decode, u0, u1, x, eps, factor, start, n, w):
@@ -462,9 +494,9 @@ EXERCISES: dict[str, Exercise] = {
     "latent_step": Exercise(
         latent_step, _latent_cases, LATENT_STEP,
         "Training on drawn latents keeps a model from relying on decimals that the encoder is not sure of."),
-    "times_cheaper": Exercise(
-        times_cheaper, _cost_cases, CHEAPER,
-        "The fewer the steps, the more the decoder weighs: lesson 19 makes them few."),
+    "steps_enough": Exercise(
+        steps_enough, _enough_cases, ENOUGH,
+        "Below that number the decoder weighs: lesson 19 makes the steps few."),
     "redraw": Exercise(
         redraw, _redraw_cases, REDRAW,
         "This is what image tools do when you give them an image and a strength."),

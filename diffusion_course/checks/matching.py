@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['COSINE', 'STUCK', 'SAMPLER', 'FLOOR', 'STEP', 'AVERAGE', 'EXERCISES', 'cosine_loss', 'stuck_at', 'euler_sampler',
-           'floor_of_two', 'training_step', 'moving_average']
+__all__ = ['COSINE', 'STUCK', 'VARIATIONS', 'FLOOR', 'TRAIN', 'AVERAGE', 'EXERCISES', 'cosine_loss', 'stuck_at', 'variations',
+           'floor_of_two', 'train', 'moving_average']
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #61629758
 def cosine_loss(output, x1, eps, t):
@@ -134,62 +134,109 @@ def _target_cases() -> list[tuple]:
     return [(2 * normal(9, 2, seed=3) + 1,), (normal(6, 3, seed=4),)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6f9852d4
-def euler_sampler(u, x, n):
-    "u(x (B, D), t (B,)) -> (B, D) the velocity, x (B, D) noise, n steps -> the samples, (B, D)"
+def variations(u, x, z, w, n):
+    "u(x (B, D), t (B,)) -> the velocity (B, D), x data, z noise (B, D), w in [0, 1], n steps"
+    for k in range(n):
+        t = torch.full((len(x),), 1 - k / n, dtype=x.dtype)
+        x = x - u(x, t) / n
+    x = (1 - w) ** 0.5 * x + w**0.5 * z
     for k in range(n):
         t = torch.full((len(x),), k / n, dtype=x.dtype)
         x = x + u(x, t) / n
     return x
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #de14e41a
-def _steps(u, x, n, times, h):
+def _steps(u, x, times, h):
     for t in times: x = x + h * u(x, torch.full((len(x),), float(t), dtype=x.dtype))
     return x
 
 
-def _multiplied(u, x, n):
-    for k in range(n):
-        t = torch.full((len(x),), k / n, dtype=x.dtype)
-        x = x * u(x, t) / n
-    return x
+def _to_noise(u, x, n): return _steps(u, x, 1 - torch.arange(n) / n, -1 / n)
+def _to_data(u, x, n): return _steps(u, x, torch.arange(n) / n, 1 / n)
+def _renewed(x, z, w): return (1 - w) ** 0.5 * x + w**0.5 * z
 
 
-def _no_step_length(u, x, n): return _steps(u, x, n, torch.arange(n) / n, 1.0)
-def _at_the_end_of_steps(u, x, n): return _steps(u, x, n, torch.arange(1, n + 1) / n, 1 / n)
-def _one_step_short(u, x, n): return _steps(u, x, n, torch.arange(n - 1) / n, 1 / n)
-def _one_step_too_many(u, x, n): return _steps(u, x, n, torch.arange(n + 1) / n, 1 / n)
-def _time_stands_still(u, x, n): return _steps(u, x, n, torch.zeros(n), 1 / n)
-def _backwards(u, x, n): return _steps(u, x, n, 1 - torch.arange(n) / n, 1 / n)
-def _minus(u, x, n): return _steps(u, x, n, torch.arange(n) / n, -1 / n)
+def _step_back_added(u, x, z, w, n):
+    return _to_data(u, _renewed(_steps(u, x, 1 - torch.arange(n) / n, 1 / n), z, w), n)
 
 
-def _linspace_of_n(u, x, n): return _steps(u, x, n, torch.linspace(0, 1, n, dtype=torch.float64), 1 / n)
+def _back_at_rising_times(u, x, z, w, n):
+    return _to_data(u, _renewed(_steps(u, x, torch.arange(n) / n, -1 / n), z, w), n)
 
 
-def _half_way(u, x, n):
-    for k in range(n): x = x + u(x, x.new_full((len(x),), (k + 0.5) / n)) / n
-    return x
+def _back_at_ends(u, x, z, w, n):
+    return _to_data(u, _renewed(_steps(u, x, 1 - torch.arange(1, n + 1) / n, -1 / n), z, w), n)
 
 
-SAMPLER = (
-    Mistake(_multiplied,
-            "A step moves a point along the velocity. Does your line move it, or scale it?"),
+def _forward_at_ends(u, x, z, w, n):
+    return _steps(u, _renewed(_to_noise(u, x, n), z, w), torch.arange(1, n + 1) / n, 1 / n)
+
+
+def _forward_at_falling_times(u, x, z, w, n):
+    return _steps(u, _renewed(_to_noise(u, x, n), z, w), 1 - torch.arange(n) / n, 1 / n)
+
+
+def _fractions_not_roots(u, x, z, w, n):
+    return _to_data(u, (1 - w) * _to_noise(u, x, n) + w * z, n)
+
+
+def _noise_added(u, x, z, w, n):
+    return _to_data(u, _to_noise(u, x, n) + w**0.5 * z, n)
+
+
+def _fractions_swapped(u, x, z, w, n):
+    return _to_data(u, _renewed(_to_noise(u, x, n), z, 1 - w), n)
+
+
+def _fraction_of_deviation(u, x, z, w, n):
+    return _to_data(u, (1 - w**2) ** 0.5 * _to_noise(u, x, n) + w * z, n)
+
+
+def _data_renewed(u, x, z, w, n): return _to_data(u, _renewed(x, z, w), n)
+def _noise_returned(u, x, z, w, n): return _renewed(_to_noise(u, x, n), z, w)
+
+
+def _no_step_length(u, x, z, w, n):
+    x = _renewed(_steps(u, x, 1 - torch.arange(n) / n, -1.0), z, w)
+    return _steps(u, x, torch.arange(n) / n, 1.0)
+
+
+def _one_step_short(u, x, z, w, n):
+    x = _renewed(_steps(u, x, 1 - torch.arange(n - 1) / n, -1 / n), z, w)
+    return _steps(u, x, torch.arange(n - 1) / n, 1 / n)
+
+
+VARIATIONS = (
+    Mistake(_step_back_added,
+            "On the way back your points move along the velocity. In which direction did they "
+            "come?"),
+    Mistake(_back_at_rising_times,
+            "The way back begins with data. At which time does its first step begin?"),
+    Mistake(_back_at_ends,
+            "Euler's method takes the velocity where a step begins. At which time does your first"
+            " step back look?"),
+    Mistake(_forward_at_ends,
+            "Euler's method takes the velocity where a step begins. At which time does the first "
+            "one from noise look?"),
+    Mistake(_forward_at_falling_times,
+            "The way back is right. At which time does the way from noise to data begin?"),
+    Mistake(_fractions_not_roots,
+            "Which variance does your mixture have at w = 1/2, if both noises have variance one?"),
+    Mistake(_noise_added,
+            "You add fresh noise to all of the old. Which variance do the two have together?"),
+    Mistake(_fractions_swapped,
+            "At w = 0 nothing should be renewed. What does your function do there?"),
+    Mistake(_fraction_of_deviation,
+            "Your variance remains one. Of what is w a fraction: of the variance, or of the "
+            "standard deviation?"),
+    Mistake(_data_renewed,
+            "You add the noise to the data themselves. Where do the points have to be when it is "
+            "replaced?"),
+    Mistake(_noise_returned, "These are the new noises. What is left to do with them?"),
     Mistake(_no_step_length,
             "How far does a point travel in one step, if it travels n steps in a time of 1?"),
-    Mistake(_at_the_end_of_steps,
-            "Euler's method takes the velocity where a step begins. At which time does your first one look?"),
-    Mistake(_one_step_short, "How many steps did you make? The last one has to arrive at t = 1."),
-    Mistake(_one_step_too_many,
-            "You evaluate the field at t = 1 too, and step beyond the end. How many steps fit?"),
-    Mistake(_time_stands_still,
-            "Your points move, but which time do you tell the field in the second step?"),
-    Mistake(_backwards, "Noise is at t = 0 and data at t = 1 here. In which order do your times come?"),
-    Mistake(_minus, "Your points move against the velocity. Which way does time run?"),
-    Mistake(_linspace_of_n,
-            "linspace(0, 1, n) has n times but only n - 1 steps between them. Where do n steps begin?"),
-    Mistake(_half_way,
-            "You tell the field the time half-way, at the place where the step begins. Which time "
-            "belongs to that place?"),
+    Mistake(_one_step_short,
+            "How many steps did you make each way? How many times have you asked the field?"),
 )
 
 
@@ -208,10 +255,12 @@ def _to_three_hills(x: Tensor, t: Tensor) -> Tensor:
     return (r[..., None] * (means + pull[..., None] * from_means)).sum(1)
 
 
-def _sampler_cases() -> list[tuple]:
+def _variation_cases() -> list[tuple]:
     return [
-        (_to_three_hills, normal(6, 2, seed=5), 8), (_turning, normal(5, 2, seed=6), 3),
-        (_straight, normal(4, 3, seed=7), 1), (_to_three_hills, normal(4, 2, seed=11), 20),
+        (_to_three_hills, normal(6, 2, seed=5), normal(6, 2, seed=15), 0.3, 8),
+        (_turning, normal(5, 2, seed=6), normal(5, 2, seed=16), 0.6, 3),
+        (_straight, normal(4, 3, seed=7), normal(4, 3, seed=17), 0.2, 2),
+        (_to_three_hills, normal(4, 2, seed=11), normal(4, 2, seed=18), 0.8, 20),
     ]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #12880cca
@@ -306,51 +355,95 @@ def _two_cases() -> list[tuple]:
     ]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b123ad8d
-def training_step(W, x1, eps, t, lr):
-    "W (D + 1, D), x1 and eps (B, D), t (B,), lr a number -> the new W, and the loss before the step"
-    W = W.clone().requires_grad_()
-    x = t[:, None] * x1 + (1 - t[:, None]) * eps
-    u = torch.cat([x, t[:, None]], 1) @ W
-    loss = (u - (x1 - eps)).square().mean()
-    loss.backward()
-    return (W - lr * W.grad).detach(), loss.detach()
+def train(W, batches, lr):
+    "W (D + 1, D), batches: a list of (x1 (B, D), eps (B, D), t (B,)) -> the last W, all losses"
+    losses = []
+    for x1, eps, t in batches:
+        W = W.clone().requires_grad_()
+        x = t[:, None] * x1 + (1 - t[:, None]) * eps
+        u = torch.cat([x, t[:, None]], 1) @ W
+        loss = (u - (x1 - eps)).square().mean()
+        loss.backward()
+        losses.append(loss.detach())
+        W = (W - lr * W.grad).detach()
+    return W, torch.stack(losses)
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6ede310c
-def _descend(W, x, t, target, lr, reduce=torch.mean):
-    inputs = torch.cat([x, t[:, None]], 1)
-    W = W.clone().requires_grad_()
-    loss = reduce((inputs @ W - target).square())
-    loss.backward()
-    return (W - lr * W.grad).detach(), loss.detach()
-
-
 def _on_the_path(x1, eps, t): return t[:, None] * x1 + (1 - t[:, None]) * eps
+def _velocity(x1, eps, t): return x1 - eps
 
 
-def _wrong_direction(W, x1, eps, t, lr): return training_step(W, x1, eps, t, -lr)
-def _step_not_taken(W, x1, eps, t, lr): return W.clone(), training_step(W, x1, eps, t, lr)[1]
+def _loss_and_gradient(W, batch, point=_on_the_path, target=_velocity, reduce=torch.mean):
+    inputs = torch.cat([point(*batch), batch[2][:, None]], 1)
+    W = W.clone().requires_grad_()
+    loss = reduce((inputs @ W - target(*batch)).square())
+    loss.backward()
+    return loss.detach(), W.grad
 
 
-def _noise_as_target(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, eps, lr)
-def _data_as_target(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, x1, lr)
-def _target_reversed(W, x1, eps, t, lr): return _descend(W, _on_the_path(x1, eps, t), t, eps - x1, lr)
-def _time_reversed(W, x1, eps, t, lr): return _descend(W, _on_the_path(eps, x1, t), t, x1 - eps, lr)
-def _clean_input(W, x1, eps, t, lr): return _descend(W, x1, t, x1 - eps, lr)
+def _descend(W, batches, lr, **how):
+    losses = []
+    for batch in batches:
+        loss, gradient = _loss_and_gradient(W, batch, **how)
+        W = W - lr * gradient
+        losses.append(loss)
+    return W, torch.stack(losses)
 
 
-def _all_summed(W, x1, eps, t, lr):
-    return _descend(W, _on_the_path(x1, eps, t), t, x1 - eps, lr, torch.sum)
+def _wrong_direction(W, batches, lr): return _descend(W, batches, -lr)
+def _steps_not_taken(W, batches, lr): return _descend(W, batches, 0.0)
 
 
-def _from_above(W, x1, eps, t, lr):
-    "The loss after the step in place of the one before."
-    W, _ = training_step(W, x1, eps, t, lr)
-    return W, training_step(W, x1, eps, t, 0.0)[1]
+def _noise_as_target(W, batches, lr): return _descend(W, batches, lr, target=lambda x1, eps, t: eps)
+def _data_as_target(W, batches, lr): return _descend(W, batches, lr, target=lambda x1, eps, t: x1)
+def _reversed(x1, eps, t): return eps - x1
+def _target_reversed(W, batches, lr): return _descend(W, batches, lr, target=_reversed)
+def _clean_input(W, batches, lr): return _descend(W, batches, lr, point=lambda x1, eps, t: x1)
 
 
-STEP = (
-    Mistake(_wrong_direction, "Your loss grows from step to step. Which way does the gradient point?"),
-    Mistake(_step_not_taken, "The loss is right, but W comes back as it was."),
+def _time_reversed(W, batches, lr):
+    return _descend(W, batches, lr, point=lambda x1, eps, t: _on_the_path(eps, x1, t))
+
+
+def _all_summed(W, batches, lr): return _descend(W, batches, lr, reduce=torch.sum)
+
+
+def _losses_after(W, batches, lr):
+    losses = []
+    for batch in batches:
+        W = W - lr * _loss_and_gradient(W, batch)[1]
+        losses.append(_loss_and_gradient(W, batch)[0])
+    return W, torch.stack(losses)
+
+
+def _gradients_pile_up(W, batches, lr):
+    losses, gradient = [], torch.zeros_like(W)
+    for batch in batches:
+        loss, new = _loss_and_gradient(W, batch)
+        gradient = gradient + new
+        W = W - lr * gradient
+        losses.append(loss)
+    return W, torch.stack(losses)
+
+
+def _from_the_first_weights(W, batches, lr):
+    losses = []
+    for batch in batches:
+        loss, gradient = _loss_and_gradient(W, batch)
+        losses.append(loss)
+    return W - lr * gradient, torch.stack(losses)
+
+
+def _one_step_at_the_end(W, batches, lr):
+    found = [_loss_and_gradient(W, batch) for batch in batches]
+    return W - lr * sum(gradient for _, gradient in found), torch.stack([loss for loss, _ in found])
+
+
+TRAIN = (
+    Mistake(_wrong_direction,
+            "Your loss grows from step to step. Which way does the gradient point?"),
+    Mistake(_steps_not_taken,
+            "The losses are those of the first weights, and W comes back as it was."),
     Mistake(_noise_as_target,
             "You regress onto the noise. What does a *velocity* of the path look like?"),
     Mistake(_data_as_target,
@@ -360,15 +453,28 @@ STEP = (
     Mistake(_clean_input, "What does the network see: the data, or a point on the way to it?"),
     Mistake(_all_summed,
             "You summed the squares. With a larger batch the step would be longer: average."),
-    Mistake(_from_above, "The step is right. The loss asked for is the one *before* it."),
+    Mistake(_losses_after,
+            "The steps are right. The losses asked for are those *before* each step."),
+    Mistake(_gradients_pile_up,
+            "The first step is right. What is still in the gradient when the second batch comes?"),
+    Mistake(_from_the_first_weights,
+            "Each of your steps begins at the weights that were given. At which should the second"
+            " one begin?"),
+    Mistake(_one_step_at_the_end,
+            "You go through all batches before you take a step. How many steps do so many batches"
+            " make?"),
 )
 
 
-def _step_cases() -> list[tuple]:
-    def tensors(B: int, D: int, lr: float) -> tuple:
-        t = torch.linspace(0.05, 0.95, B, dtype=torch.float64)
-        return normal(D + 1, D, seed=10), normal(B, D, seed=11) + 1, normal(B, D, seed=12), t, lr
-    return [tensors(7, 2, 0.1), tensors(4, 3, 0.5)]
+def _train_cases() -> list[tuple]:
+    def tensors(steps: int, B: int, D: int, lr: float) -> tuple:
+        batches = []
+        for k in range(steps):
+            x1 = normal(B, D, seed=11 + 10 * k) + 1
+            t = torch.linspace(0.05, 0.95, B, dtype=torch.float64) ** (1 + 0.2 * k)
+            batches.append((x1, normal(B, D, seed=12 + 10 * k), t))
+        return normal(D + 1, D, seed=10), batches, lr
+    return [tensors(3, 7, 2, 0.1), tensors(5, 4, 3, 0.2)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #05b1a002
 def moving_average(weights, decay):
@@ -398,9 +504,11 @@ def _one_too_few(weights, decay):
 
 AVERAGE = (
     Mistake(_uncorrected,
-            "Your average still remembers the zeros that it began with. How much weight have the rows?"),
+            "Your average still remembers the zeros that it began with. How much weight have the "
+            "rows?"),
     Mistake(_from_the_first,
-            "You began with the first row, which then counts for more than its share. Begin with zeros."),
+            "You began with the first row, which then counts for more than its share. Begin with "
+            "zeros."),
     Mistake(_roles_swapped, "Which part stays at each step, the decay or the rest?"),
     Mistake(_plain_mean, "This is the mean of all rows. Do early rows count less than late ones?"),
     Mistake(_last_only, "These are the weights of the last step alone."),
@@ -421,14 +529,14 @@ EXERCISES = {
     "stuck_at": Exercise(
         stuck_at, _target_cases, STUCK,
         "This is why the loss does not go to zero."),
-    "euler_sampler": Exercise(
-        euler_sampler, _sampler_cases, SAMPLER,
-        "You have written the loop that every sampler shares."),
+    "variations": Exercise(
+        variations, _variation_cases, VARIATIONS,
+        "A flow can be followed both ways. Images are varied and edited by the same means."),
     "floor_of_two": Exercise(
         floor_of_two, _two_cases, FLOOR,
         "You have computed an irreducible loss in closed form."),
-    "training_step": Exercise(
-        training_step, _step_cases, STEP,
+    "train": Exercise(
+        train, _train_cases, TRAIN,
         "Put a large network in the place of W, and this trains it."),
     "moving_average": Exercise(
         moving_average, _average_cases, AVERAGE,

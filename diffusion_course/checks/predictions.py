@@ -5,123 +5,195 @@
 # %% ../../nbs/solutions/04_predictions.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..checking import Exercise, Mistake, normal, uniform
 
 # %% auto #0
-__all__ = ['VELOCITY', 'SD3', 'DIFFERENCE', 'POSTERIOR', 'LEAVE_ONE_OUT', 'ERROR', 'EXERCISES', 'x1_from_velocity',
-           'score_from_sd3', 'eps_from_difference', 'posterior', 'leave_one_out', 'velocity_error']
+__all__ = ['BY_DATA', 'SD3', 'WRAPPER', 'POSTERIOR', 'LEAVE_ONE_OUT', 'ERROR', 'EXERCISES', 'sample_by_data', 'score_from_sd3',
+           'velocity_from_sd3', 'posterior', 'leave_one_out', 'velocity_error']
 
 # %% ../../nbs/solutions/04_predictions.ipynb #46db8776
-def x1_from_velocity(x, u, alpha, sigma, d_alpha, d_sigma):
-    "x and u (B, ...), the coefficients (B,) -> x1 (B, ...)"
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    alpha, sigma, d_alpha, d_sigma = (c.reshape(shape) for c in (alpha, sigma, d_alpha, d_sigma))
-    D = alpha * d_sigma - sigma * d_alpha
-    return (d_sigma * x - sigma * u) / D
+def sample_by_data(predict, x, ts):
+    "predict(x (n, D), t a number) -> the data (n, D), x (n, D) noise, ts (T + 1,) -> samples"
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        alpha = torch.sin(math.pi / 2 * t)
+        sigma = torch.cos(math.pi / 2 * t)
+        x1 = predict(x, t)
+        eps = (x - alpha * x1) / sigma
+        velocity = math.pi / 2 * (sigma * x1 - alpha * eps)
+        x = x + (s - t) * velocity
+    return x
 
 # %% ../../nbs/solutions/04_predictions.ipynb #3fa4bcb7
-def _reshaped(x, *coefficients):
-    return (c.reshape((-1,) + (1,) * (x.ndim - 1)) for c in coefficients)
+def _at(t): return torch.sin(math.pi / 2 * t), torch.cos(math.pi / 2 * t)
 
 
-def _wrong_axis(x, u, alpha, sigma, d_alpha, d_sigma):
-    return (d_sigma * x - sigma * u) / (alpha * d_sigma - sigma * d_alpha)
+def _velocity(x, x1, t):
+    alpha, sigma = _at(t)
+    return math.pi / 2 * (sigma * x1 - alpha * (x - alpha * x1) / sigma)
 
 
-def _other_determinant(x, u, *coefficients): return -x1_from_velocity(x, u, *coefficients)
+def _sampled(predict, x, ts, velocity=_velocity):
+    for t, s in zip(ts[:-1], ts[1:], strict=True): x = x + (s - t) * velocity(x, predict(x, t), t)
+    return x
 
 
-def _undivided(x, u, *coefficients):
-    _, sigma, _, d_sigma = _reshaped(x, *coefficients)
-    return d_sigma * x - sigma * u
+def _linear_path(predict, x, ts):
+    return _sampled(predict, x, ts, lambda x, x1, t: (x1 - x) / (1 - t))
 
 
-def _negated(x, u, *coefficients): return -_undivided(x, u, *coefficients)
+def _no_inner_derivative(predict, x, ts):
+    return _sampled(predict, x, ts, lambda x, x1, t: _velocity(x, x1, t) / (math.pi / 2))
 
 
-def _eps(x, u, *coefficients):
-    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
-    return (alpha * u - d_alpha * x) / (alpha * d_sigma - sigma * d_alpha)
+def _plus_noise(predict, x, ts):
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return math.pi / 2 * (sigma * x1 + alpha * (x - alpha * x1) / sigma)
+    return _sampled(predict, x, ts, velocity)
 
 
-def _straight_on(x, u, *coefficients):
-    _, sigma, _, _ = _reshaped(x, *coefficients)
-    return x + sigma * u
+def _not_differentiated(predict, x, ts):
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return math.pi / 2 * (alpha * x1 - (x - alpha * x1))
+    return _sampled(predict, x, ts, velocity)
 
 
-def _straight_on_by_alpha(x, u, *coefficients):
-    alpha, _, _, _ = _reshaped(x, *coefficients)
-    return x + (1 - alpha) * u
+def _difference(predict, x, ts):
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return x1 - (x - alpha * x1) / sigma
+    return _sampled(predict, x, ts, velocity)
 
 
-def _plus_in_determinant(x, u, *coefficients):
-    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
-    return (d_sigma * x - sigma * u) / (alpha * d_sigma + sigma * d_alpha)
+def _noise_undivided(predict, x, ts):
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return math.pi / 2 * (sigma * x1 - alpha * (x - alpha * x1))
+    return _sampled(predict, x, ts, velocity)
 
 
-def _plus_in_numerator(x, u, *coefficients):
-    alpha, sigma, d_alpha, d_sigma = _reshaped(x, *coefficients)
-    return (d_sigma * x + sigma * u) / (alpha * d_sigma - sigma * d_alpha)
+def _point_for_noise(predict, x, ts):
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return math.pi / 2 * (sigma * x1 - alpha * x)
+    return _sampled(predict, x, ts, velocity)
 
 
-def _without_noise(x, u, *coefficients):
-    _, _, d_alpha, _ = _reshaped(x, *coefficients)
-    return u / d_alpha
+def _first_noise(predict, x, ts):
+    noise = x
+
+    def velocity(x, x1, t):
+        alpha, sigma = _at(t)
+        return math.pi / 2 * (sigma * x1 - alpha * noise)
+    return _sampled(predict, x, ts, velocity)
 
 
-VELOCITY = (
-    Mistake(_wrong_axis,
-            "Nothing is wrong but the axis: coefficients of shape (B,) line up with the *last* "
-            "axis of x. Which shape lets them meet the first?"),
-    Mistake(_other_determinant,
-            "The sign is off throughout. Which of the two products is subtracted in the "
-            "determinant, and which in the numerator?"),
-    Mistake(_undivided,
-            "You solved two equations without dividing by their determinant. On the linear path "
-            "it happens to be -1; what is it in general?"),
-    Mistake(_negated,
-            "You left the determinant out, at its value on the linear path. What is it on other "
-            "paths?"),
-    Mistake(_eps,
-            "This is the noise. Which of the two unknowns has to be eliminated to find the data?"),
-    Mistake(_straight_on,
-            "You walk straight on for the rest of the time. That is right on the linear path "
-            "only; what do the two equations say elsewhere?"),
-    Mistake(_straight_on_by_alpha,
-            "You walk straight on for a time of 1 - alpha. That is right on the linear path only;"
-            " what do the two equations say elsewhere?"),
-    Mistake(_plus_in_determinant,
-            "Your determinant is a sum. Multiply the two equations so that eps cancels: which "
-            "sign does that leave?"),
-    Mistake(_plus_in_numerator,
-            "Substitute x and u into your numerator: eps doesn't cancel. What has to change so "
-            "that it does?"),
-    Mistake(_without_noise,
-            "You left the noise out of u. Which equation helps to get rid of it?"),
+def _even_steps(predict, x, ts):
+    for t in ts[:-1]: x = x + _velocity(x, predict(x, t), t) / (len(ts) - 1)
+    return x
+
+
+def _one_step_short(predict, x, ts): return _sampled(predict, x, ts[:-1])
+
+
+def _last_prediction(predict, x, ts):
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        x1 = predict(x, t)
+        x = x + (s - t) * _velocity(x, x1, t)
+    return x1
+
+
+def _asked_late(predict, x, ts):
+    for t, s in zip(ts[:-1], ts[1:], strict=True): x = x + (s - t) * _velocity(x, predict(x, s), t)
+    return x
+
+
+def _mixed_anew(predict, x, ts):
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        alpha, sigma = _at(t)
+        x1 = predict(x, t)
+        eps = (x - alpha * x1) / sigma
+        x = _at(s)[0] * x1 + _at(s)[1] * eps
+    return x
+
+
+def _against(predict, x, ts):
+    for t, s in zip(ts[:-1], ts[1:], strict=True): x = x - (s - t) * _velocity(x, predict(x, t), t)
+    return x
+
+
+BY_DATA = (
+    Mistake(_linear_path,
+            "You walk straight towards the data. On which path is that the velocity?"),
+    Mistake(_no_inner_derivative,
+            "Your points lag behind. What is the derivative of sin(πt/2) with respect to t?"),
+    Mistake(_plus_noise, "Does the share of the noise grow or shrink on the way? What is σ'?"),
+    Mistake(_not_differentiated,
+            "Your velocity mixes data and noise as x does. Which function is the derivative of "
+            "the sine?"),
+    Mistake(_difference,
+            "Data minus noise is the velocity of one path. What are α' and σ' on this one?"),
+    Mistake(_noise_undivided,
+            "You took the data out of x. Is what is left the noise, or the noise times something?"),
+    Mistake(_point_for_noise,
+            "You took x itself for the noise. What else is in x, once t is larger than 0?"),
+    Mistake(_first_noise,
+            "You keep the noise that you began with. Which noise goes with the data predicted "
+            "*now*?"),
+    Mistake(_even_steps,
+            "How far is it from one time to the next? The times are not evenly spaced."),
+    Mistake(_one_step_short,
+            "How many steps lead through these times? The last one has to arrive at t = 1."),
+    Mistake(_last_prediction,
+            "You return what was predicted last. Where does the last step itself lead?"),
+    Mistake(_asked_late,
+            "You ask the network for the data at the end of the step. At which time is your point"
+            " there?"),
+    Mistake(_mixed_anew,
+            "You mix data and noise anew at the next time. That is a sampler too, and lesson 7 "
+            "builds it; what does an Euler step do with the velocity?"),
+    Mistake(_against, "Your points move against the velocity. In which direction does time run?"),
 )
+
+
+def _three_hills(x: Tensor, t: Tensor) -> Tensor:
+    "The exact prediction on the cosine path for a mixture of three Gaussians with variance 0.1."
+    means = torch.tensor([[1.0, 2.0], [-0.5, 0.3], [0.7, -1.1]]).double()
+    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
+    alpha, sigma = _at(t)
+    variance = 0.1 * alpha**2 + sigma**2
+    from_means = x[:, None] - alpha * means
+    r = (-from_means.square().sum(2, keepdim=True) / (2 * variance)).softmax(1)
+    return (r * (means + 0.1 * alpha / variance * from_means)).sum(1)
+
+
+def _swinging(x: Tensor, t: Tensor) -> Tensor:
+    "No perfect prediction, as that of a network: it turns with the time."
+    t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1)
+    return x.flip(1).sin() * (1 + t) + (3 * t).cos()
+
+
+def _uneven(n: int, power: float) -> Tensor:
+    return torch.linspace(0, 1, n + 1, dtype=torch.float64) ** power
+
+
+def _sampler_cases() -> list[tuple]:
+    return [
+        (_three_hills, normal(6, 2, seed=0), _uneven(8, 1.5)),
+        (_swinging, normal(5, 2, seed=1), _uneven(3, 0.7)),
+        (_swinging, normal(4, 3, seed=2), _uneven(2, 2.0)),
+        (_three_hills, normal(4, 2, seed=3), _uneven(20, 0.8)),
+    ]
 
 
 def _between(lo: float, hi: float, n: int, seed: int) -> Tensor:
     return lo + (hi - lo) * uniform(n, seed=seed)
-
-
-def _coefficients(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "alpha, sigma, d_alpha and d_sigma, each (n,), of no path in particular."
-    alpha = _between(0.2, 0.9, n, seed)
-    sigma = _between(0.2, 0.9, n, seed + 1)
-    d_alpha = _between(0.5, 1.5, n, seed + 2)
-    d_sigma = _between(-1.5, -0.5, n, seed + 3)
-    return alpha, sigma, d_alpha, d_sigma
-
-
-def _velocity_cases() -> list[tuple]:
-    return [
-        (normal(4, 4, seed=0), normal(4, 4, seed=1), *_coefficients(4, seed=2)),
-        (normal(3, 2, 3, seed=6), normal(3, 2, 3, seed=7), *_coefficients(3, seed=8)),
-    ]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #a1edb973
 def score_from_sd3(z, v, s):
@@ -174,48 +246,182 @@ def _sd3_cases() -> list[tuple]:
     return [(normal(5, 2, seed=12), normal(5, 2, seed=13), s) for s in (0.2, 0.7, 0.95)]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #3f9e6af2
-def eps_from_difference(x, y, alpha, sigma):
-    "x and y (n, D), alpha and sigma numbers -> eps, (n, D)"
-    return (x - alpha * y) / (alpha + sigma)
+def velocity_from_sd3(net, x, alpha, sigma, d_alpha, d_sigma):
+    "net(z (B, ...), s (B,)) -> v, x (B, ...), the coefficients (B,) -> the velocity at x, (B, ...)"
+    per_sample = lambda c: c.reshape((-1,) + (1,) * (x.ndim - 1))
+    total = alpha + sigma
+    s = sigma / total
+    z = x / per_sample(total)
+    v = net(z, s)
+    x1 = z - per_sample(s) * v
+    eps = z + per_sample(1 - s) * v
+    return per_sample(d_alpha) * x1 + per_sample(d_sigma) * eps
 
 # %% ../../nbs/solutions/04_predictions.ipynb #d9ae567f
-def _linear_only(x, y, alpha, sigma): return x - alpha * y
-def _data(x, y, alpha, sigma): return (x + sigma * y) / (alpha + sigma)
-def _opposite(x, y, alpha, sigma): return -eps_from_difference(x, y, alpha, sigma)
-def _other_sign_of_y(x, y, alpha, sigma): return (x + alpha * y) / (alpha + sigma)
-def _singular(x, y, alpha, sigma): return (x - alpha * y) / (sigma - alpha)
-def _squared_scales(x, y, alpha, sigma): return (x - alpha * y) / (alpha**2 + sigma**2)
-def _sigma_for_alpha(x, y, alpha, sigma): return (x - sigma * y) / (alpha + sigma)
-def _over_sigma(x, y, alpha, sigma): return (x - alpha * y) / sigma
+def _reshaped(x, *coefficients):
+    return (c.reshape((-1,) + (1,) * (x.ndim - 1)) for c in coefficients)
 
 
-DIFFERENCE = (
-    Mistake(_linear_only,
-            "This is right on the linear path, where alpha + sigma = 1. What takes the place of "
-            "that 1 in general?"),
-    Mistake(_data, "This is the data. Which of the two unknowns is asked for?"),
-    Mistake(_opposite,
-            "The sign is off. What is the determinant of the row (1, -1), with its sign?"),
-    Mistake(_other_sign_of_y,
-            "Express x1 by y and eps, and put that into x: with which sign does alpha · y come to"
-            " the other side?"),
-    Mistake(_singular,
-            "Yours is singular where alpha = sigma, as the target x1 + eps would be. Which sign "
-            "has b in the row of a difference?"),
-    Mistake(_squared_scales,
-            "alpha² + sigma² is the determinant of v. What is that of the row (1, -1)?"),
-    Mistake(_sigma_for_alpha,
-            "Which coefficient multiplies y when x1 is eliminated: that of the data in x, or that"
-            " of the noise?"),
-    Mistake(_over_sigma,
-            "You took y for the data. But there is noise in y as well: what does that add to the "
-            "coefficient of eps?"),
+def _translated(net, x, coefficients, z=None, s=None, sign=1):
+    "Data and noise in the words of this course, for a scale and a time of their path."
+    alpha, sigma = coefficients[:2]
+    s = sigma / (alpha + sigma) if s is None else s
+    z = x / next(_reshaped(x, alpha + sigma)) if z is None else z
+    v = sign * net(z, s)
+    s = next(_reshaped(x, s))
+    return z - s * v, z + (1 - s) * v
+
+
+def _combined(x, x1_and_eps, coefficients):
+    x1, eps = x1_and_eps
+    d_alpha, d_sigma = _reshaped(x, *coefficients[2:])
+    return d_alpha * x1 + d_sigma * eps
+
+
+def _unscaled(net, x, *coefficients):
+    return _combined(x, _translated(net, x, coefficients, z=x), coefficients)
+
+
+def _scaled_by_norm(net, x, *coefficients):
+    norm = (coefficients[0] ** 2 + coefficients[1] ** 2).sqrt()
+    z = x / next(_reshaped(x, norm))
+    return _combined(x, _translated(net, x, coefficients, z=z), coefficients)
+
+
+def _sigma_for_time(net, x, *coefficients):
+    return _combined(x, _translated(net, x, coefficients, s=coefficients[1]), coefficients)
+
+
+def _ratio_for_time(net, x, *coefficients):
+    s = coefficients[1] / coefficients[0]
+    return _combined(x, _translated(net, x, coefficients, s=s), coefficients)
+
+
+def _time_reversed(net, x, *coefficients):
+    s = coefficients[0] / (coefficients[0] + coefficients[1])
+    return _combined(x, _translated(net, x, coefficients, s=s), coefficients)
+
+
+def _sign_not_flipped(net, x, *coefficients):
+    return _combined(x, _translated(net, x, coefficients, sign=-1), coefficients)
+
+
+def _time_and_sign_reversed(net, x, *coefficients):
+    s = coefficients[0] / (coefficients[0] + coefficients[1])
+    return _combined(x, _translated(net, x, coefficients, s=s, sign=-1), coefficients)
+
+
+def _asked(net, x, alpha, sigma):
+    total = alpha + sigma
+    return net(x / next(_reshaped(x, total)), sigma / total)
+
+
+def _their_velocity(net, x, *coefficients): return _asked(net, x, *coefficients[:2])
+def _their_velocity_negated(net, x, *coefficients): return -_asked(net, x, *coefficients[:2])
+
+
+def _scaled_back(net, x, *coefficients):
+    velocity = velocity_from_sd3(net, x, *coefficients)
+    return velocity * next(_reshaped(x, coefficients[0] + coefficients[1]))
+
+
+def _our_point_for_theirs(net, x, *coefficients):
+    alpha, sigma = coefficients[:2]
+    v = _asked(net, x, alpha, sigma)
+    s = next(_reshaped(x, sigma / (alpha + sigma)))
+    return _combined(x, (x - s * v, x + (1 - s) * v), coefficients)
+
+
+def _point_returned(net, x, *coefficients):
+    x1, eps = _translated(net, x, coefficients)
+    alpha, sigma = _reshaped(x, *coefficients[:2])
+    return alpha * x1 + sigma * eps
+
+
+def _slopes_swapped(net, x, *coefficients):
+    x1, eps = _translated(net, x, coefficients)
+    return _combined(x, (eps, x1), coefficients)
+
+
+def _wrong_axis(net, x, alpha, sigma, d_alpha, d_sigma):
+    s = sigma / (alpha + sigma)
+    z = x / (alpha + sigma)
+    v = net(z, s)
+    return d_alpha * (z - s * v) + d_sigma * (z + (1 - s) * v)
+
+
+WRAPPER = (
+    Mistake(_unscaled,
+            "You show the network x as it is. By which factor is a point of our path larger than "
+            "its points?"),
+    Mistake(_scaled_by_norm,
+            "Your scale makes the squares of the two weights add up to one. What adds up to one on "
+            "the network's path?"),
+    Mistake(_sigma_for_time,
+            "You took sigma for s. That is right where alpha + sigma = 1; which s has the same "
+            "ratio elsewhere?"),
+    Mistake(_ratio_for_time,
+            "You took the ratio of noise to data for s. What is this ratio on the network's path,"
+            " in terms of s?"),
+    Mistake(_time_reversed, "In which direction does the network's time run? What is at s = 0?"),
+    Mistake(_sign_not_flipped,
+            "The network's v points one way, and you used it the other way. What is subtracted "
+            "from what in it?"),
+    Mistake(_time_and_sign_reversed,
+            "You read both v and s as if they were this course's. Where are the data on the "
+            "network's path, and which way does v point?"),
+    Mistake(_their_velocity,
+            "This is the network's own velocity. In which direction does its time run, and along "
+            "which path?"),
+    Mistake(_their_velocity_negated,
+            "This is right on the linear path. Which combination of data and noise is the "
+            "velocity elsewhere?"),
+    Mistake(_scaled_back,
+            "You scaled back at the end. Which quantities change with the scale of x, and which "
+            "don't?"),
+    Mistake(_our_point_for_theirs,
+            "The network was asked in the right place. In which equation do its v and s hold: in "
+            "that for x, or in that for z?"),
+    Mistake(_point_returned,
+            "You arrived at x again. Which numbers stand before data and noise in the "
+            "*derivative* of x?"),
+    Mistake(_slopes_swapped,
+            "Which of the two slopes belongs to the data, and which to the noise?"),
+    Mistake(_wrong_axis,
+            "Nothing is wrong but the axis: coefficients of shape (B,) line up with the *last* "
+            "axis of x. Which shape lets them meet the first?"),
 )
 
 
-def _difference_cases() -> list[tuple]:
-    scales = ((0.3, 0.9), (0.8, 0.6), (1.0, 4.0))  # alpha and sigma
-    return [(normal(5, 2, seed=14), normal(5, 2, seed=15), alpha, sigma) for alpha, sigma in scales]
+def _coefficients(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "alpha, sigma, d_alpha and d_sigma, each (n,), of no path in particular."
+    alpha = _between(0.2, 0.9, n, seed)
+    sigma = _between(0.2, 0.9, n, seed + 1)
+    d_alpha = _between(0.5, 1.5, n, seed + 2)
+    d_sigma = _between(-1.5, -0.5, n, seed + 3)
+    return alpha, sigma, d_alpha, d_sigma
+
+
+def _gaussian_net(z: Tensor, s: Tensor) -> Tensor:
+    "Noise minus data, exactly, for data with mean 0.8 and standard deviation 0.5 in each number."
+    s = s.reshape((-1,) + (1,) * (z.ndim - 1))
+    variance = 0.25 * (1 - s) ** 2 + s**2
+    off = (z - 0.8 * (1 - s)) / variance
+    return s * off - (0.8 + 0.25 * (1 - s) * off)
+
+
+def _crooked_net(z: Tensor, s: Tensor) -> Tensor:
+    "No perfect answer, as that of a network."
+    s = s.reshape((-1,) + (1,) * (z.ndim - 1))
+    return (2 * z).sin() - s * z.flip(-1) + s.cos()
+
+
+def _wrapper_cases() -> list[tuple]:
+    return [
+        (_gaussian_net, normal(4, 4, seed=6), *_coefficients(4, seed=2)),
+        (_crooked_net, normal(3, 2, 3, seed=7), *_coefficients(3, seed=8)),
+        (_gaussian_net, normal(5, 5, seed=14), *_coefficients(5, seed=40)),
+    ]
 
 # %% ../../nbs/solutions/04_predictions.ipynb #fcad0d6e
 def posterior(x, alpha, sigma, mean, std):
@@ -519,15 +725,15 @@ def _error_cases() -> list[tuple]:
 
 # %% ../../nbs/solutions/04_predictions.ipynb #b6987c9f
 EXERCISES = {
-    "x1_from_velocity": Exercise(
-        x1_from_velocity, _velocity_cases, VELOCITY,
-        "Samplers show you the image to come with it, at every step."),
+    "sample_by_data": Exercise(
+        sample_by_data, _sampler_cases, BY_DATA,
+        "A network of any target can be sampled in this way, once its data and noise are known."),
     "score_from_sd3": Exercise(
         score_from_sd3, _sd3_cases, SD3,
         "You can now run a stochastic sampler on a model that was trained for flows."),
-    "eps_from_difference": Exercise(
-        eps_from_difference, _difference_cases, DIFFERENCE,
-        "It is singular nowhere, whatever the schedule."),
+    "velocity_from_sd3": Exercise(
+        velocity_from_sd3, _wrapper_cases, WRAPPER,
+        "With such a wrapper one checkpoint serves the samplers of every path."),
     "posterior": Exercise(
         posterior, _posterior_cases, POSTERIOR,
         "That variance is the part of the loss that no network can remove (lesson 5)."),

@@ -5,6 +5,7 @@
 # %% ../../nbs/solutions/07_samplers.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -16,113 +17,94 @@ __all__ = ['DDIM', 'CALLS', 'SOLVER_2', 'TWO', 'MULTISTEP', 'KEPT', 'EXERCISES',
            'two_velocities', 'multistep_sampler', 'noise_kept']
 
 # %% ../../nbs/solutions/07_samplers.ipynb #5f4d8f54
-def ddim_step(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    "x, eps and new noise z (B, D), all else numbers -> x at s, (B, D)"
+def ddim_step(x, eps, log_snr_t, log_snr_s, eta, z):
+    "x at t, eps and new noise z (B, D), all else numbers -> x at s, (B, D)"
+    snr_t, snr_s = math.exp(log_snr_t), math.exp(log_snr_s)
+    alpha_t, sigma_t = (snr_t / (1 + snr_t)) ** 0.5, (1 / (1 + snr_t)) ** 0.5
+    alpha_s, sigma_s = (snr_s / (1 + snr_s)) ** 0.5, (1 / (1 + snr_s)) ** 0.5
     x1 = (x - sigma_t * eps) / alpha_t
-    snr_ratio = (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
-    f2 = eta**2 * sigma_s**2 * (1 - snr_ratio)
+    f2 = eta**2 * sigma_s**2 * (1 - snr_t / snr_s)
     return alpha_s * x1 + (sigma_s**2 - f2) ** 0.5 * eps + f2**0.5 * z
 
 # %% ../../nbs/solutions/07_samplers.ipynb #dade2892
-def _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s):
-    return (alpha_t * sigma_s / (sigma_t * alpha_s)) ** 2
+def _weights(log_snr): return (1 / (1 + math.exp(-log_snr))) ** 0.5, (1 / (1 + math.exp(log_snr))) ** 0.5
+def _fresh(log_snr_t, log_snr_s): return 1 - math.exp(log_snr_t - log_snr_s)
 
 
-def _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta):
-    return eta**2 * sigma_s**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
+def _step(x, eps, log_snr_t, log_snr_s, eta, z, *, weights=_weights, fresh=_fresh, power=0.5, keep=True,
+          divided=True, sign=-1, eta_power=2):
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = weights(log_snr_t), weights(log_snr_s)
+    x1 = x + sign * sigma_t * eps
+    if divided: x1 = x1 / alpha_t
+    f2 = eta**eta_power * sigma_s**2 * fresh(log_snr_t, log_snr_s)
+    kept = (sigma_s**2 - f2) ** 0.5 if keep else sigma_s
+    return alpha_s * x1 + kept * eps + f2**power * z
 
 
-def _mix(x1, eps, z, alpha, sigma, f2):
-    return alpha * x1 + (sigma**2 - f2) ** 0.5 * eps + f2**0.5 * z
+def _squares(log_snr): return tuple(w**2 for w in _weights(log_snr))
+def _swapped(log_snr): return _weights(-log_snr)
+def _of_the_ratio(log_snr): return _weights(2 * log_snr)
+def _of_half(log_snr): return _weights(log_snr / 2)
+def _of_a_straight_line(log_snr):
+    ratio = math.exp(log_snr / 2)
+    return ratio / (1 + ratio), 1 / (1 + ratio)
 
 
-def _scaled_by_variance(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
-    return alpha_s * x1 + (sigma_s**2 - f2) ** 0.5 * eps + f2 * z
+def _weights_are_variances(*args): return _step(*args, weights=_squares)
+def _alpha_for_sigma(*args): return _step(*args, weights=_swapped)
+def _log_of_the_ratio(*args): return _step(*args, weights=_of_the_ratio)
+def _halved(*args): return _step(*args, weights=_of_half)
+def _linear_path(*args): return _step(*args, weights=_of_a_straight_line)
+def _scaled_by_variance(*args): return _step(*args, power=1.0)
+def _no_noise(x, eps, log_snr_t, log_snr_s, eta, z): return _step(x, eps, log_snr_t, log_snr_s, 0.0, z)
+def _added_on_top(*args): return _step(*args, keep=False)
+def _eta_not_squared(*args): return _step(*args, eta_power=1)
+def _still_scaled(*args): return _step(*args, divided=False)
+def _noise_added_to_x(*args): return _step(*args, sign=1)
+def _snr_not_squared(*args): return _step(*args, fresh=lambda t, s: _fresh(t / 2, s / 2))
+def _upside_down(*args): return _step(*args, fresh=lambda t, s: _fresh(s, t))
+def _kept_for_new(*args): return _step(*args, fresh=lambda t, s: math.exp(t - s))
 
 
-def _no_noise(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    return alpha_s * x1 + sigma_s * eps
+def _multiplied(x, eps, log_snr_t, log_snr_s, eta, z):
+    alpha_t, sigma_t = _weights(log_snr_t)
+    return _step(alpha_t**2 * (x - sigma_t * eps) + sigma_t * eps, eps, log_snr_t, log_snr_s, eta, z)
 
 
-def _added_on_top(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
-    return alpha_s * x1 + sigma_s * eps + f2**0.5 * z
-
-
-def _eta_not_squared(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = eta * sigma_s**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
-    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
-
-
-def _still_scaled(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
-    return _mix(x - sigma_t * eps, eps, z, alpha_s, sigma_s, f2)
-
-
-def _sigma_of_t(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = eta**2 * sigma_t**2 * (1 - _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s))
-    return _mix(x1, eps, z, alpha_s, sigma_t, f2)
-
-
-def _snr_not_squared(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    ratio = alpha_t * sigma_s / (sigma_t * alpha_s)
-    return _mix(x1, eps, z, alpha_s, sigma_s, eta**2 * sigma_s**2 * (1 - ratio))
-
-
-def _variances_for_stds(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
-    return alpha_s * x1 + (sigma_s**2 - f2) * eps + f2 * z
-
-
-def _kept_for_new(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x - sigma_t * eps) / alpha_t
-    f2 = eta**2 * sigma_s**2 * _snr_ratio(alpha_t, sigma_t, alpha_s, sigma_s)
-    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
-
-
-def _noise_added_to_x(x, eps, alpha_t, sigma_t, alpha_s, sigma_s, eta, z):
-    x1 = (x + sigma_t * eps) / alpha_t
-    f2 = _f2(alpha_t, sigma_t, alpha_s, sigma_s, eta)
-    return _mix(x1, eps, z, alpha_s, sigma_s, f2)
+def _sigma_of_t(x, eps, log_snr_t, log_snr_s, eta, z):
+    (alpha_t, sigma_t), (alpha_s, _) = _weights(log_snr_t), _weights(log_snr_s)
+    f2 = eta**2 * sigma_t**2 * _fresh(log_snr_t, log_snr_s)
+    return alpha_s * (x - sigma_t * eps) / alpha_t + (sigma_t**2 - f2) ** 0.5 * eps + f2**0.5 * z
 
 
 DDIM = (
-    Mistake(_scaled_by_variance,
-            "You scaled the new noise by its variance f². Noise is scaled by the root, f."),
-    Mistake(_no_noise, "This is right for eta = 0 alone: the new noise is missing."),
+    Mistake(_weights_are_variances, "Your alpha and sigma are their squares. Which of the two sums to 1?"),
+    Mistake(_alpha_for_sigma, "You exchanged alpha and sigma. Which of them is large where the log-SNR is?"),
+    Mistake(_log_of_the_ratio, "You read l as log(alpha/sigma). Of which ratio is it the logarithm?"),
+    Mistake(_halved, "l/2 is log(alpha/sigma), and your formula for the squares wants something else. What?"),
+    Mistake(_linear_path, "Your alpha and sigma sum to 1. What sums to 1 on this path?"),
+    Mistake(_scaled_by_variance, "You scaled the new noise by its variance f². By what is noise scaled?"),
+    Mistake(_no_noise, "This is right for eta = 0 alone. Where does z enter?"),
     Mistake(_added_on_top,
-            "You added new noise without taking old noise "
-            "out: the variances must still sum to sigma_s²."),
-    Mistake(_eta_not_squared, "The variance of the new noise goes with eta², not eta."),
+            "You added new noise without taking old noise out. What must the two variances sum to?"),
+    Mistake(_eta_not_squared, "Your eta scales the variance of the new noise. What does it scale in the formula?"),
     Mistake(_still_scaled,
-            "This is the data as it stands in x. By what is it still multiplied, before you mix "
-            "anew?"),
-    Mistake(_sigma_of_t,
-            "The new mixture is for time s: its noise has the size sigma_s, not sigma_t."),
-    Mistake(_snr_not_squared,
-            "The signal-to-noise ratio is alpha²/sigma²: the ratio of two of them needs squares."),
-    Mistake(_variances_for_stds,
-            "You scaled by variances. Noise is scaled by the roots of its variances."),
+            "This is the data as it stands in x. By what is it still multiplied, before you mix anew?"),
+    Mistake(_multiplied, "You multiplied by alpha. What undoes the scale that the data have in x?"),
+    Mistake(_upside_down,
+            "The variance of your new noise is negative, so its root is complex. Which SNR is the larger, and which"
+            " of their ratios lies below 1?"),
+    Mistake(_sigma_of_t, "The new mixture is for time s. Which size has its noise?"),
+    Mistake(_snr_not_squared, "Your ratio is that of two alpha/sigma. Which ratio stands in the formula?"),
     Mistake(_kept_for_new,
-            "You drew anew what should be kept. Which of the two fractions is small for a small "
-            "step?"),
+            "You drew anew what should be kept. Which of the two fractions is small for a small step?"),
     Mistake(_noise_added_to_x,
             "You added the noise once more. How is x made, and what has to go so that x1 is left?"),
 )
 
 
 def _ddim_cases() -> list[tuple]:
-    numbers = (  # alpha_t, sigma_t, alpha_s, sigma_s, eta
-        (0.3, 0.8, 0.6, 0.5, 0.0), (0.3, 0.8, 0.6, 0.5, 1.0), (0.5, 0.7, 0.9, 0.3, 0.4),
-    )
+    numbers = ((-1.5, 0.4, 0.0), (-1.5, 0.4, 1.0), (-0.3, 2.1, 0.4))  # the log-SNRs of t and s, eta
     return [(normal(5, 2, seed=0), normal(5, 2, seed=1), *n, normal(5, 2, seed=2)) for n in numbers]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #a3bb1573

@@ -5,6 +5,8 @@
 # %% ../../nbs/solutions/06_score_matching.ipynb #28cb3cfe
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..checking import Exercise, Mistake, normal, uniform
@@ -135,74 +137,79 @@ def _image_cases() -> list[tuple]:
     return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #72ca2a57
-def step_to_noise(x, velocity, score, t, h, z):
-    "x, velocity, score and z (B, D), t and h > 0 numbers -> x at time t - h, (B, D)"
-    g2 = 2 * (1 - t)
-    return x + h * (-velocity + g2 / 2 * score) + (g2 * h) ** 0.5 * z
+def step_to_noise(x, x1, eps, t, h, churn, z):
+    "x, predictions x1 and eps, new noise z (B, D); t, h > 0 and churn numbers -> x at time t - h, (B, D)"
+    alpha, sigma = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
+    velocity = math.pi / 2 * (sigma * x1 - alpha * eps)
+    g2 = churn * math.pi * sigma
+    return x + h * (-velocity - churn * math.pi / 2 * eps) + (g2 * h) ** 0.5 * z
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #084a46b8
-def _g2(t): return 2 * (1 - t)
-def _drift(velocity, score, t): return -velocity + _g2(t) / 2 * score
+def _cosine(t): return math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
 
 
-def _both_flipped(x, velocity, score, t, h, z):
-    return x + h * (-velocity - _g2(t) / 2 * score) + (_g2(t) * h) ** 0.5 * z
+def _noised(x, x1, eps, t, h, churn, z, *, flip=-1.0, pull=-1.0, rate=math.pi / 2, power=(0.5, 0.5), linear=False):
+    alpha, sigma = _cosine(t)
+    velocity = x1 - eps if linear else rate * (sigma * x1 - alpha * eps)
+    noise = (churn * math.pi * sigma) ** power[0] * h ** power[1] * z
+    return x + h * (flip * velocity + pull * churn * math.pi / 2 * eps) + noise
 
 
-def _towards_data(x, velocity, score, t, h, z):
-    return x + h * (velocity + _g2(t) / 2 * score) + (_g2(t) * h) ** 0.5 * z
+def _on_the_linear_path(x, x1, eps, t, h, churn, z):
+    return x + h * (eps - x1 - churn * eps) + (2 * (1 - t) * churn * h) ** 0.5 * z
 
 
-def _whole_g2(x, velocity, score, t, h, z):
-    return x + h * (-velocity + _g2(t) * score) + (_g2(t) * h) ** 0.5 * z
+def _linear_g(x, x1, eps, t, h, churn, z):
+    alpha, sigma = _cosine(t)
+    velocity = math.pi / 2 * (sigma * x1 - alpha * eps)
+    return x + h * (-velocity - churn * (1 - t) / sigma * eps) + (2 * (1 - t) * churn * h) ** 0.5 * z
 
 
-def _noise_by_h(x, velocity, score, t, h, z):
-    return x + h * _drift(velocity, score, t) + _g2(t) ** 0.5 * h * z
+def _linear_velocity(*args): return _noised(*args, linear=True)
+def _towards_data(*args): return _noised(*args, flip=1.0)
+def _pushed_apart(*args): return _noised(*args, pull=1.0)
+def _whole_g2(*args): return _noised(*args, pull=-2.0)
+def _no_score(*args): return _noised(*args, pull=0.0)
+def _rate_forgotten(*args): return _noised(*args, rate=1.0)
+def _noise_by_h(*args): return _noised(*args, power=(0.5, 1.0))
+def _noise_by_g2(*args): return _noised(*args, power=(1.0, 0.5))
+def _noise_not_scaled(*args): return _noised(*args, power=(0.5, 0.0))
+def _no_noise(x, x1, eps, t, h, churn, z): return _noised(x, x1, eps, t, h, churn, 0 * z)
+def _any_churn(x, x1, eps, t, h, churn, z): return _noised(x, x1, eps, t, h, 1.0, z)
+def _swapped(x, x1, eps, t, h, churn, z): return _noised(x, x1, eps, 1 - t, h, churn, z)
 
 
-def _noise_by_g2(x, velocity, score, t, h, z):
-    return x + h * _drift(velocity, score, t) + _g2(t) * h**0.5 * z
-
-
-def _no_score(x, velocity, score, t, h, z): return x - h * velocity + (_g2(t) * h) ** 0.5 * z
-def _no_noise(x, velocity, score, t, h, z): return x + h * _drift(velocity, score, t)
-
-
-def _noise_not_scaled(x, velocity, score, t, h, z):
-    return x + h * _drift(velocity, score, t) + _g2(t) ** 0.5 * z
-
-
-def _t_for_sigma(x, velocity, score, t, h, z):
-    return step_to_noise(x, velocity, score, 1 - t, h, z)
+def _eps_as_score(x, x1, eps, t, h, churn, z):
+    return _noised(x, x1, eps, t, h, churn, z, pull=-_cosine(t)[1])
 
 
 STEP = (
-    Mistake(_both_flipped,
-            "You flipped the score too. Noise spreads in either "
-            "direction, and the score has to gather it: +g²/2 both ways."),
-    Mistake(_towards_data,
-            "This step goes towards data. With the clock reversed the velocity changes its sign."),
+    Mistake(_on_the_linear_path, "This is the step of the linear path. Which alpha, sigma and derivatives has this one?"),
+    Mistake(_linear_g, "Your g² is that of the linear path. What is the bracket in its formula on this one?"),
+    Mistake(_linear_velocity, "x1 - eps is the velocity of the linear path. By what are the two multiplied here?"),
+    Mistake(_towards_data, "This step goes towards data. What becomes of the velocity when the clock is reversed?"),
+    Mistake(_pushed_apart,
+            "Your score pushes the points apart, as the noise does. Does the score change its sign with the clock,"
+            " and which sign has eps in it?"),
     Mistake(_whole_g2, "Your score is twice too strong. How much of g² comes with it?"),
-    Mistake(_noise_by_h, "You scaled the noise by h. Noise grows with the root of the step."),
-    Mistake(_noise_by_g2,
-            "You scaled the noise by g². That is the rate of the variance: by what is the noise "
-            "itself scaled?"),
-    Mistake(_no_score,
-            "There is noise, but nothing that holds the cloud together. Which term balances it?"),
-    Mistake(_no_noise, "The score gathers and nothing spreads: the noise is missing."),
-    Mistake(_noise_not_scaled,
-            "The noise isn't scaled with the step. How does a Brownian increment grow with h?"),
-    Mistake(_t_for_sigma,
-            "You used t for sigma. How much noise is there at time t on the linear path?"),
+    Mistake(_no_score, "There is noise, but nothing that holds the cloud together. Which term balances it?"),
+    Mistake(_eps_as_score, "You took -eps for the score. By what do the two differ?"),
+    Mistake(_rate_forgotten, "Your velocity is too slow. What does the derivative of sin(πt/2) bring with it?"),
+    Mistake(_noise_by_h, "You scaled the noise by h. How does a Brownian increment grow with h?"),
+    Mistake(_noise_by_g2, "g² is the rate of the variance. By what is the noise itself scaled?"),
+    Mistake(_noise_not_scaled, "The noise isn't scaled with the step. How does a Brownian increment grow with h?"),
+    Mistake(_no_noise, "The score gathers and nothing spreads. What is missing?"),
+    Mistake(_any_churn, "Your step is right for churn 1 alone. Where does the churn enter?"),
+    Mistake(_swapped, "You exchanged alpha and sigma. Which of the two is large at t = 1, where the data are?"),
 )
 
 
 def _step_cases() -> list[tuple]:
     cases = []
-    for t, h in ((0.7, 0.05), (0.4, 0.1)):
-        x, velocity, score, z = (normal(5, 2, seed=seed) for seed in (5, 6, 7, 8))
-        cases.append((x, velocity, score, t, h, z))
+    for t, h, churn in ((0.7, 0.05, 0.6), (0.4, 0.1, 1.5)):
+        x1, eps, z = (normal(5, 2, seed=seed) for seed in (6, 7, 8))
+        alpha, sigma = _cosine(t)
+        cases.append((alpha * x1 + sigma * eps, x1, eps, t, h, churn, z))
     return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #005d95ab

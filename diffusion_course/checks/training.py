@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checking import Exercise, Mistake, normal
 
 # %% auto #0
-__all__ = ['AVERAGE', 'HALF_LIFE', 'RATE', 'BLOCK', 'CLIP', 'UNIFORM_LOSS', 'EXERCISES', 'debiased_average', 'keep_for',
-           'cosine_rate', 'block_of', 'clipped', 'uniform_loss']
+__all__ = ['AVERAGE', 'HALF_LIFE', 'RATE', 'BLOCK', 'STEP', 'UNIFORM_LOSS', 'EXERCISES', 'debiased_average', 'keep_for',
+           'cosine_rate', 'block_of', 'accumulated_step', 'uniform_loss']
 
 # %% ../../nbs/solutions/14_training.ipynb #aec3ab77
 def debiased_average(total, weights, n, k):
@@ -305,63 +305,180 @@ def _block_cases() -> list[tuple]:
     return [(_orders(4, 10), *s) for s in settings]
 
 # %% ../../nbs/solutions/14_training.ipynb #468776cf
-def clipped(a, b, longest):
-    "two tensors of any shape, the parts of one gradient -> the two, clipped"
-    norm = (a.square().sum() + b.square().sum()).sqrt()
-    factor = min(1.0, longest / norm)
-    return a * factor, b * factor
+def accumulated_step(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    "weights W and b, their averages, pieces: a list of (x, y) -> the new W, b, mean_W and mean_b"
+    W, b = W.clone().requires_grad_(), b.clone().requires_grad_()
+    n = sum(len(x) for x, _ in pieces)
+    for x, y in pieces: (loss(W, b, x, y) * len(x) / n).backward()
+    with torch.no_grad():
+        length = (W.grad.square().sum() + b.grad.square().sum()).sqrt()
+        factor = min(1.0, longest / length)
+        W, b = W - lr * factor * W.grad, b - lr * factor * b.grad
+        return W, b, k * mean_W + (1 - k) * W, k * mean_b + (1 - k) * b
 
 # %% ../../nbs/solutions/14_training.ipynb #07cb61a8
-def _norm(*parts): return sum(p.square().sum() for p in parts).sqrt()
-def _scaled_by(factor, a, b): return a * factor, b * factor
+def _length(*parts): return sum(p.square().sum() for p in parts).sqrt()
+def _factor(length, longest): return min(1.0, longest / length)
 
 
-def _each_part(a, b, longest):
-    return a * min(1.0, longest / _norm(a)), b * min(1.0, longest / _norm(b))
+def _together(gradient, longest):
+    factor = _factor(_length(*gradient), longest)
+    return [factor * g for g in gradient]
 
 
-def _each_value(a, b, longest): return a.clamp(-longest, longest), b.clamp(-longest, longest)
-def _always(a, b, longest): return _scaled_by(longest / _norm(a, b), a, b)
-def _sum_of_norms(a, b, longest): return _scaled_by(min(1.0, longest / (_norm(a) + _norm(b))), a, b)
-def _no_root(a, b, longest): return _scaled_by(min(1.0, longest / _norm(a, b) ** 2), a, b)
+def _gradients(loss, W, b, pieces):
+    W, b = W.clone().requires_grad_(), b.clone().requires_grad_()
+    return [torch.autograd.grad(loss(W, b, x, y), (W, b)) for x, y in pieces]
 
 
-def _largest_value(a, b, longest):
-    largest = max(a.abs().max(), b.abs().max())
-    return _scaled_by(min(1.0, longest / largest), a, b)
+def _shares(pieces):
+    n = sum(len(x) for x, _ in pieces)
+    return [len(x) / n for x, _ in pieces]
 
 
-def _mean_not_sum(a, b, longest):
-    rms = torch.cat([a.flatten(), b.flatten()]).square().mean().sqrt()
-    return _scaled_by(min(1.0, longest / rms), a, b)
+def _of_batch(gradients, weights):
+    return [sum(w * g for w, g in zip(weights, of_one, strict=True)) for of_one in zip(*gradients, strict=True)]
 
 
-def _lengthened(a, b, longest): return _scaled_by(max(1.0, longest / _norm(a, b)), a, b)
+def _stepped(loss, W, b, mean_W, mean_b, pieces, lr, longest, k, *, shares=_shares, clip=_together):
+    gW, gb = clip(_of_batch(_gradients(loss, W, b, pieces), shares(pieces)), longest)
+    return _averaged(W - lr * gW, b - lr * gb, mean_W, mean_b, k)
 
 
-CLIP = (
-    Mistake(_each_part,
-            "You clipped each tensor by its own length: the direction of the whole "
-            "changes. Take one length over both."),
-    Mistake(_each_value,
-            "You clipped each number. That changes the direction; scale all of them "
-            "by one factor."),
-    Mistake(_always,
-            "You made short gradients longer. A gradient that is short enough stays as it is."),
-    Mistake(_sum_of_norms, "Lengths don't add up: the squares do (Pythagoras)."),
-    Mistake(_no_root, "The length is the *square root* of the sum of squares."),
-    Mistake(_largest_value,
-            "That is the largest number in it. The length is the square root of the "
-            "sum of all squares."),
-    Mistake(_mean_not_sum, "You averaged the squares. A length sums them, however many there are."),
-    Mistake(_lengthened, "The factor is at most 1, not at least: long gradients are shortened."),
+def _averaged(W, b, mean_W, mean_b, k): return W, b, k * mean_W + (1 - k) * W, k * mean_b + (1 - k) * b
+
+
+def _each_tensor(gradient, longest): return [g * _factor(_length(g), longest) for g in gradient]
+def _each_value(gradient, longest): return [g.clamp(-longest, longest) for g in gradient]
+def _not_clipped(gradient, longest): return gradient
+def _always(gradient, longest): return [g * longest / _length(*gradient) for g in gradient]
+def _sum_of_lengths(gradient, longest): return [g * _factor(sum(map(_length, gradient)), longest) for g in gradient]
+def _no_root(gradient, longest): return [g * _factor(_length(*gradient) ** 2, longest) for g in gradient]
+
+
+def _equal_shares(pieces): return [1 / len(pieces)] * len(pieces)
+def _of_sizes(pieces): return [len(x) for x, _ in pieces]
+def _added(pieces): return [1.0] * len(pieces)
+def _last_alone(pieces): return [0.0] * (len(pieces) - 1) + [1.0]
+
+
+def _mean_of_means(*case): return _stepped(*case, shares=_equal_shares)
+def _undivided(*case): return _stepped(*case, shares=_of_sizes)
+def _added_up(*case): return _stepped(*case, shares=_added)
+def _zeroed(*case): return _stepped(*case, shares=_last_alone)
+def _clips_each_tensor(*case): return _stepped(*case, clip=_each_tensor)
+def _clips_each_value(*case): return _stepped(*case, clip=_each_value)
+def _clips_nothing(*case): return _stepped(*case, clip=_not_clipped)
+def _always_scaled(*case): return _stepped(*case, clip=_always)
+def _lengths_added(*case): return _stepped(*case, clip=_sum_of_lengths)
+def _length_squared(*case): return _stepped(*case, clip=_no_root)
+
+
+def _clips_each_piece(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    short = [_together(g, longest) for g in _gradients(loss, W, b, pieces)]
+    gW, gb = _of_batch(short, _shares(pieces))
+    return _averaged(W - lr * gW, b - lr * gb, mean_W, mean_b, k)
+
+
+def _clips_as_it_grows(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    total = [torch.zeros_like(W), torch.zeros_like(b)]
+    for share, gradient in zip(_shares(pieces), _gradients(loss, W, b, pieces), strict=True):
+        total = _together([t + share * g for t, g in zip(total, gradient, strict=True)], longest)
+    return _averaged(W - lr * total[0], b - lr * total[1], mean_W, mean_b, k)
+
+
+def _steps_each_piece(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    for piece in pieces: W, b, *_ = _stepped(loss, W, b, mean_W, mean_b, [piece], lr, longest, k)
+    return _averaged(W, b, mean_W, mean_b, k)
+
+
+def _small_batches(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    for piece in pieces: W, b, mean_W, mean_b = _stepped(loss, W, b, mean_W, mean_b, [piece], lr, longest, k)
+    return W, b, mean_W, mean_b
+
+
+def _averages_each_piece(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    return _stepped(loss, W, b, mean_W, mean_b, pieces, lr, longest, k ** len(pieces))
+
+
+def _old_weights(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    new = _stepped(loss, W, b, mean_W, mean_b, pieces, lr, longest, k)
+    return *new[:2], *_averaged(W, b, mean_W, mean_b, k)[2:]
+
+
+def _swapped_fractions(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    return _stepped(loss, W, b, mean_W, mean_b, pieces, lr, longest, 1 - k)
+
+
+def _uphill(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    return _stepped(loss, W, b, mean_W, mean_b, pieces, -lr, longest, k)
+
+
+def _from_the_average(loss, W, b, mean_W, mean_b, pieces, lr, longest, k):
+    gW, gb = _together(_of_batch(_gradients(loss, W, b, pieces), _shares(pieces)), longest)
+    return _averaged(mean_W - lr * gW, mean_b - lr * gb, mean_W, mean_b, k)
+
+# %% ../../nbs/solutions/14_training.ipynb #c272222d
+STEP = (
+    Mistake(_mean_of_means,
+            "You gave each piece the same weight. Does an example in a small piece then count as much as one "
+            "in a large piece?"),
+    Mistake(_undivided,
+            "That is the gradient of the sum of all losses. The loss is a mean: over how many examples?"),
+    Mistake(_added_up,
+            "You added the pieces' gradients as they are. Each comes from a mean over its own piece: which "
+            "fraction of the whole batch is that?"),
+    Mistake(_zeroed,
+            "Only the last piece has counted. What becomes of a gradient that is set to zero, or assigned anew, "
+            "in each turn of the loop?"),
+    Mistake(_clips_each_piece,
+            "You clipped each piece's gradient. Whose length is to be bounded, and when is it known?"),
+    Mistake(_clips_as_it_grows,
+            "You clipped the sum after each piece, so that early pieces may be shortened more often than late "
+            "ones. When is the whole gradient there?"),
+    Mistake(_clips_each_tensor,
+            "You clipped W's part and b's part by themselves, which turns the gradient. How long are both "
+            "together?"),
+    Mistake(_clips_each_value,
+            "You cut off single numbers, which turns the gradient. What keeps its direction?"),
+    Mistake(_clips_nothing, "Long gradients go through as they are. What is `longest` for?"),
+    Mistake(_always_scaled,
+            "You make short gradients longer, too. What should happen to one that is shorter than `longest`?"),
+    Mistake(_lengths_added,
+            "You added the lengths of the two parts. How does Pythagoras get the length of the whole?"),
+    Mistake(_length_squared, "You compare the square of the length with `longest`. What is missing?"),
+    Mistake(_steps_each_piece,
+            "Your weights move after each piece, so that the next one sees other weights. How many steps does "
+            "one batch make?"),
+    Mistake(_small_batches,
+            "You made a whole step of each piece: weights and average move once for each. How many steps does "
+            "one batch make?"),
+    Mistake(_averages_each_piece,
+            "Your average is updated once for each piece. How many times do the weights change in one step?"),
+    Mistake(_old_weights, "Your average takes in the weights from before the step. Which weights are new?"),
+    Mistake(_swapped_fractions, "Your average keeps 1 - k of what it was. Which of the two fractions is kept?"),
+    Mistake(_uphill, "Your step raises the loss. Which way does the gradient point?"),
+    Mistake(_from_the_average,
+            "Your step starts at the averaged weights. Which weights are trained, and which only follow?"),
 )
 
 
-def _gradient_cases() -> list[tuple]:
-    return [(normal(3, 4, seed=5), 4 * normal(6, seed=6), 1.0),
-            (0.01 * normal(3, 4, seed=7), 0.02 * normal(6, seed=8), 1.0),
-            (normal(2, 2, 2, seed=9), normal(3, seed=10), 2.5)]
+def _loss(W: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    "A small regression, with memory for six examples."
+    if len(x) > 6: raise MemoryError(f"{len(x)} examples at once, and there is memory for 6")
+    return ((x @ W + b).tanh() - y).square().mean()
+
+
+def _pieces(sizes: tuple[int, ...], scale: float, seed: int) -> list[tuple[Tensor, Tensor]]:
+    return [(normal(n, 3, seed=seed + k), scale * normal(n, 2, seed=seed + 10 + k)) for k, n in enumerate(sizes)]
+
+
+def _step_cases() -> list[tuple]:
+    def case(sizes, scale, lr, longest, k, seed):
+        weights = normal(3, 2, seed=seed), normal(2, seed=seed + 1), normal(3, 2, seed=seed + 2), normal(2, seed=seed + 3)
+        return (_loss, *weights, _pieces(sizes, scale, seed + 4), lr, longest, k)
+    return [case((5, 2, 1), 3.0, 0.3, 0.3, 0.9, 100), case((6, 3), 1.0, 0.5, 0.13, 0.6, 200),
+            case((1, 4, 6, 2), 2.0, 0.2, 0.2, 0.75, 300), case((2, 5), 1.0, 0.4, 50.0, 0.8, 400)]
 
 # %% ../../nbs/solutions/14_training.ipynb #10ab2a10
 def uniform_loss(losses, t):
@@ -427,9 +544,9 @@ EXERCISES: dict[str, Exercise] = {
     "block_of": Exercise(
         block_of, _block_cases, BLOCK,
         "No bookkeeping beyond a multiplication: that is why resuming is exact."),
-    "clipped": Exercise(
-        clipped, _gradient_cases, CLIP,
-        "This is what torch.nn.utils.clip_grad_norm_ does."),
+    "accumulated_step": Exercise(
+        accumulated_step, _step_cases, STEP,
+        "The step is that of the whole batch, and memory never held more than one piece."),
     "uniform_loss": Exercise(
         uniform_loss, _loss_cases, UNIFORM_LOSS,
         "Now losses of runs with different times can be compared."),

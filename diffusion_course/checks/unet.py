@@ -5,8 +5,6 @@
 # %% ../../nbs/solutions/13_unet.ipynb #28cb3cfe
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -387,75 +385,85 @@ def _forward_cases() -> list[tuple]:
             (normal(3, 2, 16, 8, seed=44), normal(3, 4, seed=45), *three)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #f2118811
-def field_of_view(kernels, strides):
-    "two lists of whole numbers, equally long -> a whole number"
-    side, distance = 1, 1
-    for k, s in zip(kernels, strides, strict=True):
-        side += (k - 1) * distance
-        distance *= s
-    return side
+def field_of_view(kernels, strides, paddings, n, i):
+    "three lists of whole numbers, equally long; n pixels, output i -> (first, last)"
+    layers = list(zip(kernels, strides, paddings, strict=True))
+    sizes = [n]  # of what each layer receives
+    for k, s, p in layers: sizes.append((sizes[-1] + 2 * p - k) // s + 1)
+    first = last = i
+    for (k, s, p), size in zip(layers[::-1], sizes[-2::-1], strict=True):
+        first = max(s * first - p, 0)
+        last = min(s * last - p + k - 1, size - 1)
+    return first, last
 
 # %% ../../nbs/solutions/13_unet.ipynb #452582cb
-def _no_strides(kernels, strides): return 1 + sum(k - 1 for k in kernels)
-def _sum_of_kernels(kernels, strides): return sum(kernels)
-def _product_of_kernels(kernels, strides): return math.prod(kernels)
-def _last_first(kernels, strides): return field_of_view(kernels[::-1], strides[::-1])
+def _back(kernels, strides, paddings, n, i, *, turn=reversed, clip="each", extra=0, one_sided=False, early=False):
+    layers = list(zip(kernels, strides, paddings, strict=True))
+    sizes = [n]
+    for k, s, p in layers: sizes.append((sizes[-1] + (p if one_sided else 2 * p) - k) // s + 1)
+    first = last = i
+    for (k, s, p), size in turn(list(zip(layers, sizes[:-1], strict=True))):
+        first, last = (s * (v - p) if early else s * v - p for v in (first, last))
+        last += k - 1 + extra
+        if clip == "each":
+            first = max(first, 0)
+            last = min(last, size - 1)
+    if clip == "end":
+        first = max(first, 0)
+        last = min(last, n - 1)
+    return first, last
 
 
-def _stretched_too_early(kernels, strides):
-    side, distance = 1, 1
-    for k, s in zip(kernels, strides, strict=True):
-        distance *= s
-        side += (k - 1) * distance
-    return side
+def _forwards(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, turn=iter)
+def _unclipped(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, clip="")
+def _clipped_at_the_end(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, clip="end")
+def _one_behind(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, extra=1)
+def _not_padded(kernels, strides, paddings, n, i): return _back(kernels, strides, [0] * len(paddings), n, i)
+def _padded_before(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, one_sided=True)
+def _stretched_padding(kernels, strides, paddings, n, i): return _back(kernels, strides, paddings, n, i, early=True)
+def _no_strides(kernels, strides, paddings, n, i): return _back(kernels, [1] * len(strides), paddings, n, i)
+def _centred(kernels, strides, paddings, n, i): return _back(kernels, strides, [k // 2 for k in kernels], n, i)
 
 
-def _whole_kernel(kernels, strides):
-    return field_of_view([k + 1 for k in kernels], strides)
+def _own_kernel_only(kernels, strides, paddings, n, i):
+    first = i
+    for k, s, p in reversed(list(zip(kernels, strides, paddings, strict=True))):
+        first = s * first - p
+        last = first + k - 1
+    return max(first, 0), min(last, n - 1)
 
 
-def _strides_added(kernels, strides):
-    side, distance = 1, 1
-    for k, s in zip(kernels, strides, strict=True):
-        side += (k - 1) * distance
-        distance += s - 1
-    return side
+def _exclusive(kernels, strides, paddings, n, i):
+    first, last = field_of_view(kernels, strides, paddings, n, i)
+    return first, last + 1
 
 
-def _only_own_stride(kernels, strides):
-    return 1 + sum((k - 1) * s for k, s in zip(kernels, strides, strict=True))
+def _side(kernels, strides, paddings, n, i):
+    first, last = field_of_view(kernels, strides, paddings, n, i)
+    return last - first + 1
 
 
-def _one_sided(kernels, strides): return (field_of_view(kernels, strides) + 1) // 2
-def _from_zero(kernels, strides): return field_of_view(kernels, strides) - 1
-def _all_strides(kernels, strides): return 1 + sum(k - 1 for k in kernels) * math.prod(strides)
-def _squared(kernels, strides): return field_of_view(kernels, strides) ** 2
-
-
-FIELD_OF_VIEW =  (
-    Mistake(_no_strides,
-            "Right without strides. After a stride of 2 neighbouring positions are "
-            "two pixels apart."),
-    Mistake(_sum_of_kernels,
-            "The kernels overlap: one of size k adds k - 1, not k. Strides matter as well."),
-    Mistake(_product_of_kernels, "The views add up; they don't multiply."),
-    Mistake(_last_first,
-            "You went through the layers from the last to the first. A stride "
-            "stretches what comes *after* it."),
-    Mistake(_stretched_too_early,
-            "A layer's own stride doesn't widen its own view, only those of the layers after it."),
-    Mistake(_whole_kernel, "A kernel of size k adds k - 1 positions to the one in its middle."),
-    Mistake(_strides_added, "Strides multiply: two of 2 put positions four pixels apart."),
-    Mistake(_only_own_stride, "Each layer is stretched by all strides before it, not by its own."),
-    Mistake(_one_sided, "This is how far it sees to one side. Return the whole side."),
-    Mistake(_from_zero, "Without any layer an output sees one pixel, not none."),
-    Mistake(_all_strides, "Layers before a stride aren't stretched by it."),
-    Mistake(_squared, "This is the number of pixels in the square. Return its side."),
+FIELD_OF_VIEW = (
+    Mistake(_forwards, "You begin with the first layer. Of which layer is `i` an output?"),
+    Mistake(_unclipped, "Some of what you return are no pixels. What lies beyond the borders of a row?"),
+    Mistake(_clipped_at_the_end,
+            "You cut at the borders of the image alone. What do the layers in between read beyond theirs?"),
+    Mistake(_one_behind, "Your interval grows by one too many in each layer. How many inputs does a kernel of 3 read?"),
+    Mistake(_not_padded, "You left the padding out. With which number does a row that is padded by p begin?"),
+    Mistake(_padded_before, "You padded one end only. How long is a row that is padded by p?"),
+    Mistake(_stretched_padding, "Your stride stretches the padding, too. Is it counted in outputs or in inputs of its layer?"),
+    Mistake(_no_strides, "You moved each kernel by one. Where does output 2 of a layer of stride 2 begin to read?"),
+    Mistake(_centred, "You put each kernel's middle on its output's place. Is the padding always half of the kernel?"),
+    Mistake(_own_kernel_only, "Your interval is as wide as the first kernel. What became of the last end of the layers above?"),
+    Mistake(_exclusive, "Your second number is one behind the last pixel. Which one is asked for?"),
+    Mistake(_side, "This is how many pixels there are from the first to the last. Which two numbers are asked for?"),
 )
 
 
 def _view_cases() -> list[tuple]:
-    return [([3, 3, 5], [1, 2, 1]), ([7, 3, 4, 3], [2, 1, 3, 1]), ([4, 3, 3, 5], [3, 2, 2, 1])]
+    return [([3, 3, 5], [1, 2, 1], [1, 1, 2], 16, 0), ([3, 3, 5], [1, 2, 1], [1, 1, 2], 16, 5),
+            ([7, 3, 4], [2, 1, 3], [0, 1, 2], 40, 3), ([4, 2, 3, 5], [3, 2, 1, 1], [1, 0, 1, 2], 42, 5),
+            ([2, 3], [3, 1], [0, 1], 10, 2), ([5, 1, 3], [2, 2, 1], [2, 0, 2], 20, 6)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #b6987c9f
 EXERCISES = {
