@@ -504,17 +504,19 @@ def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
         yield
         return
 
+    timed = sys.platform != "win32"  # where there are no alarms
+
     def note(number: int, frame: Any) -> None:
         stopped.append(number)
-        if hasattr(signal, "setitimer") and _importing(frame): signal.setitimer(signal.ITIMER_REAL, 0.02)
+        if timed and _importing(frame): signal.setitimer(signal.ITIMER_REAL, 0.02)
         else: signal.default_int_handler(number, frame)
 
-    again = signal.signal(signal.SIGALRM, note) if hasattr(signal, "setitimer") else None
+    again = signal.signal(signal.SIGALRM, note) if timed else None
     signal.signal(signal.SIGINT, note)
     try: yield
     finally:
         signal.signal(signal.SIGINT, usual)
-        if hasattr(signal, "setitimer"):
+        if timed:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, again)
 

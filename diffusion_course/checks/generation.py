@@ -65,9 +65,11 @@ PREVIEW = (
     Mistake(_no_derivatives,
             "You took the velocity for the noise. What is it made of, and which numbers stand before its parts?"),
     Mistake(_swapped_derivatives, "Which of the two derivatives stands before x1 in the velocity?"),
-    Mistake(_mean_time, "Every image has its own time. Which shape lets a number for each image multiply all its pixels?"),
+    Mistake(_mean_time,
+            "Every image has its own time. Which shape lets a number for each image multiply all its pixels?"),
     Mistake(_clipped,
-            "Right, and then clipped. Does anything in the two equations say that a prediction can't lie beyond [-1, 1]?"),
+            "Right, and then clipped. Does anything in the two equations say"
+            " that a prediction can't lie beyond [-1, 1]?"),
     Mistake(_negative, "Your prediction has the wrong sign. What happens to the factor of x1 when you change sides?"),
 )
 

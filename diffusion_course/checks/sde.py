@@ -184,7 +184,8 @@ def _eps_as_score(x, x1, eps, t, h, churn, z):
 
 
 STEP = (
-    Mistake(_on_the_linear_path, "This is the step of the linear path. Which alpha, sigma and derivatives has this one?"),
+    Mistake(_on_the_linear_path,
+            "This is the step of the linear path. Which alpha, sigma and derivatives has this one?"),
     Mistake(_linear_g, "Your g² is that of the linear path. What is the bracket in its formula on this one?"),
     Mistake(_linear_velocity, "x1 - eps is the velocity of the linear path. By what are the two multiplied here?"),
     Mistake(_towards_data, "This step goes towards data. What becomes of the velocity when the clock is reversed?"),

@@ -475,8 +475,9 @@ def _pieces(sizes: tuple[int, ...], scale: float, seed: int) -> list[tuple[Tenso
 
 def _step_cases() -> list[tuple]:
     def case(sizes, scale, lr, longest, k, seed):
-        weights = normal(3, 2, seed=seed), normal(2, seed=seed + 1), normal(3, 2, seed=seed + 2), normal(2, seed=seed + 3)
-        return (_loss, *weights, _pieces(sizes, scale, seed + 4), lr, longest, k)
+        weights = normal(3, 2, seed=seed), normal(2, seed=seed + 1)
+        averages = normal(3, 2, seed=seed + 2), normal(2, seed=seed + 3)
+        return (_loss, *weights, *averages, _pieces(sizes, scale, seed + 4), lr, longest, k)
     return [case((5, 2, 1), 3.0, 0.3, 0.3, 0.9, 100), case((6, 3), 1.0, 0.5, 0.13, 0.6, 200),
             case((1, 4, 6, 2), 2.0, 0.2, 0.2, 0.75, 300), case((2, 5), 1.0, 0.4, 50.0, 0.8, 400)]
 
