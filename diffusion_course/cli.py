@@ -508,8 +508,9 @@ def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
 
     def note(number: int, frame: Any) -> None:
         stopped.append(number)
-        if timed and _importing(frame): signal.setitimer(signal.ITIMER_REAL, 0.02)
-        else: signal.default_int_handler(number, frame)
+        waits = _importing(frame)
+        if timed: signal.setitimer(signal.ITIMER_REAL, 0.02 if waits else 10)  # once more, where it is swallowed
+        if not (timed and waits): signal.default_int_handler(number, frame)
 
     again = signal.signal(signal.SIGALRM, note) if timed else None
     signal.signal(signal.SIGINT, note)

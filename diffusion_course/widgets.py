@@ -80,7 +80,7 @@ def slider(
 
 def _fitting(step: float, start: float) -> float:
     "This step, or one near it of which `start` is a multiple: pages move a slider that stands between two steps."
-    n = start / step
+    n = float(start) / float(step)
     return step if abs(n - round(n)) < 1e-6 else start / max(1, round(n))
 
 

@@ -210,7 +210,16 @@ def test_ctrl_c_leaves_what_was_there(args: list[str], seconds: float, tmp_path:
     assert not [p for p in tmp_path.rglob("*.part")]
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """As in a shell's foreground: what runs in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @POSIX
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_what_an_interrupted_import_raises_is_no_mistake_of_the_user(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -232,6 +241,7 @@ def test_what_an_interrupted_import_raises_is_no_mistake_of_the_user(
 
 
 @POSIX
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_an_import_that_swallows_ctrl_c_ends_the_command_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
