@@ -365,7 +365,7 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once), ROOM // size)), panel.asked)
     for setting in tqdm(chosen, unit="setting", leave=False, dynamic_ncols=True):
         chose = {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
-        parts = first if setting == chosen[0] else _drawn(panel, chose)
+        parts = _drawn(panel, chose)  # the first one too: a figure that is rendered twice has another layout
         results[",".join(map(str, setting))] = [
             texts.setdefault(json.dumps(part), part) for part in (stored(item, store) for item in parts)]
     controls = []
