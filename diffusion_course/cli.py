@@ -495,10 +495,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally: _close_output()
 
 
+_AGAIN = 10.0  # seconds until an interruption that changed nothing comes again
+
+
 @contextlib.contextmanager
 def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
     """Ctrl-C as ever, and a note of it. In the course of an import it waits until that has ended: libraries
-    that are being imported turn an interruption into errors of their own, or swallow it and go on."""
+    that are being imported turn an interruption into errors of their own, or swallow it and go on. Elsewhere
+    it may be lost as well (in a callback from C): it comes again, until the command has ended."""
     usual = signal.getsignal(signal.SIGINT)
     if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -509,7 +513,7 @@ def _noting_ctrl_c(stopped: list[int]) -> Iterator[None]:
     def note(number: int, frame: Any) -> None:
         stopped.append(number)
         waits = _importing(frame)
-        if timed: signal.setitimer(signal.ITIMER_REAL, 0.02 if waits else 10)  # once more, where it is swallowed
+        if timed: signal.setitimer(signal.ITIMER_REAL, 0.02 if waits else _AGAIN)
         if not (timed and waits): signal.default_int_handler(number, frame)
 
     again = signal.signal(signal.SIGALRM, note) if timed else None

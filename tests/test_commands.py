@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -238,6 +239,24 @@ def test_what_an_interrupted_import_raises_is_no_mistake_of_the_user(
     assert cli.main([]) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert not capsys.readouterr().err
+
+
+@POSIX
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_that_is_lost_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: argparse.Namespace) -> int:
+        with contextlib.suppress(KeyboardInterrupt):  # as in a callback from C, where Python can't raise it
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        time.sleep(5)
+        return 0
+
+    reader = argparse.ArgumentParser()
+    reader.set_defaults(run=run)
+    monkeypatch.setattr(cli, "parser", lambda name: reader)
+    monkeypatch.setattr(cli, "_AGAIN", 0.2)
+    assert cli.main([]) == 130
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @POSIX
