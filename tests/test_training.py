@@ -147,6 +147,7 @@ def test_a_run_that_ends_between_checkpoints_goes_on_exactly(stop_at: int, whole
         dict(flip=True),
         dict(net=dataclasses.replace(NET, dropout=0.3)),
         dict(precision="bf16"),
+        dict(times="mixed"),
     ],
     ids=str,
 )
@@ -437,6 +438,16 @@ def test_times_are_logit_normal_or_uniform_one_in_each_cell() -> None:
             or (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max() < 1.1 / n
         )
     assert 0 < t.min() and t.max() < 1 and t.logit().std() == pytest.approx(1, abs=0.01)
+
+
+def test_mixed_times_are_uniform_in_15_of_100_and_else_logit_normal() -> None:
+    n, g = 20_000, torch.Generator().manual_seed(0)
+    t = dataclasses.replace(TINY, times="mixed").draw_times(n, g).double().sort().values
+    fraction = 0.15 * t + 0.85 * torch.special.ndtr(t.logit())  # below t
+    assert (fraction - (torch.arange(n) + 0.5) / n).abs().max() < 4 / n
+    batch = torch.stack([dataclasses.replace(TINY, times="mixed").draw_times(20, g) for _ in range(2000)])
+    below = lambda x: 0.15 * x + 0.85 * torch.special.ndtr(torch.tensor(x).logit())
+    assert (batch < 0.1).double().mean() == pytest.approx(float(below(0.1)), abs=0.003)
 
 
 @pytest.mark.parametrize("drop, share", [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
