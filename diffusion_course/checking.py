@@ -250,8 +250,8 @@ def _answered(name: str, question: Question, answer: object) -> Report:
 _IN_PLACE = "your function changed its input in place (`x += …` does): write `x = x + …`."
 _RANDOM = ("your function gives another answer each time, for the same inputs: is there a random number in it that "
            "should be an argument?")
-_UNTOUCHED = ("not attempted yet. This still does what the code did when it came: change one line of it, and run the "
-              "cell again.")
+_UNTOUCHED = ("not attempted yet. This still does what the code did when it came: change what is wrong "
+              "in it, and run the cell again.")
 _SECONDS = 10.0
 _STRICT = False  # tests let a diagnosis that fails be seen
 

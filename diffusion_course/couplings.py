@@ -25,7 +25,7 @@ def pair(x0: Tensor, x1: Tensor, labels: Tensor | None = None) -> Tensor:
     transport.
 
     Pooladian et al. (2023); Tong et al. (2024). The exact assignment takes up to B³ operations:
-    about 30 ms for 512 points.
+    for 512 points tens of milliseconds.
 
     Args:
         x0: (B, ...) noise.

@@ -266,7 +266,7 @@ def sample(
         (B, ...).
 
     Raises:
-        ValueError: for a model, stepper or times that are none.
+        ValueError: for what is not a model, not a stepper, or not a grid of times.
     """
     recorder = Recorder(model, generator=generator, noise=noise, **cond)
     for y in recorder.walk(stepper, x, ts): x = y

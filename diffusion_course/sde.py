@@ -24,8 +24,8 @@ __all__ = ['Churn', 'diffusion', 'drift', 'sde_step', 'langevin_correct']
 
 # %% ../nbs/06_score_matching.ipynb #c235a22a
 def diffusion(schedule: Schedule, t: Tensor | float, churn: Churn = 1.0) -> Tensor:
-    """The diffusion coefficient g(t), where g² = churn 2 sigma (sigma alpha' - alpha sigma'). Past
-    t_range: its end.
+    """The diffusion coefficient g(t), where g² = churn 2 sigma (sigma alpha' - alpha sigma'). A time
+    outside t_range counts as the nearer end of it.
 
     Args:
         schedule: of the path.
@@ -47,7 +47,7 @@ def drift(prediction: Prediction, churn: Churn = 1.0, backwards: bool = False) -
     Args:
         prediction: at points x.
         churn: how much of the SDE is switched on, >= 0, or a function of t; 0 is the ODE.
-        backwards: for a clock that runs from data to noise, ds < dt: velocity - g²/2 score, which a
+        backwards: for a clock that runs from data to noise, s < t: velocity - g²/2 score, which a
             negative step
             turns into +g²/2 score.
 

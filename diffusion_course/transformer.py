@@ -87,9 +87,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     Returns:
         (..., N, L), positive, each row with the sum 1.
     """
-    agreement = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if mask is not None: agreement = agreement.masked_fill(~mask, -math.inf)
-    return agreement.softmax(-1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if mask is not None: scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1)
 
 
 class MultiHead(nn.Module):

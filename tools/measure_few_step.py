@@ -79,7 +79,7 @@ def main() -> None:
         return scores(as_images(model, x), y)
 
     others, labels = real.batch(second)
-    tables.row("real", dict(what="real pictures"), lambda: scores(real.x[second], labels))
+    tables.row("real", dict(what="real images"), lambda: scores(real.x[second], labels))
     decoded = lambda: to_bytes(reconstruct(teacher.net.vae(), others))
     tables.row("real", dict(what="through the autoencoder"), lambda: scores(decoded(), labels))
     calls = 1 if w in (0, 1) else 2

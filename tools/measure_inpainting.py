@@ -97,8 +97,8 @@ def main() -> None:
 
     for name, mask in MASKS.items():
         references = {
-            "real pictures": x, "the hole grey": torch.where(mask, x, 0),
-            "another picture's pixels": torch.where(mask, x, x.roll(1, 0)),
+            "real images": x, "the hole grey": torch.where(mask, x, 0),
+            "another image's pixels": torch.where(mask, x, x.roll(1, 0)),
         }
         for method, images in references.items(): row(name, method, lambda images=images: (images, 0))
         for method in METHODS if name == "box" else METHODS_FOR_HALF:

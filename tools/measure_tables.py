@@ -80,7 +80,7 @@ def damages(x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
         "half the pixels a side": half_the_size,
         "upside down": lambda: x.flip(2),
         "half of the labels": lambda: x[y < 5][torch.arange(len(x)) % int((y < 5).sum())],
-        "every picture ten times": lambda: x[torch.arange(len(x)) // 10],
+        "every image ten times": lambda: x[torch.arange(len(x)) // 10],
     }
 
 

@@ -328,8 +328,8 @@ VARIANCE = (
             "The ratio is upside down. Which is larger, the variance before the increment or "
             "after it?"),
     Mistake(_data_alone,
-            "You took the variance of the data for that of the "
-            "noised cloud: shrink it by alpha-bar and add the noise."),
+            "You took the variance of the data for that of the noised cloud. What has "
+            "the chain done to the data by then?"),
     Mistake(_shrunk_data, "The cloud one increment earlier holds noise as well. How much?"),
     Mistake(_v_itself,
             "This is the variance of the cloud. You also "

@@ -182,8 +182,8 @@ PUSH = (
     Mistake(_towards_likeliest,
             "You pushed towards the label that the classifier finds likeliest. Push towards y."),
     Mistake(_plain_mean,
-            "You subtracted the plain mean of the rows. They "
-            "are weighted with the probabilities of the labels."),
+            "You subtracted the plain mean of the rows. Does a label that the "
+            "classifier rules out push as hard as a likely one?"),
     Mistake(_softmax_over_batch, "The softmax ran over the batch. Labels are dimension 1."),
     Mistake(_bias_forgotten, "The bias has no gradient in x, but it counts in the probabilities."),
     Mistake(_first_label, "Every sample has its own label; you used the first for all."),
@@ -452,18 +452,19 @@ HIDDEN = (
             "The median of the ratios is robust, but not the best fit. Least "
             "squares weights each number by how far the predictions are apart."),
     Mistake(_ratio_of_means,
-            "Differences of both signs cancel in these means. "
-            "Multiply with u_label - u_null before you sum."),
+            "Differences of both signs cancel in these means. At "
+            "which w is the derivative of the sum of squares zero?"),
     Mistake(_ratio_of_norms,
-            "Norms have no sign, and rounding makes them larger. "
-            "Use the inner product with u_label - u_null."),
+            "Norms have no sign, and rounding makes them larger. At "
+            "which w is the derivative of the sum of squares zero?"),
     Mistake(_other_regression,
             "You fitted the line's direction to the rounded numbers. "
             "The rounding is in u_used, so that is what must be fitted."),
     Mistake(_from_label,
             "You measured from u_label: this is 1 - w. Start at the prediction without a label."),
     Mistake(_null_kept, "Subtract u_null from both first: w measures the step away from it."),
-    Mistake(_not_divided, "Divide by the mean square of u_label - u_null."),
+    Mistake(_not_divided,
+            "If the program used the prediction with the label, the answer must be 1. What is yours?"),
     Mistake(_mean_over_images,
             "One scale was used for all images: fit all numbers at once, and don't average fits."),
 )

@@ -558,7 +558,8 @@ EXERCISES = {
         "This is all of RePaint, for any model that predicts x1."),
     "particle_step": Exercise(
         particle_step, _particle_cases, PARTICLE_STEP,
-        "With a loop around it, your particles follow the exact conditional, however crude the pull."),
+        "With a loop around it, and with more and more particles, you approach the exact conditional, "
+        "however crude the pull."),
     "safe_pixels": Exercise(
         safe_pixels, _safe_cases, SAFE,
         "Outside the decoder's reach nothing changes, if the latent there does not."),

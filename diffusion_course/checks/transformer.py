@@ -20,8 +20,8 @@ __all__ = ['ATTEND', 'STRESSED', 'COMPOSED', 'ABOVE', 'MERGE', 'ROTATE', 'EXERCI
 def attend(q, k, v, heads, mask):
     "q (B, N, d), k and v (B, L, d), mask (B, L) booleans -> (B, N, d)"
     q, k, v = (a.unflatten(-1, (heads, -1)).transpose(1, 2) for a in (q, k, v))
-    agreement = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    a = agreement.masked_fill(~mask[:, None, None], -math.inf).softmax(-1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    a = scores.masked_fill(~mask[:, None, None], -math.inf).softmax(-1)
     return (a @ v).transpose(1, 2).flatten(2)
 
 # %% ../../nbs/solutions/24_transformer.ipynb #2b19801a
@@ -29,10 +29,10 @@ def _attend(q, k, v, heads, mask, *, scale=None, axis=-1, fill=-math.inf, after=
     if interleaved: cut = lambda a: a.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)
     else: cut = lambda a: a.unflatten(-1, (heads, -1)).transpose(1, 2)
     q, k, v = cut(q), cut(k), cut(v)
-    agreement = q @ k.transpose(-1, -2) / (math.sqrt(q.shape[-1]) if scale is None else scale)
+    scores = q @ k.transpose(-1, -2) / (math.sqrt(q.shape[-1]) if scale is None else scale)
     there = mask[:, None, None]
-    if after: a = agreement.softmax(-1) * there
-    else: a = agreement.masked_fill(~there, fill).softmax(axis)
+    if after: a = scores.softmax(-1) * there
+    else: a = scores.masked_fill(~there, fill).softmax(axis)
     found = a @ v
     return (found.permute(0, 2, 3, 1) if interleaved else found.transpose(1, 2)).flatten(2)
 
@@ -52,8 +52,8 @@ def _head_is_a_width(q, k, v, heads, mask): return attend(q, k, v, q.shape[-1] /
 
 def _not_transposed(q, k, v, heads, mask):
     q, k, v = (a.unflatten(-1, (heads, -1)).transpose(1, 2) for a in (q, k, v))
-    agreement = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    a = agreement.masked_fill(~mask[:, None, None], -math.inf).softmax(-1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    a = scores.masked_fill(~mask[:, None, None], -math.inf).softmax(-1)
     found = a @ v
     return found.reshape(len(found), found.shape[2], -1)
 
@@ -102,7 +102,7 @@ def _weights(q: Tensor, k: Tensor) -> Tensor: return (q @ k.T / math.sqrt(q.shap
 
 
 def _not_normalised(q, k, v, factor): return _weights(q, k) * factor @ v
-def _of_agreement(q, k, v, factor): return (q @ k.T / math.sqrt(q.shape[-1]) * factor).softmax(-1) @ v
+def _of_scores(q, k, v, factor): return (q @ k.T / math.sqrt(q.shape[-1]) * factor).softmax(-1) @ v
 def _of_keys(q, k, v, factor): return _weights(q, k * factor[:, None] ** 2) @ v
 def _added(q, k, v, factor): return (q @ k.T / math.sqrt(q.shape[-1]) + factor).softmax(-1) @ v
 def _ignored(q, k, v, factor): return _weights(q, k) @ v
@@ -123,7 +123,7 @@ def _unscaled(q, k, v, factor):
 STRESSED = (
     Mistake(_not_normalised,
             "Your weights no longer sum to 1, so the values are scaled too. By what would you divide?"),
-    Mistake(_of_agreement,
+    Mistake(_of_scores,
             "You multiply the scores, or the keys, which is the same. What becomes of a negative score, "
             "and what of the weights?"),
     Mistake(_of_keys,

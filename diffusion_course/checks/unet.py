@@ -483,7 +483,7 @@ EXERCISES = {
         "This is cross-attention: it is how text steers an image."),
     "unet_forward": Exercise(
         unet_forward, _forward_cases, FORWARD,
-        "With real blocks in its place, this is the network that draws."),
+        "With real blocks in their place, this is the network that draws."),
     "field_of_view": Exercise(
         field_of_view, _view_cases, FIELD_OF_VIEW,
         "Now you can say before training whether a network can see what it has to draw."),
