@@ -238,7 +238,6 @@ def train(args: argparse.Namespace) -> int:
         folder,
         resume=args.resume,
         device=args.device,
-        watch=_say_how_long if main and training.is_folder(config.data) else None,
         command=" ".join(["diffusion-course", *args.argv]),
     )
     if os.environ.get("RANK", "0") == "0":
@@ -290,14 +289,6 @@ def _like_start(config: Any) -> Any:
     net: Any = model.net if isinstance(model, _lesson("predictions").Denoiser) else model
     same = type(net.config) is type(config.net)
     return dataclasses.replace(config, net=net.config) if same else config
-
-
-def _say_how_long(run: Any) -> None:
-    "Printed once, after the first row of metrics."
-    if run.seen - run.config.batch >= run.config.log_every or run.seen >= run.config.images: return
-    minutes = run.seconds / run.seen * run.config.images / 60
-    print(f"\nAbout {max(1, round(minutes))} minutes in all on {run.device}; Ctrl-C stops,"
-          " --resume goes on", flush=True)
 
 
 def _train_arguments(p: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -745,6 +746,25 @@ CHANGEABLE = (
 COLUMNS = ("images", "loss", "grad_norm", "lr", "images_per_second", "seconds")
 
 # %% ../nbs/14_training.ipynb #41036210
+def _chosen(run: Run) -> str:
+    "What a run computes, and with what, in one line."
+    c = run.config
+    where = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
+    threads = torch.get_num_threads()
+    if run.device.type == "cpu": where += f" ({threads} thread{'s' * (threads > 1)})"
+    if run.processes > 1: where += f", {run.processes} processes"
+    bf16 = runs_bf16(run.device) if c.precision == "auto" else c.precision == "bf16"
+    more = ["bf16" if bf16 else "fp32", *("channels_last",) * c.channels_last, *("compiled",) * c.compile]
+    weights = sum(p.numel() for p in run.weights) / 1e6
+    return (f"{weights:.2g} M weights, {c.images - run.seen:,} images in batches of {c.batch},"
+            f" on {where}, {', '.join(more)}")
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes / 60:.1f} hours" if minutes > 90 else f"about {minutes} minute{'s' * (minutes > 1)}"
+
+
 def _training_loop(
     run: Run, asked: list[int], progress: bool, watch: Callable | None, info: dict[str, Any]
 ) -> bool:
@@ -757,6 +777,8 @@ def _training_loop(
         else None
     )
     begin = time.monotonic() - run.seconds
+    first, seconds_at_first = run.seen, run.seconds
+    if progress: tqdm.write(_chosen(run), file=sys.stderr)
     seconds_before = run.seconds  # at the last row of metrics.csv, as is
     seen_before = run.seen
     stop = False
@@ -774,6 +796,10 @@ def _training_loop(
             run.seconds = time.monotonic() - begin
             last = run.seen >= c.images
             bar.update(c.batch)
+            if progress and run.seen - first == 50 * c.batch and not last:
+                speed = (run.seen - first) / max(run.seconds - seconds_at_first, 1e-9)
+                bar.write(f"{speed:.0f} images a second, so {_duration((c.images - run.seen) / speed)} to go;"
+                          " Ctrl-C stops, --resume goes on", file=sys.stderr)
             if run.due(c.log_every) or last:
                 run.loss, norm = run.measured().mean(0).tolist()
                 run.recent.clear()

@@ -513,9 +513,9 @@ def test_three_commands_train_sample_and_score(tmp_path: Path) -> None:
     assert stopped.returncode == 2 and "square/broken.jpg can't be read" in stopped.stderr
     trained = call(*train, "--on-error", "skip")
     assert trained.returncode == 0, trained.stderr
-    said = "90 images of 3 labels", "32 x 32 pixels, colour", "square/broken.jpg", "M weights", "minutes in all"
-    for text in said:
-        assert text in trained.stdout, trained.stdout
+    said = "90 images of 3 labels", "32 x 32 pixels, colour", "square/broken.jpg", "M weights"
+    for text in said: assert text in trained.stdout, trained.stdout
+    assert "640 images in batches of 32, on cpu" in trained.stderr, trained.stderr
     assert info(tmp_path / "runs" / "images" / "model.safetensors")["labels"] == ["disc é", "square", "third one"]
     quick = ["runs/images", "--steps", "3", "--device", "cpu"]
     sampled = call("sample", *quick, "--n", "6", "--labels", "square,disc é")

@@ -289,6 +289,19 @@ def test_a_run_goes_on_as_it_began(change: dict, named: str, whole: Path) -> Non
     assert contents(whole) == before
 
 
+def test_a_run_says_what_it_computes_with_and_how_long_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture,
+) -> None:
+    short = dataclasses.replace(TINY, images=60 * TINY.batch, stages=(), precision="fp32")
+    train(short, tmp_path, device="cpu")
+    said = capsys.readouterr().err
+    n = sum(p.numel() for p in UNet(NET).parameters()) / 1e6
+    assert f"{n:.2g} M weights, {short.images:,} images in batches of {TINY.batch}, on cpu" in said
+    assert "fp32, channels_last" in said and "images a second, so about 1 minute to go" in said
+    train(short, tmp_path / "silent", device="cpu", progress=False)
+    assert not capsys.readouterr().err
+
+
 def test_a_diverging_run_says_so_and_keeps_its_last_state(tmp_path: Path) -> None:
     go(tmp_path, stop_at=128)
     before = (tmp_path / "state.safetensors").read_bytes()
