@@ -158,7 +158,7 @@ def their_loops(net: nn.Module, x: Tensor, n: int) -> Loops:
         model = type("SmallModel", (Small, small.ModelMixin), {})(net, tuple(x.shape[1:]))
         here = SimpleNamespace(
             device=x.device
-        )  # in the place of accelerate's Accelerator, which only moves x there
+        )  # in place of accelerate's Accelerator, which only moves x there
         schedule = small.ScheduleDDPM()
         for stepper, mu in (("ddim", 0.0), ("ancestral", 0.5)):
             add(

@@ -223,7 +223,7 @@ class TokenTable:
         return torch.ones((self.n_letters + 1,) * self.length).nonzero()
 
     def rate(self, t: float) -> Tensor:
-        """R_t(x, z) = p(x1_i = a | x) / (1 - t), where z is x with a letter a in the place of a mask at i.
+        """R_t(x, z) = p(x1_i = a | x) / (1 - t), where z is x with a letter a in place of a mask at i.
 
         Args:
             t: a time below 1.

@@ -575,7 +575,7 @@ class Prompted(ModelWrapper):
 def prompted(model: Model, w: float, negative: str = "") -> Prompted:
     """Guidance by captions, u(x | negative) + w (u(x | cond) - u(x | negative)), as a model.
 
-    Ho and Salimans (2022, eq. 6), with a caption in the place of none. `generate(prompted(model, 2.0), 4,
+    Ho and Salimans (2022, eq. 6), with a caption in place of none. `generate(prompted(model, 2.0), 4,
     cond=tokens("a red circle"))` draws four pictures.
 
     Args:

@@ -79,7 +79,7 @@ html_show_sphinx = False
 # ---- hooks ---------------------------------------------------------------------------------------
 
 def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
-    "What a page shows in the place of what the notebook or the Markdown file says."
+    "What a page shows in place of what the notebook or the Markdown file says."
     source[0] = sources.prepared(ROOT, docname, source[0], f"{COLAB}/{docname}.ipynb")
     panels = ROOT / "site" / "panels" / Path(docname).name / "index.json"
     if panels.exists(): app.env.note_dependency(str(panels))
@@ -131,7 +131,7 @@ def on_start(app: Sphinx) -> None:
 
 
 def on_end(app: Sphinx, error: Exception | None) -> None:
-    "Pages in the place of lessons that have moved."
+    "Pages in place of lessons that have moved."
     if error: return
     for old, new in FORMER.items():
         page = Path(app.outdir) / "nbs" / f"{old}.html"

@@ -200,7 +200,7 @@ def write_networks(folder: Path) -> None:
 # ---- the runtime ---------------------------------------------------------------------------------
 
 def write_runtime(folder: Path) -> None:
-    """Write the runtime, its binary compressed: plain hosts would send 14 MB in the place of 4.
+    """Write the runtime, its binary compressed: plain hosts would send 14 MB in place of 4.
 
     Args:
         folder: where it goes.

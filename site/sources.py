@@ -120,7 +120,7 @@ def slug(anchor: str) -> str:
     """The anchor of a heading on a page, from its anchor in a notebook.
 
     Args:
-        anchor: the heading's words, with hyphens in the place of spaces.
+        anchor: the heading's words, with hyphens in place of spaces.
     """
     return re.sub(r"[^\w-]", "", unquote(anchor).lower())
 

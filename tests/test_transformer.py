@@ -306,7 +306,7 @@ def test_attention_maps_are_shares_of_words():
 
 @pytest.fixture
 def few_scenes(monkeypatch: pytest.MonkeyPatch) -> Images:
-    """A data set of 64 scenes in the place of 100,000."""
+    """A data set of 64 scenes in place of 100,000."""
     captions = draw_captions(64)
     words = tokens([str(c) for c in captions])
     data = Images(draw_scenes(captions), torch.zeros(64, dtype=torch.int64), ("scene",), words)

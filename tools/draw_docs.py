@@ -47,8 +47,10 @@ def samples(path: Path) -> None:
 
 def imports(module: Path) -> set[str]:
     "The modules of the package that a module imports."
-    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
-    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level and node.module}
+    tree = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    inside = [node for node in tree if isinstance(node, ast.ImportFrom) and node.level]
+    # `from .x import y` names a module, `from . import x` imports it
+    return {name for node in inside for name in ([node.module] if node.module else [a.name for a in node.names])}
 
 
 def rooms(path: Path) -> None:

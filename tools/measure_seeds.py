@@ -221,7 +221,7 @@ def told(time: bool, seed: int, steps: int) -> dict[str, Any]:
 
 
 def without_skips(net: UNet) -> UNet:
-    """The network, with zeros in the place of what its skips carry."""
+    """The network, with zeros in place of what its skips carry."""
     kept = [shape[0] for part, (shape, *_) in part_costs(net.config).items() if part.startswith(("stem", "down"))]
 
     def cut(stage: nn.Module, args: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from ..schedules import Linear, VarianceExploding
 
 
 def _fixed_noise(x):
-    "Numbers that follow from x, in the place of noise: two calls at the same x agree."
+    "Numbers that follow from x, in place of noise: two calls at the same x agree."
     return 2**0.5 * (3 * x).sin()
 
 

@@ -537,7 +537,7 @@ EXERCISES = {
         "You have computed an irreducible loss in closed form."),
     "train": Exercise(
         train, _train_cases, TRAIN,
-        "Put a large network in the place of W, and this trains it."),
+        "Put a large network in place of W, and this trains it."),
     "moving_average": Exercise(
         moving_average, _average_cases, AVERAGE,
         "Most diffusion models that you download are averages of this kind."),

@@ -516,7 +516,7 @@ UNIFORM_LOSS = (
             "The derivative is upside down. How fast does the logit grow at t = 1/2?"),
     Mistake(_unbiased,
             "This has no bias, and no finite variance either: one time near 0 or 1 can outweigh "
-            "all others. By what could you divide in the place of n?"),
+            "all others. By what could you divide in place of n?"),
     Mistake(_normal_of_t, "The logit of t is normal, not t itself."),
     Mistake(_summed, "You summed. The estimate is a mean with weights."),
     Mistake(_jacobian_only,

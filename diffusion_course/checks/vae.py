@@ -392,7 +392,7 @@ def _linear_cases() -> list[tuple]:
 EXERCISES = {
     "vae_step": Exercise(
         vae_step, _step_cases, VAE_STEP,
-        "Put convolutions in the place of E and W, and this trains the lesson's networks."),
+        "Put convolutions in place of E and W, and this trains the lesson's networks."),
     "believed_noise": Exercise(
         believed_noise, _noise_cases, BELIEVED_NOISE,
         "Now you can compare the weights of different papers."),
