@@ -38,6 +38,11 @@ SAMPLERS = {
     "euler_maruyama": ("euler_maruyama", 1),
 }
 SCALES = (1.0, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)
+# (w, lo, hi): guidance at the times from lo to hi alone
+INTERVALS = ((2.0, 0.1, 0.8), (2.5, 0.25, 0.78), (3.0, 0.25, 0.78), (3.0, 0.35, 0.75))
+PARTS = (
+    (1.0, 0.0, 1.0), (4.0, 0.0, 1.0), (4.0, 0.0, 0.3), (4.0, 0.3, 0.7), (4.0, 0.7, 1.0), (2.5, 0.25, 0.78), (1.75, 0.0, 1.0),
+)
 
 
 def plain(scores: dict[str, ev.Score]) -> dict:
@@ -176,6 +181,23 @@ def copies(
     return dict(n=n, guidance=w, seed=seed, steps=20, y=y[:8].tolist(), **found)
 
 
+def variety(x: Tensor) -> dict[str, float]:
+    """Of 16 images of one label: values beyond [-1, 1], contrast, mean distance and mean correlation of two."""
+    c, n = torch.corrcoef(x.flatten(1)), len(x)
+    return dict(
+        outside=float((x.abs() > 1).float().mean()), contrast=float(x.std((1, 2, 3)).mean()),
+        distance=float(torch.pdist(x.flatten(1)).mean() / x[0].numel() ** 0.5),
+        likeness=float((c.sum() - n) / (n * (n - 1))),
+    )
+
+
+def by_label(model: Model, w: float, lo: float, hi: float, seed: int, labels: int, images: int) -> dict:
+    """What guidance in a part of the time does to the images of each label."""
+    how = dict(interval=(lo, hi)) if w != 1 else {}
+    found = [variety(generate(model, images, 16, "dpmpp_2m", w, seed + y, y=y, **how)) for y in range(labels)]
+    return {name: [round(f[name], 4) for f in found] for name in found[0]}
+
+
 class Measurement:
     """The rows of one model after another.
 
@@ -222,6 +244,23 @@ class Measurement:
         n = 80 if self.args.quick else 5 * self.args.n
         key = self.key(name) | dict(w=w, n=n)
         self.tables.row("best", key, self.score, model, n, self.args.seed + 1, guidance=w, steps=20)
+
+    def intervals(self, name: str, model: Model) -> None:
+        """A row for each way to guide during a part of the time; for the best a row with many images."""
+        n = 60 if self.args.quick else self.args.n
+        chosen = INTERVALS[:1] if self.args.quick else INTERVALS
+
+        def row(table: str, n: int, seed: int, w: float, lo: float, hi: float) -> dict:
+            key = self.key(name) | dict(w=w, lo=lo, hi=hi, n=n, steps=20)
+            return self.tables.row(table, key, self.score, model, n, seed, guidance=w, interval=(lo, hi), steps=20)
+
+        rows = {part: row("intervals", n, self.args.seed, *part) for part in chosen}
+        best = min(rows, key=lambda part: rows[part]["scores"]["Fréchet distance"]["value"])
+        row("best in an interval", 80 if self.args.quick else 5 * self.args.n, self.args.seed + 1, *best)
+        labels, images = (2, 4) if self.args.quick else (10, 16)
+        for w, lo, hi in PARTS[:2] if self.args.quick else PARTS:
+            key = self.key(name) | dict(w=w, lo=lo, hi=hi)
+            self.tables.row("parts", key, by_label, model, w, lo, hi, self.args.seed, labels, images)
 
     def bits(self, name: str, model: Model) -> None:
         """Bits per dimension of test and training images, and by noise level."""
@@ -315,6 +354,7 @@ def main() -> None:
 
     measurement = Measurement(tables, classifier, real, test, args)
     w = measurement.guidance(args.model, model)
+    measurement.intervals(args.model, model)
     measurement.bits(args.model, model)
     measurement.copies(args.model, model, w)
     measurement.best(args.model, model, w)
