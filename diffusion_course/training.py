@@ -749,7 +749,7 @@ COLUMNS = ("images", "loss", "grad_norm", "lr", "images_per_second", "seconds")
 def _chosen(run: Run) -> str:
     "What a run computes, and with what, in one line."
     c = run.config
-    where = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device)
+    where = str(run.device)
     threads = torch.get_num_threads()
     if run.device.type == "cpu": where += f" ({threads} thread{'s' * (threads > 1)})"
     if run.processes > 1: where += f", {run.processes} processes"
