@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from tqdm.auto import tqdm
 
 from . import expect
@@ -24,13 +26,14 @@ from .images import Images
 from .options import option, settings
 from .predictions import Denoiser, latent_network, network
 from .schedules import Linear
+from .seeds import seeded_weights
 from .training import DenoiserRecipe, Recipe, autocast, check_previews, started
 from .unet import UNet, UNetConfig
 from .vae import VAE, VAEConfig, VAERecipe
 
 # %% auto #0
 __all__ = ['PRESETS', 'Latents', 'encode_all', 'checksum', 'DecoderConfig', 'Decoder', 'LatentUNetConfig', 'LatentUNet', 'decode',
-           'LatentRecipe', 'perceptual_loss', 'DecoderRecipe']
+           'LatentRecipe', 'perceptual_loss', 'Discriminator', 'adversarial_losses', 'DecoderRecipe']
 
 # %% ../nbs/18_latent.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -137,6 +140,14 @@ class DecoderConfig(VAEConfig):
     The defaults are those of the shipped vae-decoder."""
 
     code: int = option(0, "the checksum of the autoencoder whose latents it reads")
+    discriminator: tuple[int, ...] = option(
+        (), "channels of the feature maps that its discriminator reads, in training; none: it has none"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        channels = tuple(expect.whole("discriminator", n, of="channels") for n in self.discriminator)
+        object.__setattr__(self, "discriminator", channels)
 
 
 class Decoder(nn.Module):
@@ -152,6 +163,14 @@ class Decoder(nn.Module):
         self.config = config or DecoderConfig()
         self.shape = self.config.shape
         self.decoder = VAE(self.config, seed).decoder
+        channels = self.config.discriminator
+        self.discriminator = Discriminator(channels, seed) if channels else None
+
+    def without_discriminator(self) -> Decoder:
+        "The same decoder, with nothing that only training needs."
+        alone = Decoder(replace(self.config, discriminator=()))
+        alone.decoder = self.decoder
+        return alone
 
     def forward(self, z: Tensor) -> Tensor:
         """The images of latents.
@@ -398,41 +417,119 @@ def perceptual_loss(critic: Classifier, x: Tensor, x_hat: Tensor) -> Tensor:
         ().
     """
     expect.same_shape("x_hat", x_hat, "x", expect.floats("x", x))
+    return _distance(_unit_maps(critic, x), _unit_maps(critic, x_hat))
 
-    def unit(f: Tensor) -> Tensor: return F.normalize(f.float(), dim=1)
 
-    pairs = zip(critic.maps(x), critic.maps(x_hat), strict=True)
-    squares = [(unit(f) - unit(f_hat)).square().sum(1).mean() for f, f_hat in pairs]
+def _unit_maps(critic: Classifier, x: Tensor) -> list[Tensor]:
+    "The feature maps of images, the vector at each place scaled to length 1."
+    return [F.normalize(f.float(), dim=1) for f in critic.maps(x)]
+
+
+def _distance(maps: list[Tensor], others: list[Tensor]) -> Tensor:
+    squares = [(f - g).square().sum(1).mean() for f, g in zip(maps, others, strict=True)]
     return torch.stack(squares).mean()
+
+
+class Discriminator(nn.Module):
+    """How real an image looks, place by place, to what reads a critic's feature maps.
+
+    The critic stays as it is, as in a projected GAN (Sauer et al. 2021).
+
+    Args:
+        channels: of the feature maps, those of `Classifier.maps`.
+        seed: of the random weights.
+    """
+
+    def __init__(self, channels: Sequence[int], seed: int = 0):
+        super().__init__()
+        self.channels = tuple(expect.whole("channels", n) for n in channels)
+        with seeded_weights(seed):
+            self.heads = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(n, 64, 3, padding=1), nn.LeakyReLU(0.2),
+                              nn.Conv2d(64, 64, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(64, 1, 1))
+                for n in self.channels
+            )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Above 0 where a place looks real, below 0 where it looks made.
+
+        Args:
+            maps: (B, c, h, w) each, the vector at each place of length 1.
+
+        Returns:
+            (B, 1, h, w) for each of the maps.
+        """
+        inputs = zip(self.heads, self.channels, maps, strict=True)
+        return [head(f * n**0.5) for head, n, f in inputs]
+
+
+def adversarial_losses(
+    discriminator: Discriminator, real: Sequence[Tensor], fake: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The two losses of a generative adversarial network (Goodfellow et al. 2014), in their hinge form.
+
+    Args:
+        discriminator: what tells real from made.
+        real: feature maps of real images.
+        fake: feature maps of made images, through which their maker learns.
+
+    Returns:
+        the maker's loss, which moves nothing in the discriminator, and the discriminator's, which moves
+        nothing else; () each.
+    """
+    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
+    seems = functional_call(discriminator, frozen, (fake,))
+    fool = -torch.stack([d.mean() for d in seems]).mean()
+    on_real, on_fake = discriminator(real), discriminator([f.detach() for f in fake])
+    hinges = [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)]
+    return fool, torch.stack(hinges).mean()
 
 
 @settings
 class DecoderRecipe(Recipe):
-    "How to train a decoder on, for latents that stay: squared error, and a perceptual loss."
+    "How to train a decoder, for latents that stay: squared error, a perceptual and an adversarial loss."
 
     vae: str = option("vae-small", "the autoencoder: the name of a shipped one, or a file")
     critic: str = option("", "the classifier of the perceptual loss, a file; not the one that scores")
     perceptual: float = option(0.5, "weight of the perceptual loss")
+    adversarial: float = option(0.0, "weight of the adversarial loss; 0: there is no discriminator")
+    widths: tuple[int, ...] = option(
+        (), "channels of the decoder at each resolution, the finest first; none: the autoencoder's own go on learning"
+    )
+    blocks: tuple[int, ...] = option((), "residual blocks at each resolution; none: the autoencoder's")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("perceptual", "adversarial"):
+            expect.number(name, vars(self)[name], 0, expected="a number >= 0")
 
     def build(self) -> Decoder:
         "The decoder at the beginning: the autoencoder's own, or that of `start`."
         if not self.critic:
             raise ValueError("critic is '': expected the file of a classifier that scores nothing,"
                              " as `diffusion-course train cifar10-classifier --seed 1` writes")
-        _critic(self.critic, torch.device("cpu"))
+        critic = _critic(self.critic, torch.device("cpu"))
         vae, code = _load_vae(self.vae)
+        own = vae.config
+        channels = [f.shape[1] for f in critic.maps(torch.zeros(1, *critic.shape))] if self.adversarial else []
         if not self.start:
-            decoder = Decoder(DecoderConfig(**vars(vae.config), code=code))
-            decoder.decoder.load_state_dict(vae.decoder.state_dict())
+            sizes = replace(own, widths=self.widths or own.widths, blocks_back=self.blocks or own.blocks_back)
+            config = DecoderConfig(**vars(sizes), code=code, discriminator=tuple(channels))
+            decoder = Decoder(config, self.seed)
+            if sizes == own: decoder.decoder.load_state_dict(vae.decoder.state_dict())
             return decoder.train()
         start: Any = load(self.start)
         if type(start).__name__ != "Decoder" or start.config.code != code:
             raise ValueError(f"start is {self.start!r}: expected a decoder for latents of checksum"
                              f" {code:08x}")
+        if channels and start.discriminator is None:
+            start.config = replace(start.config, discriminator=tuple(channels))
+            start.discriminator = Discriminator(channels, self.seed)
         return start.train()
 
     def loss(self, model: Decoder, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """|x - x_hat|² / D + perceptual · `perceptual_loss`, for latents of the encoder that stays.
+        """|x - x_hat|² / D + perceptual · `perceptual_loss` + adversarial · the loss of being found out, for
+        latents of the encoder that stays. The discriminator learns beside it.
 
         Args:
             model: as `build` made it.
@@ -447,7 +544,12 @@ class DecoderRecipe(Recipe):
         with torch.no_grad(): z = vae.encode(x).sample(generator)
         x_hat = model(z)
         critic = _critic(self.critic, x.device)
-        return (x_hat - x).square().mean() + self.perceptual * perceptual_loss(critic, x, x_hat)
+        with torch.no_grad(): real = _unit_maps(critic, x)
+        fake = _unit_maps(critic, x_hat)
+        loss = (x_hat - x).square().mean() + self.perceptual * _distance(real, fake)
+        if not self.adversarial: return loss
+        fool, tell = adversarial_losses(model.discriminator, real, fake)
+        return loss + self.adversarial * fool + (tell - tell.detach())  # whose value says nothing of the decoder
 
     def image_shape(self) -> tuple[int, int, int]: return _load_vae(self.vae)[0].shape
 

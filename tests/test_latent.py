@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import normal, rng, uniform
 from PIL import Image
 from torch import nn
@@ -31,6 +33,8 @@ from diffusion_course.latent import (
     decode,
     encode_all,
     perceptual_loss,
+    adversarial_losses,
+    Discriminator,
 )
 from diffusion_course.matching import matching_loss
 from diffusion_course.options import with_options
@@ -254,6 +258,62 @@ def test_a_decoder_trained_on_takes_the_place_of_the_first(
     torch.testing.assert_close(decode(old, unit), vae.decode(z).detach(), atol=0.05, rtol=0.05)  # as it was
     assert checksum(new.net.vae()) == checksum(vae), "the same latents"
     assert torch.equal(replace(decoding, start=path).build()(z), load(path)(z))
+
+
+def test_a_decoder_of_other_sizes_learns_beside_a_discriminator(
+    digit_vae: str, critic: str, recipe: LatentRecipe, tmp_path: Path,
+) -> None:
+    learning = DecoderRecipe(
+        data="digits", flip=False, images=256, batch=64, lr=3e-3, warmup=0, ema=0.5, log_every=64, save_every=128,
+        precision="fp32", vae=digit_vae, critic=critic, adversarial=0.1, widths=tuple(2 * n for n in SMALL.widths),
+        blocks=tuple(n + 1 for n in SMALL.blocks_back),
+    )
+    before = learning.build()
+    assert before.config.widths == learning.widths
+    channels = tuple(f.shape[1] for f in load(critic).maps(torch.zeros(1, *SMALL.shape)))
+    assert before.config.discriminator == before.discriminator.channels == channels
+    trained = train(learning, tmp_path / "run", progress=False)
+    same = [n for (n, a), b in zip(trained.named_parameters(), before.parameters(), strict=True) if torch.equal(a, b)]
+    # what the last biases of the discriminator get from real and from made images cancels, inside the hinges
+    assert all(re.fullmatch(r"discriminator\.heads\.\d\.4\.bias", n) for n in same), "both of them learn"
+    path = str(tmp_path / "run" / "model.safetensors")
+    z = torch.randn(3, *SMALL.latent, generator=rng())
+    torch.testing.assert_close(load(path)(z), trained(z), atol=0.05, rtol=0.05)
+    assert load(path).discriminator is not None, "a training can go on from it"
+    going_on = replace(learning, start=path).build()
+    assert torch.equal(going_on.discriminator.heads[0][0].weight, load(path).discriminator.heads[0][0].weight)
+    alone = load(path).without_discriminator()
+    assert torch.equal(alone(z), load(path)(z)) and not any("discriminator" in name for name in alone.state_dict())
+    model = Denoiser(LatentUNet(replace(recipe.net, decoder=path)), Linear())
+    assert decode(model, z).shape == (3, *SMALL.shape)
+    without = replace(learning, adversarial=0.0).build()
+    assert without.discriminator is None
+    save(without, tmp_path / "without.safetensors")
+    given_one = replace(learning, start=str(tmp_path / "without.safetensors")).build()
+    assert given_one.discriminator is not None and given_one.config.discriminator == channels
+    with pytest.raises(ValueError, match="adversarial is -1: expected a number >= 0"): replace(learning, adversarial=-1)
+
+
+def test_each_adversarial_loss_moves_one_of_the_two() -> None:
+    g = rng()
+    real = [F.normalize(torch.randn(64, 5, 4, 4, generator=g) + 1, dim=1)]
+    made = torch.randn(64, 5, 4, 4, generator=g).requires_grad_()
+    judge = Discriminator([5])
+    fool, tell = adversarial_losses(judge, real, [F.normalize(made, dim=1)])
+    assert all(p.grad is None for p in judge.parameters())
+    fool.backward()
+    assert made.grad.abs().max() > 0 and all(p.grad is None for p in judge.parameters())
+    made.grad = None
+    tell.backward()
+    assert made.grad is None and all(p.grad is not None for p in judge.parameters())
+    optimizer = torch.optim.Adam(judge.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        _, tell = adversarial_losses(judge, real, [F.normalize(made.detach(), dim=1)])
+        tell.backward()
+        optimizer.step()
+    on_real, on_made = (judge([F.normalize(f, dim=1)])[0].mean() for f in (real[0], made.detach()))
+    assert tell < 1.5 and on_real > 0 > on_made, "2 is what an answer of 0 gives"
 
 
 def test_a_decoder_of_other_latents_is_refused(

@@ -32,7 +32,7 @@ from diffusion_course.discrete import binary_digits, bits, text_windows
 from diffusion_course.evaluation import label_agreement
 from diffusion_course.generation import generate
 from diffusion_course.images import cifar10, digit_classifier, digits, to_bytes
-from diffusion_course.latent import LatentUNet, LatentUNetConfig
+from diffusion_course.latent import Decoder, LatentUNet, LatentUNetConfig
 from diffusion_course.predictions import Denoiser
 from diffusion_course.vae import VAE, psnr, reconstruct
 
@@ -48,7 +48,7 @@ def newest(run: Path) -> Path:
 
 
 def ship(
-    source: Path, name: str, change: Callable[[nn.Module], object] = lambda model: None,
+    source: Path, name: str, change: Callable[[nn.Module], nn.Module | None] = lambda model: None,
     **more: object,
 ) -> None:
     """Copy a model with its record, whose command becomes what a user would type. Say what was copied.
@@ -56,12 +56,13 @@ def ship(
     Args:
         source: a file that a training wrote.
         name: of the shipped model.
-        change: is called with the model before it is written; an error there ships nothing.
+        change: is called with the model before it is written, and may return another one; an error there
+            ships nothing.
         more: is added to the record.
     """
     model = load(source)
     about = info(source) | more
-    change(model)
+    model = change(model) or model
     about["command"] = re.sub(r" (--resume|--(folder|images|kept) \S+)", "", about.get("command", ""))
     config = about.get("config", {})
     config.pop("about", None)  # what the preset says of itself is in the code
@@ -162,7 +163,7 @@ def latent(args: argparse.Namespace) -> None:
     psnr_now, agreement = quality_of_vae(LatentUNet(LatentUNetConfig(decoder=str(decoder))).vae())
     # The decoder first: the model's checksum is compared with it.
     before = dict(psnr_before=psnr_before, agreement_before=agreement_before)
-    ship(decoder, "vae-decoder", **before, psnr=psnr_now, agreement=agreement)
+    ship(decoder, "vae-decoder", Decoder.without_discriminator, **before, psnr=psnr_now, agreement=agreement)
     ship(newest(args.runs / "latent"), "cifar10-latent", name_decoder)
     load("cifar10-latent").net.vae()  # a ValueError where its autoencoder isn't the one that ships
 
@@ -176,7 +177,8 @@ def few_step(args: argparse.Namespace) -> None:
     it isn't finished, as few-step.safetensors. Refuses a student whose autoencoder isn't the one that
     ships.
     """
-    check_vae = lambda model: model.net.vae()  # a ValueError if its autoencoder is another
+    def check_vae(model: Denoiser) -> None: model.net.vae()  # a ValueError if its autoencoder is another
+
     ship(newest(args.run), "few-step", check_vae)
 
 
