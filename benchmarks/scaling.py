@@ -61,7 +61,7 @@ LARGER: dict[
     "64 pixels, 100,000 images of your own": (
         at_side(64),
         10,
-        "`train images --size 64`, as it is",
+        "`train images --size 64` with this network (docs/larger.md)",
     ),
     "ImageNet at 64 pixels, 260 M weights": (
         dataclasses.replace(
