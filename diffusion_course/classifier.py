@@ -81,6 +81,7 @@ class Classifier(nn.Module):
             (B, c, h, w) after each activation, the finest first.
         """
         x = expect.floats("x", x, shape=self.shape).to(self.last.weight.dtype)
+        if x.is_cpu and not torch.compiler.is_compiling(): expect.unit_range("x", x)  # elsewhere looking would wait
         maps = []
         for layer in self.body:
             x = layer(x)

@@ -198,7 +198,8 @@ class TokenTable:
         x = as_tokens("x", x, self.n_letters, self.length)
         seen = likelihood(x, self.n_letters, t)
         words = self.words.to(x.device)
-        weights = self.p.to(seen).flatten() * seen[:, torch.arange(self.length), words].prod(-1)  # (B, K^L)
+        places = torch.arange(self.length, device=x.device)
+        weights = self.p.to(seen).flatten() * seen[:, places, words].prod(-1)  # (B, K^L)
         sums = weights @ F.one_hot(words, self.n_letters).to(seen).flatten(1)
         return sums.reshape(seen.shape) / weights.sum(1)[:, None, None]
 
@@ -214,13 +215,14 @@ class TokenTable:
         t = expect.one_time(t)
         states = self.states
         m = (states == self.n_letters).sum(1).double()
-        agree = likelihood(states, self.n_letters)[:, torch.arange(self.length), self.words].prod(-1)
+        places = torch.arange(self.length, device="cpu")
+        agree = likelihood(states, self.n_letters)[:, places, self.words].prod(-1)
         return t ** (self.length - m) * (1 - t) ** m * (agree @ self.p.flatten())
 
     @property
     def states(self) -> Tensor:
         "All sequences with masks, ((K + 1)^L, L)."
-        return torch.ones((self.n_letters + 1,) * self.length).nonzero()
+        return torch.ones((self.n_letters + 1,) * self.length, device="cpu").nonzero()
 
     def rate(self, t: float) -> Tensor:
         """R_t(x, z) = p(x1_i = a | x) / (1 - t), where z is x with a letter a in place of a mask at i.
@@ -233,10 +235,10 @@ class TokenTable:
         """
         t = expect.number("t", t, 0, 1, "a time in [0, 1)", below=True)
         states, K = self.states, self.n_letters
-        place = (K + 1) ** torch.arange(self.length - 1, -1, -1)
-        R = torch.zeros(len(states), len(states), dtype=torch.float64)
+        place = (K + 1) ** torch.arange(self.length - 1, -1, -1, device="cpu")
+        R = torch.zeros(len(states), len(states), dtype=torch.float64, device="cpu")
         possible = self.path(0.5) > 0  # elsewhere nothing is known, and nobody gets there
-        p = torch.zeros(len(states), self.length, K, dtype=torch.float64)
+        p = R.new_zeros(len(states), self.length, K)
         p[possible] = self.posterior(states[possible])
         for x, i in (states == K).nonzero().tolist():
             for a in range(K): R[x, x + (a - K) * place[i]] += p[x, i, a] / (1 - t)
@@ -645,7 +647,7 @@ def text_windows(split: str = "train", length: int = 64) -> Tokens:
         Tokens of shape (n, length), without labels.
     """
     x = encode(reference_text(split)).unfold(0, expect.whole("length", length), 1)
-    return Tokens(x, torch.zeros(len(x), dtype=torch.int64))
+    return Tokens(x, torch.zeros(len(x), dtype=torch.int64, device="cpu"))
 
 
 def binary_digits(split: str = "train") -> Tokens:
@@ -821,10 +823,11 @@ def fill(
     Raises:
         ValueError: for bad input, at the call.
     """
-    if isinstance(x, int): x = torch.full((expect.whole("x", x), model.length), model.n_letters)
+    if isinstance(x, int): x = torch.full((expect.whole("x", x), model.length), model.n_letters, device="cpu")
     x = as_tokens("x", x, model.n_letters, model.length)
     temperature = expect.number("temperature", temperature, 0, 1e6, "a positive number", above=True)
-    if isinstance(ts, int): ts = torch.linspace(0, 1, expect.whole("ts", ts, of="steps") + 1, dtype=torch.float64)
+    if isinstance(ts, int):
+        ts = torch.linspace(0, 1, expect.whole("ts", ts, of="steps") + 1, dtype=torch.float64, device="cpu")
 
     def tokens_step(z: Tensor, t: float, s: float) -> Tensor:
         z = z.long()

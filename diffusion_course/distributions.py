@@ -22,11 +22,11 @@ __all__ = ['toy_names', 'toy', 'GaussianMixture', 'running_mixture']
 
 # %% ../nbs/01_distributions.ipynb #fc574a42
 def _rand(n: int, g: torch.Generator) -> Tensor:
-    return torch.rand(n, generator=g)
+    return torch.rand(n, generator=g, device="cpu")
 
 
 def _blur(x: Tensor, std: float, g: torch.Generator) -> Tensor:
-    return x + std * torch.randn(x.shape, generator=g)
+    return x + std * torch.randn(x.shape, generator=g, device="cpu")
 
 
 def _circle(angle: Tensor, radius: Tensor) -> Tensor:
@@ -35,11 +35,12 @@ def _circle(angle: Tensor, radius: Tensor) -> Tensor:
 
 def _eight_gaussians(n: int, g: torch.Generator) -> Tensor:
     angle = (8 * _rand(n, g)).floor() * math.pi / 4
-    return _blur(_circle(angle, torch.full((n,), 1.6)), 0.12, g)
+    return _blur(_circle(angle, torch.full_like(angle, 1.6)), 0.12, g)
 
 
 def _moons(n: int, g: torch.Generator) -> Tensor:
-    x = _circle(math.pi * _rand(n, g), torch.ones(n)) - torch.tensor([0.5, 0.25])
+    angle = math.pi * _rand(n, g)
+    x = _circle(angle, torch.ones_like(angle)) - angle.new_tensor([0.5, 0.25])
     return _blur(torch.where(_rand(n, g)[:, None] < 0.5, x, -x), 0.06, g) * 1.4
 
 
@@ -55,7 +56,7 @@ def _spiral(n: int, g: torch.Generator) -> Tensor:
 def _checkerboard(n: int, g: torch.Generator) -> Tensor:
     column, row = (4 * _rand(n, g)).floor(), (2 * _rand(n, g)).floor()
     corner = torch.stack([column, 2 * row + column % 2], 1) - 2
-    return corner + torch.rand(n, 2, generator=g)
+    return corner + torch.rand(n, 2, generator=g, device="cpu")
 
 
 @lru_cache(1)
@@ -63,12 +64,12 @@ def _digits_plane() -> Tensor:
     from sklearn.datasets import load_digits
     from sklearn.decomposition import PCA
 
-    x = torch.as_tensor(PCA(2, svd_solver="full").fit_transform(load_digits().data)).float()
+    x = torch.from_numpy(PCA(2, svd_solver="full").fit_transform(load_digits().data)).float()
     return x / x.std()
 
 
 def _digits(n: int, g: torch.Generator) -> Tensor:
-    return _digits_plane()[torch.randint(1797, (n,), generator=g)]
+    return _digits_plane()[torch.randint(1797, (n,), generator=g, device="cpu")]
 
 
 _TOYS: dict[str, Callable[[int, torch.Generator], Tensor]] = {

@@ -33,7 +33,7 @@ from .options import as_dict, option, settings
 from diffusion_course.predictions import (
     Model, device_of, differentiable, eval_mode, latent_network, n_cond, n_labels, sample_shape, singular,
 )
-from .predictions import without_inference
+from .predictions import with_labels, without_inference
 from .samplers import Stepper
 from .seeds import generator_of
 from .solvers import as_times, integrate, rk4_step, standard_normal
@@ -208,10 +208,7 @@ def as_bytes(x: Images | Tensor) -> Tensor:
         raise ValueError(f"x is {_given(x)}: expected images (n, C, H, W)")
     if x.dtype == torch.uint8: return x
     expect.finite("x", expect.floating("x", x))
-    lo, hi = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
-    if lo >= 0 and hi > 16:  # as `plots.as_images`: what a model draws is never all so bright
-        raise ValueError(f"x runs from {lo:g} to {hi:g}: expected -1 to 1, or torch.uint8")
-    return to_bytes(x)
+    return to_bytes(expect.unit_range("x", x, "-1 to 1, or torch.uint8"))
 
 
 def _given(x: object) -> str: return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__
@@ -408,7 +405,7 @@ def split(n: int, among: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     n, among = expect.whole("n", n, of="images"), expect.whole("among", among, of="images")
     if n > among // 2:
         raise ValueError(f"n is {n}: expected 1 to {among // 2}, as two sets are drawn of {among} images")
-    chosen = torch.randperm(among, generator=generator_of(seed))
+    chosen = torch.randperm(among, generator=generator_of(seed), device="cpu")
     return chosen[:n], chosen[n: 2 * n]
 
 
@@ -466,7 +463,7 @@ def evaluate(
     if y is not None and x is None: raise ValueError("y is given without x: expected its images, too")
     if x is None:
         labels = n_labels(model)
-        y = torch.arange(n) % labels if labels else None
+        y = torch.arange(n, device="cpu") % labels if labels else None
         how |= dict(batch=batch, progress=progress) | ({} if y is None else dict(y=y))
         x = as_images(model, generate(model, n, steps, sampler, seed=seed, **how))
     elif len(x) != n: raise ValueError(f"x holds {len(x)} images: expected n = {n}")
@@ -551,11 +548,11 @@ def log_prob(
     if probe is not None: expect.same_shape("probe", expect.floating("probe", probe), "x", x)
     alpha = float(model.schedule.alpha(times[0]))
     D = x[0].numel()
-    cond = {k: without_inference(v) for k, v in cond.items()}
+    cond = {k: without_inference(v) for k, v in with_labels(model, x, cond).items()}
 
     def velocity_and_divergence(z: Tensor, t: Tensor) -> Tensor:
         with differentiable(z[:, :D].reshape(x.shape)) as at:
-            u = model(at, float(t), **cond).velocity
+            u = expect.with_gradient("the model", model(at, float(t), **cond).velocity)
             gradient = lambda v, retain: torch.autograd.grad(u, at, v, retain_graph=retain)[0].flatten(1)
             if probe is None:
                 divergence = torch.stack(
@@ -965,7 +962,7 @@ def _conditions_like(real: Images, n: int, n_cond: int, config: EvaluateConfig) 
     "Labels and attributes of real images, chosen by chance: they may depend on each other."
     if real.cond is None or real.cond.shape[1] != n_cond:
         raise ValueError(f"the data have no attributes: expected {n_cond} for each image, as the model knows")
-    i = torch.randint(len(real), (n,), generator=torch.Generator().manual_seed(config.seed))
+    i = torch.randint(len(real), (n,), generator=generator_of(config.seed), device="cpu")
     told = dict(cond=real.cond[i], guidance=config.guidance, interval=config.interval)
     return told | (dict(y=real.y[i]) if len(real.names) > 1 else {})
 

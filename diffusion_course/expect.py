@@ -14,8 +14,8 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['described', 'having', 'short', 'whole', 'number', 'sizes', 'pair', 'one_time', 'as_scalar', 'as_floats', 'as_double',
-           'one_of', 'tensor', 'floating', 'floats', 'finite', 'same_shape', 'one_or_each', 'as_labels', 'as_cond',
-           'as_index', 'as_whole_numbers', 'device']
+           'one_of', 'tensor', 'floating', 'floats', 'finite', 'unit_range', 'with_gradient', 'same_shape',
+           'one_or_each', 'as_labels', 'as_cond', 'as_index', 'as_whole_numbers', 'device']
 
 # %% ../nbs/toolbox/expect.ipynb #5b268136
 def described(x: Any) -> str:
@@ -280,9 +280,44 @@ def finite(name: str, x: Tensor) -> Tensor:
     Raises:
         ValueError: "x holds 3 values that are NaN or infinite: expected none".
     """
-    wrong = int((~tensor(name, x).isfinite()).sum())
+    if tensor(name, x).is_meta: return x  # which has no numbers
+    wrong = int((~x.isfinite()).sum())
     if wrong: raise ValueError(f"{name} holds {wrong} values that are NaN or infinite: expected none")
     return x
+
+
+def unit_range(name: str, x: Tensor, right: str = "-1 to 1, as byte / 127.5 - 1") -> Tensor:
+    """Images that don't evidently run from 0 to 255: a number below 0, or none above 16.
+
+    What models draw and decoders exaggerate lies beyond [-1, 1], but never all of it on one side and so far.
+
+    Args:
+        name: of the argument, for the message.
+        x: (..., C, H, W) floating-point numbers; of fewer dimensions, such as points, any are right.
+        right: what the message says is right.
+
+    Raises:
+        ValueError: "x runs from 0 to 255: expected -1 to 1, as byte / 127.5 - 1".
+    """
+    if floating(name, x).ndim < 3 or not x.numel() or x.is_meta: return x
+    lo, hi = x.detach().min().item(), x.detach().max().item()
+    if lo >= 0 and hi > 16:
+        raise ValueError(f"{name} runs from {lo:g} to {hi:g}: expected {right}")
+    return x
+
+
+def with_gradient(name: str, y: Tensor) -> Tensor:
+    """What a model or a classifier returned, where gradients are taken by what it was given.
+
+    Args:
+        name: of what returned it, for the message.
+        y: what was returned.
+
+    Raises:
+        ValueError: "the model cuts gradients: expected one that computes without no_grad and detach".
+    """
+    if y.requires_grad: return y
+    raise ValueError(f"{name} cuts gradients: expected one that computes without no_grad and detach")
 
 
 def same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> Tensor:
@@ -318,7 +353,9 @@ def one_or_each(name: str, a: Tensor, x: Tensor) -> Tensor:
     )
 
 
-def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool = True) -> Tensor:
+def as_labels(
+    y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool = True, look: bool = False,
+) -> Tensor:
     """One label for each sample, whole numbers on the device of the samples: the one place where
     labels come in.
 
@@ -329,17 +366,18 @@ def as_labels(y: Any, n_labels: int, x: Tensor, *, name: str = "y", null: bool =
         x: (B, ...) the samples.
         name: of the argument, for the message.
         null: whether n_labels, the null label that says "no label", is allowed too.
+        look: at labels on a device too, which waits for it: once before a run, not in each step.
 
     Returns:
         (B,) of torch.int64.
 
     Raises:
-        ValueError: for another shape, for fractions, and (on the CPU, where looking costs nothing)
-            for labels out of range.
+        ValueError: for another shape, for fractions, and (on the CPU, where looking costs nothing,
+            or where told to look) for labels out of range.
     """
     y = as_whole_numbers(name, n_labels if y is None else y)
     one_or_each(name, y, x)
-    looking = y.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would wait
+    looking = (look or y.is_cpu) and not torch.compiler.is_compiling()  # elsewhere it would wait
     if looking and not ((y >= 0) & (y <= n_labels - (not null))).all():
         last = f"{n_labels}, the last for none" if null else f"{n_labels - 1}"
         raise ValueError(f"{name} holds labels {y.unique().tolist()}: expected 0 to {last}")

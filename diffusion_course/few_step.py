@@ -221,8 +221,8 @@ def _in_parts(
         if path and path.exists(): found = read_tensors(path)[0]
         else:
             g = seeded("cpu", seed, 21, k)
-            x0 = torch.randn(part, *teacher.net.shape, generator=g)
-            y = torch.randint(max(labels, 1), (part,), generator=g)
+            x0 = torch.randn(part, *teacher.net.shape, generator=g, device="cpu")
+            y = torch.randint(max(labels, 1), (part,), generator=g, device="cpu")
             cond: dict[str, Any] = dict(y=y.to(device)) if labels else {}
             found = draw(guided, x0.to(device), cond) | dict(y=y)
             if path: write_tensors(path, found, dict(w=w, seed=seed) | about)
@@ -279,7 +279,7 @@ class ReflowRecipe(Recipe):
                 f"pairs is {self.pairs}, pair_steps is {self.pair_steps}: expected 1 or more each"
             )
         if not math.isfinite(self.w): raise ValueError(f"w is {self.w}: expected a finite number")
-        if not 0 <= self.first <= 1: raise ValueError(f"first is {self.first}: expected a share in [0, 1]")
+        if not 0 <= self.first <= 1: raise ValueError(f"first is {self.first}: expected a fraction in [0, 1]")
         if self.flip:
             raise ValueError(
                 "flip is True: expected False, for a mirrored pair is none of the teacher's"

@@ -424,7 +424,7 @@ def teacher_paths(
 
     def walks(guided: Model, x0: Tensor, cond: dict[str, Any]) -> dict[str, Tensor]:
         found = []
-        for some in torch.arange(len(x0)).split(250):
+        for some in torch.arange(len(x0), device="cpu").split(250):
             told = {k: v[some] for k, v in cond.items()}
             xs = trajectory(guided, x0[some], uniform_grid(steps), dpmpp_2m(), **told).xs
             found.append(xs[:: steps // marks].transpose(0, 1).half().cpu())

@@ -82,7 +82,7 @@ def _draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
 # %% ../nbs/15_sampling_pictures.ipynb #76e02a2a
 class InPrecision(ModelWrapper):
     """A model whose network computes in 16 bits where that is quicker. What surrounds it stays as
-    it is.
+    it is, and so does a network whose weights are not in single precision.
 
     Args:
         model: any model.
@@ -101,7 +101,7 @@ class InPrecision(ModelWrapper):
             t: () or (B,) their time.
             **cond: handed on to the model.
         """
-        with autocast(expect.floating("x", x).device, self.precision): return self.model(x, t, **cond)
+        with autocast(expect.floating("x", x).device, self.precision, self): return self.model(x, t, **cond)
 
 
 SAMPLERS: dict[str, Callable[[], Stepper]] = {
@@ -212,7 +212,7 @@ def _prepare(
     elif given is not None and network(model) is not None:
         raise ValueError(f"cond is {expect.short(given)}: expected None, for the model's network has no n_cond")
     if y is not None and labels:
-        cond = cond | dict(y=expect.as_labels(y, labels, x, null=False))
+        cond = cond | dict(y=expect.as_labels(y, labels, x, null=False, look=True))
     elif y is not None and network(model) is not None:
         raise ValueError(
             f"y is {expect.short(y)}: expected None, for the model knows no labels: its network has no n_labels"
@@ -230,7 +230,7 @@ def _prepare(
 def _as_start(start: Tensor | None, x: Tensor) -> Tensor | None:
     "Samples to begin from, one for each of the noises x."
     if start is None: return None
-    start = expect.finite("start", expect.floats("start", start, batch=False)).to(x)
+    start = expect.unit_range("start", expect.finite("start", expect.floats("start", start, batch=False))).to(x)
     if start.shape not in (x.shape, x.shape[1:]):
         one = tuple(x.shape[1:])
         raise ValueError(f"start has shape {tuple(start.shape)}: expected {tuple(x.shape)}, or {one} for all")
@@ -427,7 +427,8 @@ def as_samples(model: Model, images: Tensor) -> Tensor:
         (n, ...), as `generate` returns samples and takes `start`.
     """
     net = latent_network(model)
-    if net is None: return expect.floats("images", images)
+    expect.unit_range("images", expect.floats("images", images))
+    if net is None: return images
     vae = net.vae(images.device)
     with torch.no_grad(): return vae.to_unit(vae.encode(images).mode)
 
@@ -451,7 +452,7 @@ def read_image(path: str | os.PathLike, shape: Sequence[int]) -> Tensor:
     channels, height, width = shape
     if channels not in (1, 3): raise ValueError(f"the shape is {tuple(shape)}: expected 1 or 3 channels")
     rgb = torch.from_numpy(folders.read_image(path, (height, width))).float()
-    x = rgb if channels == 3 else (rgb * torch.tensor(_GREY)[:, None, None]).sum(0, keepdim=True)
+    x = rgb if channels == 3 else (rgb * rgb.new_tensor(_GREY)[:, None, None]).sum(0, keepdim=True)
     return x / 127.5 - 1
 
 
@@ -463,10 +464,10 @@ def _image_shape(model: Model) -> tuple[int, ...]:
 
 def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Tensor:
     "(n,) the label of each image, rising."
-    chosen = torch.arange(n_labels)
+    chosen = torch.arange(n_labels, device="cpu")
     if config.label != -1 and config.labels:
         raise ValueError(f"label is {config.label} beside labels {config.labels!r}: expected one of them")
-    if config.label != -1: chosen = torch.tensor([config.label])  # `generate` looks whether there is one
+    if config.label != -1: chosen = chosen.new_tensor([config.label])  # `generate` looks whether there is one
     elif config.labels:
         same = lambda text: unicodedata.normalize("NFC", text.strip()).casefold()
         known = {same(name): k for k, name in enumerate(names[:n_labels])}
@@ -475,8 +476,8 @@ def _labels_of(config: SampleConfig, n_labels: int, names: Sequence[str]) -> Ten
         if unknown:
             expected = f"expected of {', '.join(names)}" if names else "expected none, for no names are known"
             raise ValueError(f"labels holds {', '.join(map(repr, unknown))}: {expected}")
-        chosen = torch.tensor(sorted(known[same(text)] for text in given))
-    return chosen[torch.arange(config.n) * len(chosen) // config.n]
+        chosen = chosen.new_tensor(sorted(known[same(text)] for text in given))
+    return chosen[torch.arange(config.n, device="cpu") * len(chosen) // config.n]
 
 
 def _attributes_of(text: str, n: int, names: Sequence[str]) -> Tensor:
@@ -490,7 +491,7 @@ def _attributes_of(text: str, n: int, names: Sequence[str]) -> Tensor:
         place = (same[0] if same else n) if equals else k
         try: found[place] = float(number)
         except (ValueError, IndexError): raise ValueError(f"cond is {text!r}: {expected}") from None
-    return torch.tensor(found)
+    return torch.tensor(found, device="cpu")
 
 
 def sample_to_files(

@@ -97,7 +97,7 @@ class ClassifierGuided(ModelWrapper):
         with differentiable(x) as z:
             at = x if again else z
             y = without_inference(y)
-            logits = self.classifier(at, without_inference(t))
+            logits = expect.with_gradient("the classifier", self.classifier(at, without_inference(t)))
             if logits.ndim != 2 or len(logits) != len(x):
                 raise ValueError(
                     f"the classifier returned shape {tuple(logits.shape)}: expected ({len(x)}, labels)"
@@ -208,7 +208,7 @@ class ClassifierFree(ModelWrapper):
     def _w_at(self, t: Tensor | float) -> float:
         lo, hi = self.interval
         if (lo, hi) == (0, 1): return self.w
-        t = torch.as_tensor(t)
+        t = expect.as_floats(t, "t")
         if t.ndim:
             raise ValueError(
                 f"t has shape {tuple(t.shape)} with an interval: expected one time for all samples"

@@ -61,9 +61,9 @@ def to_bytes(x: Tensor) -> Tensor:
         (...) of torch.uint8.
 
     Raises:
-        ValueError: for another dtype, and where x holds NaN.
+        ValueError: for another dtype, where x holds NaN, and for images that evidently run from 0 to 255.
     """
-    _check_numbers(x)
+    expect.unit_range("x", _check_numbers(x))
     return ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).byte()
 
 
@@ -135,12 +135,13 @@ def _check_bytes(x: Any) -> None:
         raise ValueError(f"x is {given}: expected torch.uint8")
 
 
-def _check_numbers(x: Tensor) -> None:
+def _check_numbers(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x is {given}: expected floating-point numbers from -1 to 1")
     nan = int(x.isnan().sum())
     if nan: raise ValueError(f"x holds {nan} values that are NaN: expected numbers from -1 to 1")
+    return x
 
 
 def _tensor(a: Any) -> Any:
@@ -389,7 +390,7 @@ def radial_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if expect.tensor("x", x).ndim != 4 or not x.is_floating_point() or min(x.shape) < 1 or min(x.shape[2:]) < 2:
         raise ValueError(f"x is {expect.described(x)}: expected numbers (n, C, H, W), H and W >= 2")
-    x = expect.finite("x", x if x.element_size() >= 4 else x.float())
+    x = expect.unit_range("x", expect.finite("x", x if x.element_size() >= 4 else x.float()))
     power = torch.fft.fft2(x, norm="ortho").abs().square().mean((0, 1)).flatten()
     i, j = (torch.fft.fftfreq(side, 1 / side, device=x.device) for side in x.shape[2:])
     k = torch.hypot(i[:, None], j).round().long().flatten()
@@ -518,7 +519,7 @@ def digit_classifier() -> Callable[[Tensor], Tensor]:
     svm = SVC(C=10).fit(x.flatten(1).numpy(), y.numpy())
 
     def classify(x: Tensor) -> Tensor:
-        if expect.floats("x", x).shape[1:] != (1, 8, 8):
+        if expect.unit_range("x", expect.floats("x", x)).shape[1:] != (1, 8, 8):
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (n, 1, 8, 8)")
         return torch.from_numpy(svm.predict(x.detach().float().cpu().flatten(1).numpy()))
     return classify

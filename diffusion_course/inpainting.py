@@ -27,7 +27,7 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     """The mask, if it fits x: a `ValueError` says what was given and what is expected.
 
     Args:
-        mask: booleans, True = known: for pictures (H, W), or (B, 1, H, W) for one each; else a
+        mask: booleans, True = known: for images (H, W), or (B, 1, H, W) for one each; else a
             sample's shape.
         x: (B, ...).
 
@@ -60,7 +60,7 @@ def half(side: str = "right", shape: tuple[int, int] = (32, 32)) -> Tensor:
         shape: rows and columns of the image.
     """
     h, w = expect.sizes("shape", shape, "height, width")
-    mask = torch.ones(h, w, dtype=torch.bool)
+    mask = torch.ones(h, w, dtype=torch.bool, device="cpu")
     parts = dict(left=mask[:, : w // 2], right=mask[:, w // 2:], top=mask[: h // 2], bottom=mask[h // 2:])
     if side not in parts: raise ValueError(f"side is {side!r}: expected one of {', '.join(parts)}")
     parts[side].fill_(False)
@@ -74,7 +74,7 @@ def box(
     width: int,
     shape: tuple[int, int] = (32, 32),
 ) -> Tensor:
-    """A mask (H, W) with a rectangle to be filled; what lies outside the picture doesn't count.
+    """A mask (H, W) with a rectangle to be filled; what lies outside the image doesn't count.
 
     Args:
         top: its first row.
@@ -87,7 +87,7 @@ def box(
         expect.whole(name, value, -(2**40))
         for name, value in dict(top=top, left=left, height=height, width=width).items()
     )
-    mask = torch.ones(expect.sizes("shape", shape, "height, width"), dtype=torch.bool)
+    mask = torch.ones(expect.sizes("shape", shape, "height, width"), dtype=torch.bool, device="cpu")
     rows, columns = slice(max(top, 0), max(top + height, 0)), slice(max(left, 0), max(left + width, 0))
     mask[rows, columns] = False
     if mask.all():
@@ -107,12 +107,12 @@ def brush(
         radius: of the brush, in pixels.
         shape: rows and columns of the image.
     """
-    points = expect.finite("points", expect.as_floats(points, "points").double())
+    points = expect.finite("points", expect.as_floats(points, "points").cpu().double())
     radius = expect.number("radius", radius, 0, expected="a number > 0", above=True)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         raise ValueError(f"points has shape {tuple(points.shape)}: expected (n, 2), n >= 1")
     h, w = expect.sizes("shape", shape, "height, width")
-    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in (h, w)))
+    at = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64, device="cpu") for n in (h, w)))
     away = torch.cdist(at, points).amin(1)
     for a, b in zip(points[:-1], points[1:], strict=True):
         along = ((at - a) @ (b - a) / (b - a).square().sum().clamp_min(1e-12)).clamp(0, 1)
@@ -120,6 +120,13 @@ def brush(
     return (away > radius).reshape(h, w)
 
 # %% ../nbs/20_inpainting.ipynb #bc95aa81
+def _as_known(x1: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    "What is known of x1, with 0 in place of whatever the rest holds, and the mask."
+    known = as_mask(mask, expect.floats("x1", x1))
+    x1 = expect.finite("x1, where it is known,", torch.where(known, x1, 0))
+    return expect.unit_range("x1", x1), known
+
+
 def _repeated(x1: Tensor, x: Tensor) -> Tensor:
     "What is known, one for each sample of x."
     if x1.shape[1:] != x.shape[1:] or len(x) % len(x1):
@@ -140,7 +147,8 @@ def known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
         x1: (1 or B, ...) data; only what is known of it counts.
         mask: True = known, as `as_mask` takes it.
     """
-    return _with_known_data(_with_known_region(stepper, x1, as_mask(mask, x1)), x1, as_mask(mask, x1))
+    x1, known = _as_known(x1, mask)
+    return _with_known_data(_with_known_region(stepper, x1, known), x1, known)
 
 
 def _with_known_region(stepper: Stepper, x1: Tensor, mask: Tensor) -> Stepper:
@@ -206,7 +214,7 @@ def resampling(
     """
     repeats = expect.whole("repeats", repeats)
     jump = expect.whole("jump", jump)
-    known = as_mask(mask, x1)
+    x1, known = _as_known(x1, mask)
     if repeats == jump == 1: return known_region(stepper, x1, mask)
     down = _with_known_region(stepper, x1, known)
 
@@ -238,9 +246,8 @@ class ReconstructionGuided(ModelWrapper):
         self.weight = expect.number("weight", weight, 0, expected="a number >= 0")
         self.x1: Tensor
         self.mask: Tensor
-        expect.floats("x1", x1)
-        self.register_buffer("x1", x1, persistent=False)
-        self.register_buffer("mask", as_mask(mask, x1), persistent=False)
+        for name, value in zip(("x1", "mask"), _as_known(x1, mask), strict=True):
+            self.register_buffer(name, value, persistent=False)
 
     def cost(self, t: float) -> int:
         """Evaluations in one call: the way back through the network counts as a second one.
@@ -273,7 +280,8 @@ class ReconstructionGuided(ModelWrapper):
             at = x if again else z
             p = self.model(at, without_inference(t), **{k: without_inference(v) for k, v in cond.items()})
             known = _repeated(self.x1.to(x.device), x)
-            error = torch.where(self.mask.to(x.device), p.x1 - known, 0).square().sum()
+            predicted = expect.with_gradient("the model", p.x1)
+            error = torch.where(self.mask.to(x.device), predicted - known, 0).square().sum()
             gradient, = torch.autograd.grad(error, at, create_graph=again)
             x1, eps = (p.x1, p.eps) if again else (p.x1.detach(), p.eps.detach())
         alpha, sigma = self.schedule.alpha(p.t), self.schedule.sigma(p.t)
@@ -311,7 +319,7 @@ def seam(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    known = as_mask(mask, expect.finite("x", expect.floats("x", x)))
+    known = as_mask(mask, expect.unit_range("x", expect.finite("x", expect.floats("x", x))))
     if x.ndim != 4: raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, C, H, W)")
     known = known.all(1, keepdim=True).expand(len(x), 1, *x.shape[2:])
     jump, count = x.new_zeros(len(x)), x.new_zeros(len(x))
@@ -329,7 +337,7 @@ def seam(x: Tensor, mask: Tensor) -> Tensor:
 
 # %% ../nbs/20_inpainting.ipynb #b0626f16
 def paste_back(edited: Tensor, original: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
-    """The edited picture where it was to be edited, and everywhere else the original, bit for bit.
+    """The edited image where it was to be edited, and everywhere else the original, bit for bit.
 
     Args:
         edited: (B, C, H, W), numbers or bytes.
@@ -344,8 +352,8 @@ def paste_back(edited: Tensor, original: Tensor, mask: Tensor, feather: int = 0)
         raise ValueError(f"{given}: expected the original's, {original.dtype} {tuple(original.shape)}")
     mask = as_mask(mask, original)
     if feather:
-        share = _depth(mask, feather) / (feather + 1)
-        mixed = original + share * (edited.float() - original.float())
+        fraction = _depth(mask, feather) / (feather + 1)  # of what was edited
+        mixed = original + fraction * (edited.float() - original.float())
         edited = (mixed.round() if original.dtype == torch.uint8 else mixed).to(original.dtype)
     return torch.where(mask, original, edited)
 
@@ -355,7 +363,7 @@ def _depth(mask: Tensor, most: int) -> Tensor:
     diagonally."""
     if mask.ndim != 4 or most < 0:
         given = f"feather is {most}, mask has {mask.ndim} dimensions"
-        raise ValueError(f"{given}: expected 0 or more, and pictures")
+        raise ValueError(f"{given}: expected 0 or more, and images")
     reached, depth = mask.float(), (~mask).float()
     for _ in range(most):
         reached = F.max_pool2d(reached, 3, 1, 1)
@@ -366,7 +374,7 @@ def _depth(mask: Tensor, most: int) -> Tensor:
 def crop_around(
     mask: Tensor, margin: int = 4, size: tuple[int, int] | None = None,
 ) -> tuple[slice, slice]:
-    """The rows and columns of a window around all that is to be filled, inside the picture.
+    """The rows and columns of a window around all that is to be filled, inside the image.
 
     Args:
         mask: (H, W), True = known.
@@ -429,8 +437,9 @@ def latent_inpaint(
         noise: in its place.
         **cond: handed on to the model, as y.
     """
-    z = vae.to_unit(vae.encode(torch.where(as_mask(mask, x), x, 0)).mode)
-    cells = latent_mask(as_mask(mask, x).all(1, keepdim=True), (z.shape[2], z.shape[3]))
+    known_x, known = _as_known(x, mask)
+    z = vae.to_unit(vae.encode(known_x).mode)
+    cells = latent_mask(known.all(1, keepdim=True), (z.shape[2], z.shape[3]))
     ts = as_times(ts)
     first = (
         standard_normal(z, generator)

@@ -111,9 +111,9 @@ def encode_all(
     device = next(vae.parameters()).device
     parts = []
     disable = None if progress is None else not progress
-    for i in tqdm(torch.arange(len(images)).split(batch), "encoding", disable=disable):
+    for i in tqdm(torch.arange(len(images), device="cpu").split(batch), "encoding", disable=disable):
         x = images.batch(i)[0].to(device)
-        with autocast(device): both = [vae.encode(v) for v in (x, x.flip(3))]
+        with autocast(device, net=vae): both = [vae.encode(v) for v in (x, x.flip(3))]
         in_units = [torch.stack([vae.to_unit(q.mean), q.std / vae.scale]) for q in both]
         parts.append(torch.stack(in_units, 1).half().cpu())
     mean, std = torch.cat(parts, 2)
@@ -295,7 +295,7 @@ def decode(model: Denoiser | LatentUNet | VAE, z: Tensor, batch: int = 256) -> T
                          ' load("cifar10-latent"), or an autoencoder')
     vae = net if isinstance(net, VAE) else net.vae(expect.floats("z", z).device)
     expect.floats("z", z, shape=vae.latent)
-    with autocast(z.device):
+    with autocast(z.device, net=vae):
         return torch.cat([vae.decode(vae.from_unit(part)) for part in z.split(batch)])
 
 # %% ../nbs/18_latent.ipynb #c31e0669

@@ -194,8 +194,16 @@ def one_thread_if_small(train: Callable) -> Callable:
     """
     @wraps(train)
     def wrapped(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+        if not weights:
+            given = f"the model, of type {type(model).__name__}, has no weights"
+            raise ValueError(f"{given}: expected a network's, as Denoiser(MLP(), Linear())")
+        if any(w.is_inference() for w in weights):
+            raise ValueError("the model was made in inference mode: expected one made outside, which can be trained")
+        if any(w.is_meta for w in weights):
+            raise ValueError("the model is on meta: expected another device, where weights have numbers")
         threads = torch.get_num_threads()
-        if sum(p.numel() for p in model.parameters()) < 1_000_000: torch.set_num_threads(1)
+        if sum(w.numel() for w in weights) < 1_000_000: torch.set_num_threads(1)
         try:
             with torch.inference_mode(False), torch.enable_grad(): return train(model, *args, **kwargs)
         finally: torch.set_num_threads(threads)
@@ -317,7 +325,7 @@ def fit(
             raise ValueError(
                 "the network has no n_labels: expected the number of its labels, which is its null label too"
             )
-        labels = as_labels(labels, null, x1, name="labels", null=False)
+        labels = as_labels(labels, null, x1, name="labels", null=False, look=True)
     numbers = None if cond is None else _as_cond_of(model, cond, x1)
     if cond is None and n_cond(model):
         raise ValueError(f"cond is None: expected ({len(x1)}, {n_cond(model)}) numbers, for the network takes them")
@@ -326,12 +334,13 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.99), fused=fused)
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1, (k + 1) / 100) * (1 + math.cos(math.pi * k / steps)) / 2)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 25 / steps)))
+    with torch.device("cpu"):  # of its counter, whatever the default is
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(max(0.0, 1 - 25 / steps)))
     losses: list[Tensor] = []
     good = copy.deepcopy(model.state_dict())
     bar = tqdm(range(steps), disable=not progress, leave=False, unit="step", mininterval=0.5)
     for k in bar:
-        i = torch.randint(len(x1), (batch_size,), generator=g).to(weight.device)
+        i = torch.randint(len(x1), (batch_size,), generator=g, device="cpu").to(weight.device)
         part = lambda a, i=i: None if a is None else a[i]
         told = drop_conditions(part(labels), part(numbers), drop, null, g)
         if x0 is not None: told |= dict(x0=x0[i])

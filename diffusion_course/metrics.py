@@ -50,12 +50,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, n_projections: int = 200, seed: int
     x, y = _two_samples(x, y)
     n_projections = expect.whole("n_projections", n_projections)
     generator = generator_of(seed)
-    directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=generator)
+    directions = torch.randn(x.shape[1], n_projections, dtype=x.dtype, generator=generator, device="cpu")
     directions = directions / directions.norm(dim=0)
     a = (x @ directions).sort(dim=0).values
     b = (y @ directions).sort(dim=0).values
     # Both quantile functions are constant between two neighbours among their steps.
-    steps = [torch.arange(1, len(z) + 1, dtype=torch.float64) / len(z) for z in (x, y)]
+    steps = [torch.arange(1, len(z) + 1, dtype=torch.float64, device="cpu") / len(z) for z in (x, y)]
     q = torch.cat(steps).sort().values
     dq = q.diff(prepend=q.new_zeros(1))
     a, b = (z[((q - dq / 2) * len(z)).long().clamp(max=len(z) - 1)] for z in (a, b))
@@ -217,7 +217,7 @@ def real_floor(
     repeats = expect.whole("repeats", repeats, 2)
     generator = generator_of(seed)
     values = [metric(draw(n, generator), draw(m, generator)) for _ in range(repeats)]
-    v = torch.tensor(values, dtype=torch.float64)
+    v = torch.tensor(values, dtype=torch.float64, device="cpu")
     return Floor(v.mean().item(), v.std().item(), v.quantile(0.99).item(), n, m)
 
 

@@ -319,7 +319,7 @@ def _evaluate(
     frames = []
     with torch.no_grad():
         for t in times if timed else times[:1]:
-            y = _numpy(f(x, torch.tensor(t, dtype=x.dtype)) if timed else f(x), name)
+            y = _numpy(f(x, x.new_tensor(t)) if timed else f(x), name)
             if y.size != np.prod(shape):
                 kind = "vector" if name == "field" else "number"
                 raise ValueError(f"{name} returned shape {y.shape} for points of shape "
@@ -339,7 +339,7 @@ def _depends_on_time(f: Callable) -> bool:
 
 def _lattice(view: tuple[float, float], n: int, dim: int) -> Tensor:
     "The centres (n**dim, dim) of the cells of the view, row by row from the bottom."
-    side = view[0] + (view[1] - view[0]) * (torch.arange(n) + 0.5) / n
+    side = view[0] + (view[1] - view[0]) * (torch.arange(n, device="cpu") + 0.5) / n
     if dim == 1: return side[:, None]
     return torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
 
@@ -402,7 +402,7 @@ def _paths(x: Any) -> np.ndarray:
 def _times(ts: Any, count: int) -> np.ndarray:
     "Increasing times (count,) in double precision."
     if ts is None: return np.linspace(0, 1, count)
-    try: ts = torch.as_tensor(ts).detach().cpu().double().numpy()
+    try: ts = torch.as_tensor(ts, device="cpu").detach().double().numpy()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"ts is {type(ts).__name__}: expected ({count},) times") from None
     if ts.shape != (count,):

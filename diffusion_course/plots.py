@@ -198,7 +198,7 @@ def grid(extent: float = 3.0, n: int = 100) -> Tensor:
         n: points a side.
     """
     extent = expect.number("extent", extent, 0, 1e9, "a positive number", above=True)
-    side = torch.linspace(-extent, extent, expect.whole("n", n, of="points"))
+    side = torch.linspace(-extent, extent, expect.whole("n", n, of="points"), device="cpu")
     return torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)
 
 
@@ -324,7 +324,7 @@ def show_paths(
     if dots: style["marker"] = "o"
     if x.shape[-1] == 1:
         ax = axes_or_new(ax, size=(4.4, 2.8))
-        times = torch.linspace(0, 1, len(x)) if ts is None else expect.finite("ts", expect.as_floats(ts, "ts").cpu())
+        times = torch.linspace(0, 1, len(x), device="cpu") if ts is None else expect.finite("ts", expect.as_floats(ts, "ts").cpu())
         if times.shape != (len(x),): raise ValueError(f"ts has shape {tuple(times.shape)}: expected ({len(x)},)")
         lines = ax.plot(times.detach().double().numpy(), x[..., 0], **style)
         ax.set(xlabel="t", ylabel="x", title=title or "")
@@ -379,7 +379,7 @@ def show_curves(
     ax = axes_or_new(ax, size=(4.4, 3.2))
     drawn = []
     for k, (name, (x, y)) in enumerate(curves.items()):
-        x, y = (torch.as_tensor(v).detach().cpu().numpy() for v in (x, y))
+        x, y = (torch.as_tensor(v, device="cpu").detach().numpy() for v in (x, y))
         color = color_of((colors or {}).get(name, LABELS[k % len(LABELS)]))
         words = f"{name}: slope {slope(x, y):.2f}" if slopes else name
         marker = "osD^"[k % 4] if len(x) <= 12 else None
@@ -491,7 +491,7 @@ def show_histogram(
     ax.hist(v, bins=bins, range=(lo, hi), weights=weights, color=color_of(color), alpha=0.45,
             label=name)
     if density is not None:
-        x = torch.linspace(lo, hi, 300)
+        x = torch.linspace(lo, hi, 300, device="cpu")
         ax.plot(x, density(x).detach().cpu(), color=color_of("exact"), lw=1.6, label="exact")
     ax.set(xlim=(lo, hi), yticks=[], title=title or "")
     ax.spines["left"].set_visible(False)
@@ -555,7 +555,7 @@ def tile(
     n, c, h, w = images.shape
     nrows, ncols = _layout(n, ncols)
     size = c, nrows * (h + gap) - gap, ncols * (w + gap) - gap
-    sheet = torch.full(size, 255, dtype=torch.uint8)
+    sheet = torch.full(size, 255, dtype=torch.uint8, device="cpu")
     for k, image in enumerate(images):
         top = k // ncols * (h + gap)
         left = k % ncols * (w + gap)
@@ -694,7 +694,7 @@ def as_images(x: Tensor | np.ndarray, name: str = "x") -> Tensor:
         ValueError: for another shape or dtype, for NaN and infinities, which are counted, and for
             floating-point numbers that evidently run from 0 to 255: none negative, one above 16.
     """
-    try: x = torch.as_tensor(x).detach()
+    try: x = torch.as_tensor(x, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         kind = type(x).__name__
         raise ValueError(f"{name} is {kind}: expected a tensor of images (n, C, H, W)") from None
@@ -709,11 +709,7 @@ def as_images(x: Tensor | np.ndarray, name: str = "x") -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"{name} is {x.dtype}: "
                          "expected floating-point numbers from -1 to 1, or torch.uint8")
-    x = expect.finite(name, x.cpu().float())
-    lo, hi = x.min().item(), x.max().item()
-    if lo >= 0 and hi > 16:
-        raise ValueError(f"{name} runs from {lo:g} to {hi:g}: expected -1 to 1, or torch.uint8")
-    return x
+    return expect.unit_range(name, expect.finite(name, x.cpu().float()), "-1 to 1, or torch.uint8")
 
 
 def _to_bytes(x: Tensor) -> Tensor:

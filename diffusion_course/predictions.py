@@ -22,7 +22,8 @@ from .schedules import Schedule, as_time, combine, per_sample
 # %% auto #0
 __all__ = ['KINDS', 'Prediction', 'target_row', 'to_prediction', 'Model', 'Denoiser', 'ModelWrapper', 'singular', 'cost',
            'has_cost', 'network', 'target_kind', 'n_labels', 'null_label', 'n_cond', 'latent_network', 'sample_shape',
-           'device_of', 'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser', 'EmpiricalDenoiser']
+           'device_of', 'with_labels', 'eval_mode', 'differentiable', 'without_inference', 'ExactDenoiser',
+           'EmpiricalDenoiser']
 
 # %% ../nbs/04_predictions.ipynb #0de0c395
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Prediction:
     x1 + sigma eps.
 
     To change the estimate use `with_x1`, which lets the noise follow, or replace both:
-    `dataclasses.replace(p, x1=..., eps=...)`. Replacing one alone would no longer fit x.
+    `dataclasses.replace(p, x1=..., eps=...)`. Replacing one alone would no longer fit x, and another
+    x or t alone would not fit the estimate.
 
     Attributes:
         x: (B, ...) the points.
@@ -158,6 +160,7 @@ class _Solved(Prediction):
         kind: str = "",
         sigma_data: float = 0.5,
     ):
+        if x.requires_grad and not torch.is_grad_enabled(): x = x.detach()  # solved for later, x1 has none either
         known = vars(self)  # frozen: written past __setattr__
         known.update(x=x, t=t, schedule=schedule, y=y, kind=kind, sigma_data=sigma_data)
         if x1 is not None: known["x1"] = x1
@@ -341,7 +344,11 @@ class Denoiser(nn.Module):
         time_dtype = dtype if dtype == torch.float64 else torch.float32  # 16 bits can't tell 0.9985 from 1
         if t.ndim or t.requires_grad: times = t.to(x.device, time_dtype).expand(len(x))
         else: times = x.new_full(x.shape[:1], t.item(), dtype=time_dtype)
-        y = net(x if x.dtype == dtype else x.to(dtype), times, **cond)
+        try: y = net(x if x.dtype == dtype else x.to(dtype), times, **cond)
+        except RuntimeError as error:
+            place = device_of(self)
+            if place == x.device: raise
+            raise ValueError(f"x is on {x.device}: expected {place}, where the model is") from error
         if y.shape != x.shape:
             raise ValueError(
                 f"the network returned shape {tuple(y.shape)}: expected that of x, {tuple(x.shape)}"
@@ -534,6 +541,25 @@ def device_of(model: Model) -> torch.device:
     if not isinstance(model, nn.Module): return torch.device("cpu")
     tensors = (*model.parameters(), *model.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def with_labels(model: Model, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a run, whose y is looked at once where a model's network knows labels.
+
+    Args:
+        model: any model.
+        x: (B, ...) the samples.
+        cond: conditions, as y, a label or one for each sample.
+
+    Returns:
+        The same, with y (B,) on the device of x.
+
+    Raises:
+        ValueError: for labels beyond n_labels - 1: "no label" is y=None.
+    """
+    labels, y = n_labels(model), cond.get("y")
+    if y is None or not labels: return cond
+    return cond | dict(y=expect.as_labels(y, labels, x, null=False))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import expect
-from .predictions import Model, Prediction, cost, has_cost, singular
+from .predictions import Model, Prediction, cost, has_cost, singular, with_labels
 from .schedules import DDPM, Schedule, per_sample
 from .sde import Churn, langevin_correct, sde_step
 from .seeds import generator_of
@@ -182,6 +182,7 @@ class Recorder:
             ts: (T + 1,) times.
         """
         _check_stepper(stepper)
+        self.cond = with_labels(self.model, expect.floats("x", x, batch=False), self.cond)
         self.first = self.previous = None
         return integrate(lambda x, t, s: self.step(stepper, x, t, s), x, ts)
 

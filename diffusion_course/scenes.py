@@ -199,7 +199,7 @@ def draw_scenes(captions: Sequence[Caption | str], seed: int = 0, batch: int = 4
     batch = expect.whole("batch", batch)
     rng = np.random.default_rng([expect.whole("seed", seed, 0), 1])
     parts = [_paint(*_arrange(asked[k: k + batch], rng)) for k in range(0, len(asked), batch)]
-    return torch.cat([torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8), *parts])
+    return torch.cat([torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8, device="cpu"), *parts])
 
 
 _Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

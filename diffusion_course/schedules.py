@@ -264,6 +264,13 @@ class Cosine(Schedule, cache=True):
         return 2 / math.pi * torch.atan(torch.exp(expect.as_floats(l) / 2))
 
 # %% ../nbs/03_paths.ipynb #7972e0a7
+def _refuse_learned(**numbers: Any) -> None:
+    "What becomes a number passes no gradient on."
+    for name, value in numbers.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"{name} requires gradients: expected a number; what learns is a subclass of Schedule")
+
+
 class VariancePreserving(Schedule, cache=True):
     """alpha² + sigma² = 1, noised at a rate beta that rises linearly from beta_min at the data to
     beta_max at the noise.
@@ -278,6 +285,7 @@ class VariancePreserving(Schedule, cache=True):
     t_range = (0.0, 1 - 1e-5)
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        _refuse_learned(beta_min=beta_min, beta_max=beta_max)
         self.beta_min = expect.number("beta_min", beta_min, 0, expected="a number > 0", above=True)
         self.beta_max = expect.number("beta_max", beta_max, self.beta_min, 1e6, "a number from beta_min to 1e6")
 
@@ -311,6 +319,7 @@ class VarianceExploding(Schedule, cache=True):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        _refuse_learned(sigma_min=sigma_min, sigma_max=sigma_max)
         least, most = 1e-12, 1e12  # their quotient, and what is multiplied by them, stay numbers in 32 bits
         self.sigma_min = expect.number("sigma_min", sigma_min, least, most, "a number from 1e-12 to 1e12")
         self.sigma_max = expect.number(
@@ -340,10 +349,11 @@ class DDPM(Schedule, cache=True):
         betas: (T,) numbers between 0 and 1; copied, in double precision.
     """
 
-    betas: Tensor
+    _betas: Tensor
     _log_alpha2: Tensor
 
     def __init__(self, betas: Tensor):
+        _refuse_learned(betas=betas)
         betas = expect.as_floats(betas, "betas").detach().cpu().double().clone()
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas < 1)).all():
             given = f", from {betas.min():g} to {betas.max():g}" if betas.numel() else ""
@@ -353,8 +363,13 @@ class DDPM(Schedule, cache=True):
         log_alpha2 = torch.cat(
             [betas.new_zeros(1), (-betas).log1p().cumsum(0)]
         )  # at t = 1, then after each increment
-        vars(self).update(betas=betas, _log_alpha2=log_alpha2)  # copies, so that the cache stays right
+        vars(self).update(_betas=betas, _log_alpha2=log_alpha2)  # copies, so that the cache stays right
         self.t_range = (0.0, self.t_of(0).item())
+
+    @property
+    def betas(self) -> Tensor:
+        "(T,) the increments, a copy: for others make another schedule."
+        return self._betas.clone()
 
     def t_of(self, i: Tensor | int) -> Tensor:
         """The time after the increment with index i = 0, …, T - 1.
@@ -362,7 +377,7 @@ class DDPM(Schedule, cache=True):
         Args:
             i: indices, from 0.
         """
-        return 1 - (expect.as_double(expect.as_floats(i)) + 1) / len(self.betas)
+        return 1 - (expect.as_double(expect.as_floats(i)) + 1) / len(self._betas)
 
     def index_of(self, t: Tensor | float) -> Tensor:
         """The index whose time is nearest to t; -1 for clean data.
@@ -370,17 +385,17 @@ class DDPM(Schedule, cache=True):
         Args:
             t: times in [0, 1].
         """
-        return ((1 - as_time(t)) * len(self.betas)).round().long() - 1
+        return ((1 - as_time(t)) * len(self._betas)).round().long() - 1
 
-    def __repr__(self) -> str: return f"DDPM({len(self.betas)} steps)"
+    def __repr__(self) -> str: return f"DDPM({len(self._betas)} steps)"
 
     def _interpolate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         "log alpha² at t, linear between the increments, and its slope against t."
-        position = (1 - expect.as_double(t)) * len(self.betas)
-        k = position.ceil().long().clamp(1, len(self.betas)) - 1
+        position = (1 - expect.as_double(t)) * len(self._betas)
+        k = position.ceil().long().clamp(1, len(self._betas)) - 1
         log_alpha2 = self._log_alpha2.to(device=position.device, dtype=position.dtype)
         step = log_alpha2[k + 1] - log_alpha2[k]
-        return log_alpha2[k] + (position - k) * step, -step * len(self.betas)
+        return log_alpha2[k] + (position - k) * step, -step * len(self._betas)
 
     def alpha(self, t: Tensor | float) -> Tensor:
         t = as_time(t)
@@ -402,6 +417,6 @@ class DDPM(Schedule, cache=True):
         l = expect.as_floats(l)
         target = -F.softplus(-expect.as_double(l))  # log alpha²
         log_alpha2 = self._log_alpha2.to(device=target.device, dtype=target.dtype)
-        k = torch.searchsorted(-log_alpha2, -target).clamp(1, len(self.betas)) - 1
+        k = torch.searchsorted(-log_alpha2, -target).clamp(1, len(self._betas)) - 1
         position = k + (target - log_alpha2[k]) / (log_alpha2[k + 1] - log_alpha2[k])
-        return (1 - position / len(self.betas)).clamp(0, 1).to(l)
+        return (1 - position / len(self._betas)).clamp(0, 1).to(l)

@@ -44,7 +44,8 @@ def seeded(device: torch.device | str, *numbers: int) -> torch.Generator:
 def seeded_weights(seed: int) -> Iterator[None]:
     """Layers built inside get weights that follow from the seed, and nothing else is seeded.
 
-    They are on the CPU and in single precision, whatever the defaults are. The meta device alone, on which
+    They are on the CPU and in single precision, whatever the defaults are, and can be trained, also where the
+    caller is in inference mode. The meta device alone, on which
     weights have shapes and no numbers, is kept as a default.
 
     Args:
@@ -53,7 +54,7 @@ def seeded_weights(seed: int) -> Iterator[None]:
     seed = expect.whole("seed", seed, -(2**63), 2**64 - 1)
     dtype = torch.get_default_dtype()
     device = "meta" if torch.empty(0).is_meta else "cpu"
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seed)
         torch.set_default_dtype(torch.float32)
         try: yield

@@ -59,16 +59,21 @@ def runs_bf16(device: torch.device) -> bool:
     )
 
 
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+def autocast(
+    device: torch.device, precision: str = "auto", net: nn.Module | None = None,
+) -> torch.autocast:
     """Products and convolutions in 16 bits (bf16), in 32 (fp32), or whichever is quicker there (auto).
 
     Args:
         device: where to compute.
         precision: "auto", "bf16" or "fp32".
+        net: that computes: where its weights are not in single precision, nothing is changed.
     """
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision is {precision!r}: expected 'auto', 'bf16' or 'fp32'")
     small = runs_bf16(device) if precision == "auto" else precision == "bf16"
+    weight = None if net is None else next(net.parameters(), None)
+    if weight is not None and weight.dtype != torch.float32: small = False
     return torch.autocast(device.type, torch.bfloat16, enabled=small)
 
 # %% ../nbs/14_training.ipynb #0de0c395
@@ -819,6 +824,8 @@ def _training_loop(
     return run.seen < c.images
 
 # %% ../nbs/14_training.ipynb #4301db75
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     config: Recipe,
     folder: str | os.PathLike,

@@ -181,7 +181,7 @@ def positional_codes(rows: int, columns: int, width: int) -> Tensor:
     rows = expect.whole("rows", rows)
     columns = expect.whole("columns", columns)
     width = expect.whole("width", width, 4)
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    y, x = torch.meshgrid(*(torch.arange(n, device="cpu") for n in (rows, columns)), indexing="ij")
     return torch.cat([waves(y.flatten(), width // 2), waves(x.flatten(), width // 2)], 1)
 
 # %% ../nbs/24_transformer.ipynb #9b335486
@@ -277,7 +277,7 @@ def tokens(captions: str | Sequence[str], n_words: int = N_WORDS) -> Tensor:
         if len(words) > n_words:
             raise ValueError(f"the caption has {len(words)} words: expected at most {n_words}")
         rows.append([WORDS.index(w) + 1 for w in words] + [0] * (n_words - len(words)))
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), n_words)
+    return torch.tensor(rows, dtype=torch.float32, device="cpu").reshape(len(rows), n_words)
 
 # %% ../nbs/24_transformer.ipynb #8cbb4ee2
 class TextBlock(nn.Module):

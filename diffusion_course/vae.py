@@ -427,7 +427,7 @@ def reconstruct(vae: VAE, x: Tensor, batch: int = 256) -> Tensor:
         (n, C, H, W).
     """
     batch = expect.whole("batch", batch)
-    with autocast(expect.floats("x", x, shape=vae.shape).device):
+    with autocast(expect.floats("x", x, shape=vae.shape).device, net=vae):
         return torch.cat([vae.decode(vae.encode(part).mode) for part in x.split(batch)])
 
 

@@ -50,6 +50,7 @@ from diffusion_course.samplers import (
 from diffusion_course.samplers import karras_grid, with_langevin
 from diffusion_course.schedules import DDPM, Cosine, Linear, Schedule, VarianceExploding, VariancePreserving
 from diffusion_course.solvers import em_step, euler_step, heun_step, integrate, midpoint_step, rk4_step
+from diffusion_course.unet import UNet, UNetConfig
 
 MIXTURE = running_mixture()
 CLASSIFIER = lambda x, t: -torch.stack(
@@ -501,8 +502,73 @@ def test_models_of_any_dtype(dtype):
     expected = generate(model, 4, 3, y=1, seed=0, precision="fp32")
     x = generate(copy.deepcopy(model).to(dtype), 4, 3, y=1, seed=0, precision="fp32")
     torch.testing.assert_close(x, expected, atol=0.15 if dtype != torch.float64 else 1e-5, rtol=0.1)
+    for precision in ("auto", "bf16"):  # which are for weights in single precision
+        same = generate(copy.deepcopy(model).to(dtype), 4, 3, y=1, seed=0, precision=precision)
+        assert torch.equal(same, x)
     loss = matching_loss(model, MIXTURE.sample(64, rng()).to(dtype), generator=rng(), y=1)
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_models_of_images_of_any_dtype(dtype):
+    config = UNetConfig((1, 8, 8), (16, 16), attention=(4,), head=16, patch=1, n_labels=3)
+    model = Denoiser(UNet(config), Linear()).eval()
+    for p in model.parameters(): p.data += 0.05 * torch.randn(p.shape, generator=rng(p.numel()))
+    expected = generate(model, 2, 2, y=1, seed=0, precision="fp32")
+    for precision in ("auto", "bf16", "fp32"):
+        x = generate(copy.deepcopy(model).to(dtype), 2, 2, y=1, seed=0, precision=precision)
+        torch.testing.assert_close(x, expected, atol=1e-5 if dtype == torch.float64 else 0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("run", (
+    lambda m, x, y: sample(m, x, uniform_grid(2), euler(), y=y),
+    lambda m, x, y: sample(classifier_free(m, 2.0), x, uniform_grid(2), euler(), y=y),
+    lambda m, x, y: trajectory(m, x, uniform_grid(2), euler(), y=y),
+    lambda m, x, y: invert(m, x, uniform_grid(2), y=y),
+    lambda m, x, y: log_prob(m, x, 2, y=y),
+), ids=("sample", "guided", "trajectory", "invert", "log_prob"))
+def test_labels_from_1_are_refused(run):
+    model, x = trained_like(), normal(3, 2, dtype=torch.float32)
+    for y in (3, [1, 2, 3], torch.tensor([1, 2, 3])):
+        with pytest.raises(ValueError, match="y holds labels .*3.*: expected 0 to 2"): run(model, x, y)
+    run(model, x, 2)
+
+
+def test_a_model_on_another_device_is_named():
+    model, x = trained_like(), normal(3, 2, dtype=torch.float32).to("meta")
+    for call in (lambda: model(x, 0.5), lambda: sample(model, x, uniform_grid(2), heun())):
+        with pytest.raises(ValueError, match="x is on meta: expected cpu, where the model is"): call()
+    wrong = Denoiser(lambda x, t: nn.functional.linear(x, torch.ones(3, 3)), Linear())
+    with pytest.raises(RuntimeError, match="mat1"): wrong(normal(3, 2, dtype=torch.float32), 0.5)
+
+
+class WithoutGradients(ModelWrapper):
+    def forward(self, x, t, **cond):
+        with torch.no_grad(): return self.model(x, t, **cond)
+
+
+@pytest.mark.parametrize("kind", ("velocity", "eps", "x1"))
+def test_models_that_cut_gradients_are_named(kind):
+    model, x = WithoutGradients(trained_like(kind=kind)), normal(3, 2, dtype=torch.float32)
+    with pytest.raises(ValueError, match="the model cuts gradients"): log_prob(model, x, 2, y=1)
+    with pytest.raises(ValueError, match="the model cuts gradients"): reconstruction_guided(model, *KNOWN)(x, 0.5, y=1)
+    blind = lambda x, t: CLASSIFIER(x, t).detach()
+    with pytest.raises(ValueError, match="the classifier cuts gradients"):
+        classifier_guided(trained_like(), blind)(x, 0.5, y=1)
+
+
+def test_models_that_cannot_be_trained_are_named():
+    data = MIXTURE.sample(16, rng())
+    with pytest.raises(ValueError, match="ExactDenoiser, has no weights"): fit(ExactDenoiser(MIXTURE, Linear()), data)
+    with pytest.raises(ValueError, match="Denoiser, has no weights"): fit(Denoiser(lambda x, t: x, Linear()), data)
+    with torch.inference_mode(): mine, ours = nn.Linear(2, 2), Denoiser(MLP(width=8), Linear())
+    with pytest.raises(ValueError, match="made in inference mode"): fit(Denoiser(mine, Linear()), data)
+    expected = fit(Denoiser(MLP(width=8), Linear()), data, 3, progress=False).loss
+    assert torch.equal(fit(ours, data, 3, progress=False).loss, expected)
+    ours = Denoiser(MLP(width=8), Linear())
+    with torch.device("meta"):
+        assert torch.equal(fit(ours, data, 3, progress=False).loss, expected)
+        with pytest.raises(ValueError, match="on meta"): fit(Denoiser(MLP(width=8), Linear()), data)
 
 
 def test_times_keep_their_precision_beside_16_bits():

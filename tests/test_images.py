@@ -19,6 +19,9 @@ from helpers import normal, rng
 from torch import Tensor
 
 from diffusion_course import images
+from diffusion_course.checkpoints import load
+from diffusion_course.classifier import Classifier, ClassifierConfig
+from diffusion_course.generation import as_samples, generate
 from diffusion_course.images import (
     CIFAR10_NAMES,
     DenoiseNet,
@@ -69,6 +72,21 @@ def test_bytes_are_cut_off_not_wrapped() -> None:
     x = torch.tensor([-torch.inf, -9.0, -1.01, 1.01, 9.0, torch.inf])
     assert to_bytes(x).tolist() == [0, 0, 0, 255, 255, 255]
     assert not to_bytes(torch.zeros(2, requires_grad=True)).requires_grad
+
+
+def test_numbers_from_0_to_255_are_no_images() -> None:
+    x = 255 * torch.rand(2, 1, 8, 8, generator=rng())
+    model = load("digits")
+    for call in (
+        lambda: to_bytes(x),
+        lambda: radial_spectrum(x),
+        lambda: generate(model, 2, 2, y=1, start=x),
+        lambda: as_samples(model, x),
+        lambda: digit_classifier()(x),
+        lambda: Classifier(ClassifierConfig((1, 8, 8), stem=8, widths=(8,), blocks=(0,)))(x),
+    ):
+        with pytest.raises(ValueError, match="runs from .* to 2.*: expected -1 to 1"): call()
+    assert torch.equal(to_bytes(torch.tensor([300.0])), torch.tensor([255], dtype=torch.uint8))
 
 
 def test_bytes_bad_input() -> None:

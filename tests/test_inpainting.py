@@ -94,7 +94,7 @@ def test_as_mask_takes_only_what_fits():
         ),
         (
             lambda: paste_back(HERE, HERE, FIRST, 2),
-            "feather is 2, mask has 2 dimensions: expected 0 or more, and pictures",
+            "feather is 2, mask has 2 dimensions: expected 0 or more, and images",
         ),
         (
             lambda: crop_around(torch.ones(4, 4, dtype=torch.bool)),
@@ -120,6 +120,41 @@ def test_bad_input_is_named(exact, make, message):
             reconstruction_guided(exact, HERE, FIRST, -1.0)
     else:
         with pytest.raises(ValueError, match=message): make()
+
+
+USES = {
+    "known_region": lambda x1, mask: known_region(ddim(), x1, mask),
+    "resampling": lambda x1, mask: resampling(ddim(), x1, mask, 2),
+    "resampling once": lambda x1, mask: resampling(ddim(), x1, mask, 1),
+    "reconstruction_guided": lambda x1, mask: reconstruction_guided(tiny(), x1, mask),
+    "seam": seam,
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=list(USES))
+def test_what_is_known_must_be_numbers_from_minus_1_to_1(use):
+    image, mask = torch.rand(1, 3, 8, 8, generator=rng()), half("right", (8, 8))
+    with pytest.raises(ValueError, match="is torch.uint8 of shape .*: expected floating-point numbers"):
+        use((255 * image).byte(), mask)
+    with pytest.raises(ValueError, match="runs from 0.* to 2.*: expected -1 to 1"): use(255 * (image + 1e-3), mask)
+    image[..., 2] = torch.nan
+    with pytest.raises(ValueError, match="holds 24 values that are NaN or infinite"): use(image, mask)
+
+
+def test_what_is_unknown_may_be_anything():
+    image, mask, model = torch.rand(1, 3, 8, 8, generator=rng()), half("right", (8, 8)), tiny()
+    damaged, noise = torch.where(mask, image, torch.nan), torch.randn(1, 3, 8, 8, generator=rng(2))
+    for use in (known_region, resampling):
+        draw = lambda x1, use=use: sample(model, noise, uniform_grid(3), use(ddim(), x1, mask), generator=rng(3))
+        assert torch.equal(draw(damaged), draw(image))
+    a, b = (reconstruction_guided(model, x1, mask)(noise, 0.5).x1 for x1 in (damaged, image))
+    assert torch.equal(a, b)
+
+
+def test_masks_are_on_the_cpu_whatever_the_default_device_is():
+    masks = lambda: torch.stack([half(), box(1, 2, 3, 4), brush([(1, 2), (3, 4)])])
+    with torch.device("meta"): found = masks()
+    assert torch.equal(found, masks())
 
 
 def test_a_known_part_for_other_samples_is_named(exact):

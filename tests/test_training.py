@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,14 @@ def test_a_run_says_what_it_computes_with_and_how_long_it_takes(
     assert "fp32, channels_last" in said and "images a second, so about 1 minute to go" in said
     train(short, tmp_path / "silent", device="cpu", progress=False)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
+def test_training_whatever_grad_mode_the_caller_is_in(tmp_path: Path, mode: Callable) -> None:
+    short = dataclasses.replace(TINY, images=64)
+    expected = train(short, tmp_path / "a", device="cpu", progress=False)
+    with mode(): model = train(short, tmp_path / "b", device="cpu", progress=False)
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True): assert torch.equal(p, q)
 
 
 def test_a_diverging_run_says_so_and_keeps_its_last_state(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ SCRATCH: list[str] = []  # where files go; the test sets it
 
 
 def field(x: Tensor, t: Tensor) -> Tensor:
-    return -x * (1 + torch.as_tensor(t))
+    return -x * (1 + t)
 
 
 def logits(x: Tensor, t: Tensor) -> Tensor:
@@ -819,6 +819,7 @@ valid("expect.as_double", a=X)
 valid("expect.one_of", name="grid", value="a", options=("a", "b"))
 valid("expect.floats", name="x", x=X)
 valid("expect.finite", name="x", x=X)
+valid("expect.unit_range", name="x", x=PIX, right="-1 to 1")
 valid("expect.same_shape", name="x", x=X, like_name="y", like=X0)
 valid("expect.one_or_each", name="t", a=T, x=X)
 valid("expect.as_labels", y=Y, n_labels=2, x=X)
