@@ -271,7 +271,8 @@ def test_an_import_that_swallows_ctrl_c_ends_the_command_all_the_same(
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(0.2)\n"
         "except BaseException: pass\n"
-        "whole = True\n"
+        "whole = True\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     reached: list[str] = []

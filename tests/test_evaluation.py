@@ -560,7 +560,8 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
         str(tmp_path / "s.json"),
     ]
     assert main(["evaluate", "model", "--guidance", "1.5", *flags]) == 0
-    said, written = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "s.json").read_text())
+    said = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "s.json").read_text("utf-8"))
     assert len(said) == len(written) == 6
     assert (
         [s["name"] for s in written][-2:] == ["label agreement", "bits per dimension"]
@@ -582,7 +583,7 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
 # ---- what lesson 16 reads --------------------------------------------------------------------------------------------
 
 def test_shipped_tables_belong_to_the_shipped_models():
-    tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text())
+    tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text("utf-8"))
     reference, of = checkpoints.read_tensors(checkpoints.WEIGHTS / "reference" / "cifar10.safetensors")
     name, images = ev.name_of(checkpoints.load("cifar10-classifier")), checkpoints.info("cifar10")["images"]
     again = "run tools/measure_tables.py again"

@@ -41,7 +41,14 @@ def run(*command: object, cwd: Path, **env: str) -> str:
 def call(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
     """What a command did."""
     environment = {**os.environ, **env}
-    return subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def text_of(name: str) -> str:

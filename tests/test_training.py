@@ -637,11 +637,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """Folders of runs that were killed twenty times, or asked to stop, and resumed each time; and what happened."""
     if not hasattr(os, "fork"): pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("ended")
-    (folder / "driver.py").write_text(DRIVER)
+    (folder / "driver.py").write_text(DRIVER, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, folder / "driver.py", folder, json.dumps(ARGUMENTS)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -682,13 +683,13 @@ images.Images.batch = noted
 for folder, more in (("a", ["--images", "320"]), ("b", ["--images", "160"]), ("b", ["--images", "320", "--resume"])):
     seen.clear()
     assert main([*arguments, "--folder", f"{out}/{folder}", *more]) == 0
-    with open(f"{out}/{folder}{rank}.json", "w") as f: json.dump(seen, f)
+    with open(f"{out}/{folder}{rank}.json", "w", encoding="utf-8") as f: json.dump(seen, f)
 '''
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> None:
-    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "shared.py").write_text(SHARED, encoding="utf-8")
     arguments = [
         *ARGUMENTS[:8],
         "--batch",
@@ -723,12 +724,13 @@ def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> N
     done = subprocess.run(
         [*launch, tmp_path / "shared.py", tmp_path, json.dumps(arguments)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=env,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "a", tmp_path / "b")
-    first, second = (json.loads((tmp_path / f"a{rank}.json").read_text()) for rank in (0, 1))
+    first, second = (json.loads((tmp_path / f"a{rank}.json").read_text("utf-8")) for rank in (0, 1))
     for step, (i, j) in enumerate(zip(first, second, strict=True)):
         assert sorted(i + j) == sorted(batch_indices(1500, 32, step, 0).tolist()) and not set(i) & set(j)
     assert info(tmp_path / "a" / "model.safetensors")["processes"] == 2
