@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from . import expect
-from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
+from .checkpoints import WEIGHTS, check_saveable, load, read_tensors, save, write_tensors
 from .folders import read_attributes
 from .former import former
 from .guidance import classifier_free
@@ -862,6 +862,7 @@ def train(
     main = run.accelerator.is_main_process
     if is_folder(config.data):
         info = dict(labels=list(config.data_of("train").names), **_attributes_of(config.data)) | info
+    check_saveable(run.average.module, config=dataclasses.asdict(config), **info)  # now, not at the end
     with folder_lock(folder) if main else nullcontext(), interruptions() as received:
         if resume: run.restore()
         with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):

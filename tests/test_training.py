@@ -774,3 +774,28 @@ def test_notes_may_not_have_the_names_that_training_writes(tmp_path):
     assert written >= {"images", "loss"}  # config and device are parameters
     for name in written:
         with pytest.raises(ValueError, match=f"info has {name}"): train(TINY, tmp_path / "other", **{name: 1})
+
+
+class Unknown(torch.nn.Linear):
+    """A network that `checkpoints` does not know."""
+
+    config = dict(in_features=64, out_features=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfAnUnknown(training.Recipe):
+    """Trains one."""
+
+    def build(self): return Unknown(64, 64)
+    def loss(self, model, x, y, generator): return (model(x.flatten(1)) - x.flatten(1)).square().mean()
+
+
+@pytest.mark.parametrize("recipe, info, message", [
+    (OfAnUnknown(data="digits"), {}, "a network or schedule 'Unknown': expected one of"),
+    (TINY, dict(note=object()), "settings or info can't be written .*: expected what JSON can hold"),
+], ids=["network", "note"])
+def test_what_could_not_be_saved_is_not_trained(recipe, info, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Run, "step", lambda run: pytest.fail("a step was made"))
+    with pytest.raises(ValueError, match=message):
+        train(recipe, tmp_path / "run", progress=False, device="cpu", **info)
+    assert not (tmp_path / "run").exists()
