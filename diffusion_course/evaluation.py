@@ -51,10 +51,8 @@ class ClassifierRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         most = min(self.net.shape[1:]) - 1
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing is {self.smoothing}: expected a fraction in [0, 1)")
-        if not 0 <= self.shift <= most:
-            raise ValueError(f"shift is {self.shift}: expected 0 to {most} pixels")
+        self._hold(expect.number, "smoothing", low=0, high=1, below=True, expected="a fraction in [0, 1)")
+        self._hold(expect.whole, "shift", least=0, most=most, of="pixels")
 
     def build(self) -> Classifier:
         """The classifier at the beginning: random weights, or those of `start`. Where that tells another

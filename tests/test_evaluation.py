@@ -528,6 +528,11 @@ def test_inception_fid_hands_bytes_to_torch_fidelity(monkeypatch, tmp_path):
         and len(given["input2"]) == 9
     )
     assert given["feature_extractor_weights_path"] == str(weights) and given["fid"] is True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    for device in ("auto", "cpu"): ev.inception_fid(x, x, weights, device=device)
+    assert [call["cuda"] for call in calls[1:]] == [True, False], "what is asked for counts"
     with pytest.raises(ValueError, match="real has 1 channels: expected 3"):
         ev.inception_fid(x, x[:, :1], weights)
 

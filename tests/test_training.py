@@ -755,7 +755,7 @@ def test_digits_are_recognisable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong, message", [
     (dict(kind="bogus"), "kind is 'bogus': expected one of"),
     (dict(lr="fast"), "lr is 'fast': expected a positive number"),
-    (dict(images="many"), "images is 'many': expected 1 or more"),
+    (dict(images="many"), "images is 'many': expected a whole number, 1 or more"),
     (dict(data="cifar100"), "data is 'cifar100': expected 'cifar10' or 'digits'"),
 ])
 def test_settings_that_are_none_are_named(wrong, message):
