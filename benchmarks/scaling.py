@@ -165,7 +165,7 @@ def with_processes(k: int, images: int) -> float:
             str(images // 4),
         ]
         subprocess.run(
-            [*launch, *train], env=env, cwd=tmp, check=True, capture_output=True, text=True
+            [*launch, *train], env=env, cwd=tmp, check=True, capture_output=True
         )
         with (Path(tmp) / "run" / "metrics.csv").open(encoding="utf-8") as f:
             rows = list(csv.DictReader(f))

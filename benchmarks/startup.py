@@ -176,7 +176,10 @@ def measure(quick: bool = False) -> dict[str, Any]:
             f"import sys, json; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import startup; "
         )
         shown = subprocess.run(
-            [lab, "-c", code + "print(json.dumps(startup.sizes()))"], capture_output=True, text=True
+            [lab, "-c", code + "print(json.dumps(startup.sizes()))"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         if not shown.returncode:
             found = json.loads(shown.stdout)

@@ -176,7 +176,7 @@ def memory_of(name: str, n: int, fast: bool) -> float | None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unet; "
         f"print(unet.peak_memory(unet.networks()[{name!r}], {n}, {fast}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     return float(done.stdout.split()[-1]) if not done.returncode else None
 
 

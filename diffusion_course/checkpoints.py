@@ -5,6 +5,7 @@
 # %% ../nbs/toolbox/checkpoints.ipynb #28cb3cfe
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -23,7 +24,7 @@ from . import expect
 from .files import whole_file
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'register', 'save', 'shipped', 'load', 'info']
+__all__ = ['WEIGHTS', 'write_tensors', 'read_tensors', 'register', 'save', 'check_saveable', 'shipped', 'load', 'info']
 
 # %% ../nbs/toolbox/checkpoints.ipynb #de3007ae
 # Of the one entry in the metadata, whose order in a file would be left to chance if there were several: what is said
@@ -42,7 +43,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
     Raises:
         OSError: where the file can't be written; what was there before is as it was.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    tensors = _apart({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     said = json.dumps(about)
     try:
         with whole_file(path) as fresh:
@@ -51,6 +52,17 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], about: di
         raise OSError(
             f"{path} could not be written ({error}); what was there before is as it was"
         ) from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors in memory of their own, as safetensors wants them: tied weights are written under each of their names."
+    places: set[int] = set()
+    found = {}
+    for name, v in tensors.items():
+        place = v.untyped_storage().data_ptr()
+        found[name] = v.clone() if v.numel() and place in places else v
+        places.add(place)
+    return found
 
 
 def _checksum(tensors: dict[str, Tensor], said: str) -> str:
@@ -177,7 +189,13 @@ def _describe(thing: Any) -> Any:
             )
         config: Any = thing.config
         if dataclasses.is_dataclass(config) and not isinstance(config, type): config = dataclasses.asdict(config)
-        return dict(net=type(thing).__name__, config={k: _describe(v) for k, v in config.items()})
+        name = type(thing).__name__
+        if not isinstance(config, dict):
+            raise ValueError(f"a {name} has config {expect.short(config)}: expected a dataclass or a dictionary")
+        for key, value in config.items():
+            if isinstance(value, Tensor):
+                raise ValueError(f"the config of a {name} holds a tensor, {key}: expected a list, or a buffer of it")
+        return dict(net=name, config={k: _describe(v) for k, v in config.items()})
     if isinstance(thing, _from_package("schedules", "Schedule")):
         _check_known(thing)
         names = list(inspect.signature(type(thing)).parameters)
@@ -230,6 +248,34 @@ def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info: A
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path is {str(path)!r}: expected a name that ends in .safetensors")
+    net, about = _described(model, info)
+    for name, p in net.named_parameters(): expect.finite(name, p)
+    write_tensors(path, {k: v.half() if half and _fits_half(v) else v for k, v in net.state_dict().items()}, about)
+
+
+def _fits_half(v: Tensor) -> bool:
+    """Whether numbers of this size keep eleven binary digits in 16 bits: the largest of them lies in the
+    range of the format. What lies far below that one is rounded as in any sum with it."""
+    if not v.is_floating_point() or not v.numel(): return False
+    form, most = torch.finfo(torch.float16), float(v.abs().max())
+    return most == 0 or form.smallest_normal <= most <= form.max
+
+
+def check_saveable(model: nn.Module, **info: Any) -> None:
+    """Before long work: that `save` will take a model, and `load` give it back. Nothing is written.
+
+    Args:
+        model: as for `save`; its weights may be any.
+        **info: as for `save`.
+
+    Raises:
+        ValueError: for what could not be read back.
+    """
+    _described(model, info)
+
+
+def _described(model: nn.Module, info: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    "The network of a model and what is written beside its weights, or a ValueError where `load` couldn't read it."
     denoiser = isinstance(model, _from_package("predictions", "Denoiser"))
     if not denoiser and isinstance(model, _from_package("predictions", "ModelWrapper")):
         raise ValueError(f"a {type(model).__name__} made of another model: expected that model, its .model")
@@ -241,15 +287,39 @@ def save(model: nn.Module, path: str | os.PathLike, half: bool = True, **info: A
         about |= dict(
             schedule=_describe(model.schedule), kind=model.kind, sigma_data=model.sigma_data
         )
-    try:
-        json.dumps(about)
-    except TypeError as error:
+    try: read = json.loads(json.dumps(about))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the model's settings or info can't be written ({error}): expected what JSON can hold"
         ) from None
-    largest = torch.finfo(torch.float16).max
-    fits = lambda v: half and v.is_floating_point() and not (v.abs() > largest).any()
-    write_tensors(path, {k: v.half() if fits(v) else v for k, v in net.state_dict().items()}, about)
+    name = type(net).__name__
+    try:
+        again = _shapes(_made_again(dict(net=read["net"], config=read["config"])))
+        if denoiser: _build(read["schedule"])
+    except Exception as error:
+        raise ValueError(
+            f"a {name} can't be made again of its config, {expect.short(read['config'])}"
+            f" ({type(error).__name__}: {error}): expected what its constructor takes"
+        ) from error
+    other = sorted(set(again.items()) ^ set(_shapes(net).items()))
+    if other:
+        raise ValueError(
+            f"a {name} made of its config, {expect.short(read['config'])}, has another {other[0][0]}:"
+            " expected the config that it was made with"
+        )
+    return net, about
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(v.shape) for name, v in net.state_dict().items()}
+
+
+def _made_again(about: dict[str, Any]) -> nn.Module:
+    "A network as `load` will build it: without numbers where that can be, for one of this package."
+    with torch.random.fork_rng(devices=[]):
+        if about["net"] in _KNOWN:
+            with contextlib.suppress(Exception), torch.device("meta"): return _build(about)
+        with torch.device("cpu"): return _build(about)
 
 
 def shipped(denoisers: bool = False) -> tuple[str, ...]:

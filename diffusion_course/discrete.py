@@ -680,7 +680,7 @@ class TokenRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect.number("drop", self.drop, 0, 1, "a fraction in [0, 1]")
+        self._hold(expect.number, "drop", low=0, high=1, expected="a fraction in [0, 1]")
         if self.flip or self.channels_last:
             raise ValueError("flip or channels_last is true: expected false, for tokens are no images")
 

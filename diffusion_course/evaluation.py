@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from . import expect
 from .checkpoints import info, load, save
 from .classifier import Classifier, ClassifierConfig, shifted
-from .files import whole_file
+from .files import check_writable, whole_file
 from .former import former
 from .generation import SAMPLERS, as_images, generate, stepper_of
 from .guidance import classifier_free
@@ -51,10 +51,8 @@ class ClassifierRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         most = min(self.net.shape[1:]) - 1
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing is {self.smoothing}: expected a fraction in [0, 1)")
-        if not 0 <= self.shift <= most:
-            raise ValueError(f"shift is {self.shift}: expected 0 to {most} pixels")
+        self._hold(expect.number, "smoothing", low=0, high=1, below=True, expected="a fraction in [0, 1)")
+        self._hold(expect.whole, "shift", least=0, most=most, of="pixels")
 
     def build(self) -> Classifier:
         """The classifier at the beginning: random weights, or those of `start`. Where that tells another
@@ -734,7 +732,7 @@ class _Bytes(torch.utils.data.Dataset):
 
 def inception_fid(
     x: Images | Tensor, real: Images | Tensor, weights: str | os.PathLike | None = None,
-    batch: int = 64,
+    batch: int = 64, device: str | torch.device = "auto",
 ) -> Score:
     """The Fréchet distance in the features of Inception-v3 (Heusel et al. 2017), by the package
     torch-fidelity.
@@ -747,13 +745,15 @@ def inception_fid(
         real: (N, 3, H, W); papers take the training set.
         weights: of Inception-v3; default: where torch-fidelity keeps what it fetched.
         batch: images at a time.
+        device: where to compute: "auto" takes CUDA where there is one; torch-fidelity knows no other accelerator.
     """
+    cuda = expect.device(device).type == "cuda"
     calculate_metrics, path = _fidelity(weights)
     x, real = as_bytes(x), as_bytes(real)
     for name, images in (("x", x), ("real", real)):
         if images.shape[1] != 3: raise ValueError(f"{name} has {images.shape[1]} channels: expected 3")
     metrics = calculate_metrics(
-        input1=_Bytes(x), input2=_Bytes(real), fid=True, cuda=torch.cuda.is_available(), batch_size=batch,
+        input1=_Bytes(x), input2=_Bytes(real), fid=True, cuda=cuda, batch_size=batch,
         feature_extractor_weights_path=str(path), cache=False, verbose=False)
     how = f"Inception-v3 of torch-fidelity, against {len(real):,} real"
     return Score("Fréchet inception distance", float(metrics["frechet_inception_distance"]), len(x), how)
@@ -831,7 +831,9 @@ class EvaluateConfig:
     data: str = option("", "real images: cifar10, digits or the path of a folder; none: those that the model"
                            " learned, or cifar10")
 
-    n: int = option(2000, "images to draw, and real ones to compare them with; half of a smaller data set")
+    n: int = option(
+        0, "images to draw, and real ones to compare them with; 0: 2000, or half of a smaller data set"
+    )
     steps: int = option(20, "steps from noise to image")
     sampler: str = option("dpmpp_2m", f"one of {', '.join(SAMPLERS)}")
     guidance: float = option(1.0, "0: labels are ignored, 1: as they are, more: stressed")
@@ -849,7 +851,9 @@ class EvaluateConfig:
         "whose features count and which says what label an image has: a name or a file; none:"
         " cifar10-classifier, or for other data one that is trained on them and kept beside the model",
     )
-    bits: int = option(0, "images of the test set whose bits per dimension are measured; 0: none")
+    bits: int = option(
+        0, "images of the test set, the first ones, whose bits per dimension are measured; 0: none"
+    )
     fid: bool = option(
         False,
         "also the papers' FID, with torch-fidelity and Inception's weights (they take n = 50000)",
@@ -880,7 +884,7 @@ def scores_of(
             for what is missing.
     """
     labels = n_labels(model)
-    n, bits = expect.whole("n", config.n, of="images"), expect.whole("bits", config.bits, 0)
+    n, bits = expect.whole("n", config.n, 0, of="images"), expect.whole("bits", config.bits, 0)
     if bits and latent_network(model):
         raise ValueError(
             f"bits is {bits}: expected 0 for a model of latents, which says nothing about pixels"
@@ -891,9 +895,12 @@ def scores_of(
     data = config.data or "cifar10"
     own = data != "cifar10"
     real = images_of(data, "train", _image_shape(model)) if own else cifar10("train")
-    if own:
-        _check_fits(model, real, data)
-        if n == EvaluateConfig().n: n = min(n, len(real) // 2)
+    if own: _check_fits(model, real, data)
+    if not n: n = min(2000, len(real) // 2)
+    test = None
+    if bits:
+        test = images_of(data, "test", tuple(real.x.shape[1:])) if own else cifar10("test")
+        expect.whole("bits", bits, 0, len(test), "images of the test set")
     named = config.classifier or ("" if own else "cifar10-classifier")
     classifier = load(named, config.device) if named else None
     if named and not isinstance(classifier, Classifier):
@@ -910,7 +917,7 @@ def scores_of(
         if report: report(score)
         if config.out: _write(scores, config.out)
 
-    if config.out: _write(scores, config.out)
+    if config.out: check_writable(config.out)  # what is there stays until the first score is known
     if classifier is None:
         classifier = own_classifier(data, tuple(real.x.shape[1:]), folder, progress).to(expect.device(config.device))
     y = torch.arange(n) % labels if labels else None
@@ -940,10 +947,9 @@ def scores_of(
             "label agreement",
             Score("label agreement", label_agreement(classifier, x, y), n, name_of(classifier)),
         )
-    if config.fid: add("FID", inception_fid(x, real))
+    if config.fid: add("FID", inception_fid(x, real, device=config.device))
     if own: add("nearest", _nearest_score(x, real, data))
-    if bits:
-        test = images_of(data, "test", tuple(real.x.shape[1:])) if own else cifar10("test")
+    if test is not None:
         add(
             "bits",
             bits_per_dim(

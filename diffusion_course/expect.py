@@ -91,7 +91,7 @@ def number(
 
     Args:
         name: of the argument, for the message.
-        value: anything that `float` takes.
+        value: anything that `float` takes, but for text.
         low: the smallest number that is right.
         high: the largest.
         expected: what the message says is right.
@@ -101,8 +101,8 @@ def number(
     Raises:
         ValueError: "churn is -1: expected a number >= 0".
     """
-    try: found = float(value)
-    except (TypeError, ValueError, RuntimeError): found = math.nan
+    try: found = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError): found = math.nan
     if (
         not math.isfinite(found)
         or not low <= found <= high

@@ -5,7 +5,6 @@
 # %% ../nbs/19_few_step.ipynb #28cb3cfe
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -274,12 +273,10 @@ class ReflowRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.pairs, self.pair_steps) < 1:
-            raise ValueError(
-                f"pairs is {self.pairs}, pair_steps is {self.pair_steps}: expected 1 or more each"
-            )
-        if not math.isfinite(self.w): raise ValueError(f"w is {self.w}: expected a finite number")
-        if not 0 <= self.first <= 1: raise ValueError(f"first is {self.first}: expected a fraction in [0, 1]")
+        self._hold(expect.whole, "pairs", "pair_steps")
+        self._hold(expect.whole, "pair_seed", least=0, most=2**64 - 1)
+        self._hold(expect.number, "w", low=-1e3, high=1e3, expected="a number from -1000 to 1000")
+        self._hold(expect.number, "first", low=0, high=1, expected="a fraction in [0, 1]")
         if self.flip:
             raise ValueError(
                 "flip is True: expected False, for a mirrored pair is none of the teacher's"
@@ -299,14 +296,15 @@ class ReflowRecipe(Recipe):
         name = f"{file.stem}-{zlib.crc32(file.read_bytes()):08x}-w{self.w:g}-{way}"
         return Path(self.kept or pooch.os_cache("diffusion_course")) / what / name
 
-    def _drawing_teacher(self) -> Denoiser:
-        "The teacher, on an accelerator where there is one."
-        model = load(self.teacher)
-        return model.to(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else model
+    def pictures(self, device: str | torch.device = "auto") -> Any:
+        """What the teacher draws, once: it is kept in `folder`.
 
-    def pictures(self) -> Any:
+        Args:
+            device: where it draws: "auto" takes an accelerator where there is one.
+        """
         return teacher_pairs(
-            self._drawing_teacher(), self.pairs, self.w, self.pair_steps, self.pair_seed, self.folder(), progress=None
+            load(self.teacher, device), self.pairs, self.w, self.pair_steps, self.pair_seed, self.folder(),
+            progress=None,
         )
 
     def build(self) -> Denoiser: return load(self.start or self.teacher).train()
@@ -384,8 +382,8 @@ class ConsistencyRecipe(ReflowRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid < 1: raise ValueError(f"grid is {self.grid}: expected 1 or more")
-        if not 0 <= self.huber < math.inf: raise ValueError(f"huber is {self.huber}: expected 0 or more")
+        self._hold(expect.whole, "grid")
+        self._hold(expect.number, "huber", low=0, expected="0 or more")
 
     def loss(self, model: Denoiser, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         _, x1, t, cond = self.draw(x, y, model, generator)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['whole_file', 'file_format']
+__all__ = ['whole_file', 'file_format', 'check_writable']
 
 # %% ../nbs/toolbox/files.ipynb #0b0eae75
 @contextmanager
@@ -109,3 +109,29 @@ def file_format(path: str | os.PathLike, formats: Mapping[str, str], name: str =
     *others, last = filter(None, formats)
     expected = f"{', '.join(others)} or {last}" if others else last
     raise ValueError(f"{name} ends in {suffix!r}: expected {expected}")
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Before long work: that `whole_file` will be able to write there. Nothing is made or changed.
+
+    Args:
+        path: of the file; what is there stays as it is, and folders may be missing.
+
+    Raises:
+        ValueError: where `path` is a folder, or no path.
+        OSError: where nothing can be written: the folder is read-only, or the name too long.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path={path!r}: expected the path of a file")
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder: expected the path of a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        if os.access(path, os.W_OK): return
+        raise PermissionError(f"{path} can't be written: expected one that may be")
+    folder = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
+    try:  # what the mode of a folder says is not enough: of /proc it says yes
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part"): pass
+    except OSError as error:
+        said = error.strerror or error
+        raise OSError(f"{path} can't be written ({said} in {folder}): expected a place that can") from error

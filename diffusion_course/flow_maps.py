@@ -455,20 +455,26 @@ class FlowMapRecipe(ReflowRecipe):
         if self.by == "identity" and (self.channels_last or self.precision != "fp32"):
             raise ValueError(f"channels_last is {self.channels_last}, precision is {self.precision!r}: expected False"
                              " and 'fp32' by the identity, since PyTorch has no other forward derivatives of layers")
-        if self.marks < 1 or self.pair_steps % self.marks:
+        self._hold(expect.whole, "marks")
+        if self.pair_steps % self.marks:
             raise ValueError(f"marks is {self.marks}: expected a number that divides pair_steps, {self.pair_steps}")
-        if not 0 <= self.same <= 1 - self.first:
-            raise ValueError(f"same is {self.same}: expected a fraction in [0, {1 - self.first:g}]: 1 - first is left")
-        expect.number("step", self.step, 0, 1, "a length in (0, 1]", above=True)
-        expect.number("robust", self.robust, 0, expected="0 or more")
+        left = 1 - self.first
+        self._hold(expect.number, "same", low=0, high=left, expected=f"a fraction in [0, {left:g}]: 1 - first is left")
+        self._hold(expect.number, "step", low=0, high=1, above=True, expected="a length in (0, 1]")
+        self._hold(expect.number, "robust", low=0, expected="0 or more")
 
     def folder(self) -> Path:
         "Where the paths are kept: a place of their own for each teacher and each way to draw."
         return self._place("paths", f"{self.pair_steps}-{self.marks}-{self.pair_seed}")
 
-    def pictures(self) -> Any:
-        return teacher_paths(self._drawing_teacher(), self.pairs, self.w, self.pair_steps, self.marks, self.pair_seed,
-                             self.folder(), progress=None)
+    def pictures(self, device: str | torch.device = "auto") -> Any:
+        """The paths of the teacher, once: they are kept in `folder`.
+
+        Args:
+            device: where it draws: "auto" takes an accelerator where there is one.
+        """
+        return teacher_paths(load(self.teacher, device), self.pairs, self.w, self.pair_steps, self.marks,
+                             self.pair_seed, self.folder(), progress=None)
 
     def build(self) -> Denoiser:
         model = load(self.start or self.teacher).train()

@@ -20,7 +20,7 @@ from . import expect, folders
 from .former import former
 from .guidance import classifier_free
 from .options import option, settings
-from .files import file_format
+from .files import check_writable, file_format
 from .plots import FILM_FORMATS, IMAGE_FORMATS, Film, save_grid, tile
 from diffusion_course.predictions import (
     Model, ModelWrapper, Prediction, device_of, latent_network, n_cond, n_labels, network, sample_shape,
@@ -515,6 +515,7 @@ def sample_to_files(
     expect.whole("scale", config.scale, of="pixels")
     file_format(config.out, IMAGE_FORMATS, "out")
     if config.gif: file_format(config.gif, FILM_FORMATS, "gif")
+    for path in filter(None, (config.out, config.gif)): check_writable(path)
     labels = n_labels(model)
     cond: dict[str, Any] = {}
     if labels: cond["y"] = _labels_of(config, labels, names)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
 import signal
@@ -25,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from . import expect
-from .checkpoints import WEIGHTS, load, read_tensors, save, write_tensors
+from .checkpoints import WEIGHTS, check_saveable, load, read_tensors, save, write_tensors
 from .folders import read_attributes
 from .former import former
 from .guidance import classifier_free
@@ -116,13 +117,26 @@ class Recipe:
         for f in dataclasses.fields(self):
             value = vars(self)[f.name]
             if isinstance(value, list): object.__setattr__(self, f.name, tuple(value))
+            if isinstance(value, os.PathLike): object.__setattr__(self, f.name, os.fspath(value))
         if is_folder(self.data): object.__setattr__(self, "data", os.path.abspath(os.path.expanduser(self.data)))
         for what, right, names in _EXPECTED:
             for name in names:
                 value = vars(self)[name]
                 try: fits = right(value)
-                except TypeError: fits = False  # "3" >= 1
-                if not fits: raise ValueError(f"{name} is {value!r}: expected {what}")
+                except TypeError: fits = False  # len(3)
+                if not fits: raise ValueError(f"{name} is {expect.short(value)}: expected {what}")
+        self._hold(expect.whole, "images", "batch", "log_every", "save_every")
+        self._hold(expect.whole, "warmup", least=0)
+        self._hold(expect.whole, "seed", least=0, most=2**64 - 1)
+        self._hold(expect.number, "weight_decay", low=0, expected="0 or more")
+        self._hold(expect.number, "lr", "clip", low=0, above=True, expected="a positive number")
+        self._hold(expect.number, "decay", low=0, high=1, expected="a fraction in [0, 1]")
+        self._hold(expect.number, "ema", low=0, high=1, below=True, expected="a fraction in [0, 1)")
+        object.__setattr__(self, "stages", tuple(expect.whole("stages", n, of="images") for n in self.stages))
+
+    def _hold(self, check: Callable[..., Any], *names: str, **bounds: Any) -> None:
+        "Each of these settings as a function of `expect` gives it, or that one's ValueError."
+        for name in names: object.__setattr__(self, name, check(name, vars(self)[name], **bounds))
 
     def pictures(self) -> Any:
         "The data to train on: `Images`, or what has `batch`, `to` and a length like them."
@@ -263,13 +277,10 @@ _EXPECTED = (
     (f"{' or '.join(map(repr, DATA))}, or the path of a folder of images",
      lambda v: v in DATA or is_folder(v), ["data"]),
     ("'auto', 'bf16' or 'fp32'", lambda v: v in ("auto", "bf16", "fp32"), ["precision"]),
-    ("1 or more", lambda v: v >= 1, ["images", "batch", "log_every", "save_every"]),
-    ("0 or more", lambda v: 0 <= v < math.inf, ["warmup", "weight_decay", "seed"]),
-    ("a positive number", lambda v: 0 < v < math.inf, ["lr", "clip"]),
-    ("a fraction in [0, 1]", lambda v: 0 <= v <= 1, ["decay"]),
-    ("a fraction in [0, 1)", lambda v: 0 <= v < 1, ["ema"]),
     ("two fractions in [0, 1)", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), ["betas"]),
-    ("numbers of images, 1 or more each", lambda v: all(n >= 1 for n in v), ["stages"]),
+    ("numbers of images, 1 or more each", lambda v: isinstance(v, tuple), ["stages"]),
+    ("True or False", lambda v: v is True or v is False, ["flip", "channels_last", "compile"]),
+    ("a text", lambda v: isinstance(v, str), ["about", "start"]),
 )
 
 # %% ../nbs/14_training.ipynb #c31e0669
@@ -294,8 +305,8 @@ class DenoiserRecipe(Recipe):
         super().__post_init__()
         expect.one_of("kind", self.kind, KINDS)
         expect.one_of("times", self.times, _EVEN)
-        if not 0 <= self.drop <= 1: raise ValueError(f"drop is {self.drop}: expected a fraction in [0, 1]")
-        expect.number("guidance", self.guidance, -1e6, 1e6, "a finite number")
+        self._hold(expect.number, "drop", low=0, high=1, expected="a fraction in [0, 1]")
+        self._hold(expect.number, "guidance", low=-1e6, high=1e6, expected="a finite number")
 
     def build(self) -> Denoiser:
         "The model at the beginning: random weights, or those of `start`, which may know other labels."
@@ -550,6 +561,12 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> Tensor:
     return torch.cat([cut(epoch) for epoch in range(first // n, (last - 1) // n + 1)])
 
 # %% ../nbs/14_training.ipynb #28a372a1
+def _pictures(config: Any, device: torch.device) -> Any:
+    "The data of a recipe; where a teacher draws them, it does so on this device."
+    takes_device = "device" in inspect.signature(config.pictures).parameters
+    return config.pictures(device=device) if takes_device else config.pictures()
+
+
 class Objective(nn.Module):
     """A model and its loss as one module, whose call several processes share.
 
@@ -601,7 +618,7 @@ class Run:
                 f"batch is {config.batch}: expected a multiple of the {self.processes} processes"
             )
         with accelerator.local_main_process_first():
-            data = config.pictures()  # which may have to be fetched
+            data = _pictures(config, self.device)  # which may have to be fetched, or drawn
         config.check_data(data)
         self.data = data.to(self.device)
         self.model: Any = (dataclasses.replace(config, start="") if resume else config).build().to(self.device)
@@ -869,6 +886,7 @@ def train(
     main = run.accelerator.is_main_process
     if is_folder(config.data):
         info = dict(labels=list(config.data_of("train").names), **_attributes_of(config.data)) | info
+    check_saveable(run.average.module, config=dataclasses.asdict(config), **info)  # now, not at the end
     with folder_lock(folder) if main else nullcontext(), interruptions() as received:
         if resume: run.restore()
         with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):

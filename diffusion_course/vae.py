@@ -286,7 +286,7 @@ class VAERecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.kl < float("inf"): raise ValueError(f"kl is {self.kl}: expected 0 or more")
+        self._hold(expect.number, "kl", low=0, expected="0 or more")
 
     def build(self) -> VAE:
         "The autoencoder at the beginning: random weights, or those of `start`."

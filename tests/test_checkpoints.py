@@ -188,3 +188,72 @@ def test_a_shipped_model_loads_and_says_where_it_is_from(name: str) -> None:
     net = getattr(model, "net", model)
     assert not net.training and all(p.isfinite().all() for p in net.parameters())
     assert json.dumps(about)
+
+
+# ---- what is written can be read -----------------------------------------------------------------
+
+class Tied(torch.nn.Module):
+    """A network two of whose layers share their weights."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.config: object = dict(width=width)
+        self.first = torch.nn.Linear(width, width, bias=False)
+        self.second = torch.nn.Linear(width, width, bias=False)
+        self.second.weight = self.first.weight
+
+
+@pytest.fixture
+def tied(monkeypatch: pytest.MonkeyPatch) -> Tied:
+    monkeypatch.setattr(checkpoints, "_REGISTERED", {})
+    checkpoints.register(Tied)
+    return Tied()
+
+
+@pytest.mark.parametrize("config, message", [
+    (dict(widht=2), "a Tied can't be made again of its config, .*widht"),
+    (dict(width=3), r"a Tied made of its config, .*, has another first.weight: expected the config"),
+    (dict(width=torch.tensor(4)), "the config of a Tied holds a tensor, width: expected a list"),
+    (5, "a Tied has config 5: expected a dataclass or a dictionary"),
+    (dict(width=object()), "can't be written .*: expected what JSON can hold"),
+])
+def test_a_config_that_makes_another_network_is_refused(
+    config: object, message: str, tied: Tied, tmp_path: Path,
+) -> None:
+    tied.config = config
+    with pytest.raises(ValueError, match=message): save(tied, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=message): checkpoints.check_saveable(tied)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_tied_weights_come_back(half: bool, tied: Tied, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    save(tied, tmp_path / "m.safetensors", half=half)
+    assert torch.equal(before, torch.get_rng_state())
+    back = load(tmp_path / "m.safetensors")
+    assert back.second.weight is back.first.weight
+    torch.testing.assert_close(back.first.weight, tied.first.weight, atol=3e-4, rtol=0)
+
+
+def test_views_of_one_tensor_are_written(tmp_path: Path) -> None:
+    x = torch.arange(6.0)
+    write_tensors(tmp_path / "t.safetensors", {"x": x, "part": x[2:4], "again": x, "none": x[:0]}, {})
+    found, _ = read_tensors(tmp_path / "t.safetensors")
+    assert found["part"].tolist() == [2, 3] and torch.equal(found["again"], x) and not found["none"].numel()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-5, 1.0, 1e4, 1e8])
+def test_weights_of_any_size_keep_their_digits(scale: float, tied: Tied, tmp_path: Path) -> None:
+    with torch.no_grad(): tied.first.weight.mul_(scale)
+    save(tied, tmp_path / "m.safetensors")
+    error = (load(tmp_path / "m.safetensors").first.weight - tied.first.weight).abs().max()
+    assert error <= tied.first.weight.abs().max() / 2048
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, tied: Tied, tmp_path: Path) -> None:
+    with torch.no_grad(): tied.first.weight[0, 0] = value
+    with pytest.raises(ValueError, match="first.weight holds 1 values that are NaN or infinite"):
+        save(tied, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,14 @@ COMMAND = [sys.executable, "-c", "import sys; from diffusion_course.cli import m
 
 def call(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """What the console script says to these arguments."""
-    return subprocess.run([*COMMAND, *args], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE / 1000)
+    return subprocess.run(
+        [*COMMAND, *args],
+        cwd=cwd,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=PATIENCE / 1000,
+    )
 
 
 @pytest.mark.parametrize("args", [["--help"], ["lab", "--help"]])
@@ -85,7 +92,7 @@ def test_lab_serves_the_first_lesson_until_it_is_ended(tmp_path: Path) -> None:
         assert urllib.request.urlopen(page, timeout=30).status == 200
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{server.url}/api/contents/", timeout=30)
-        log = server.log.read_text()
+        log = server.log.read_text(encoding="utf-8", errors="replace")
         assert f"/lab/tree/{LESSONS[0].name}" in log
         assert "unrecognized" not in log.lower() and "diffusion_course.cli | extension was successfully loaded" in log
         others = [line for line in log.splitlines() if "http" in line and "127.0.0.1" not in line]
@@ -115,7 +122,7 @@ print(signed(), trust(folder), signed())
         [sys.executable, "-c", script, str(tmp_path)],
         env=private(tmp_path),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     assert done.stdout.split() == ["False", "1", "True"]

@@ -141,6 +141,14 @@ def test_wrong_values_of_every_flag(
     [
         (["sample", "digits", "--out", "."], "."),
         (["sample", "digits", "--out", "x.docx"], "docx"),
+        (["sample", "digits", "--n", "64", "--steps", "100000", "--out", "folder.png"], "folder.png"),
+        (["sample", "digits", "--n", "64", "--steps", "100000", "--gif", "folder.gif"], "folder.gif"),
+        (["sample", "digits", "--n", "64", "--steps", "100000", "--out", "file/x.png"], "file/x.png"),
+        pytest.param(
+            ["sample", "digits", "--n", "64", "--steps", "100000", "--out", "/proc/x.png"],
+            "/proc/x.png",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc"),
+        ),
         (["sample", "digits", "--start", "nowhere.png"], "nowhere.png"),
         (["sample", "nowhere.safetensors"], "nowhere.safetensors"),
         (["sample", "digits", "--steps", "0"], "steps"),
@@ -149,6 +157,8 @@ def test_wrong_values_of_every_flag(
         (["evaluate", "digits", "--bits", "-1"], "bits"),
         (["evaluate", "digits", "--data", "~nobody_of_that_name/images"], "images"),
         (["evaluate", "digits", "--data", "digits", "--out", "."], "."),
+        (["evaluate", "digits", "--data", "digits", "--bits", "20000"], "bits is 20000: expected a whole number"),
+        (["evaluate", "digits", "--data", "digits", "--n", "2000"], "n is 2000: expected 1 to"),
         (["train", "digits", "--steps", "0"], "steps"),
         (["train", "digits", "--device", "abacus"], "abacus"),
         (["train", "images", "--data", "~nobody_of_that_name/images"], "images"),
@@ -157,8 +167,10 @@ def test_wrong_values_of_every_flag(
 def test_everything_is_checked_before_long_work(
     args: list[str], named: str, tmp_path: Path
 ) -> None:
+    there = {tmp_path / name for name in ("folder.png", "folder.gif", "file")}
+    for path in there: path.touch() if path.name == "file" else path.mkdir()
     refused(call(*args, cwd=tmp_path), named)
-    assert not list(tmp_path.rglob("*.*")), "nothing is left behind"
+    assert set(tmp_path.rglob("*")) == there, "nothing is left behind"
 
 
 # ---- interruptions ---------------------------------------------------------------------------------------------------
@@ -186,7 +198,7 @@ def test_everything_is_checked_before_long_work(
     ids=["sample", "evaluate"],
 )
 def test_ctrl_c_leaves_what_was_there(args: list[str], seconds: float, tmp_path: Path) -> None:
-    (tmp_path / "out.png").write_bytes(b"from before")
+    for name in ("out.png", "out.json"): (tmp_path / name).write_bytes(b"from before")
     # Whatever runs in the background of a shell ignores Ctrl-C, and so do those that it starts.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
@@ -207,7 +219,7 @@ def test_ctrl_c_leaves_what_was_there(args: list[str], seconds: float, tmp_path:
     else:  # Python was still starting, and says so itself: the command hadn't begun
         assert process.returncode in (1, -signal.SIGINT) and b", in main\n" not in said, said.decode()
         assert not said or said.rstrip().endswith(b"KeyboardInterrupt"), said.decode()
-    assert (tmp_path / "out.png").read_bytes() == b"from before"
+    for name in ("out.png", "out.json"): assert (tmp_path / name).read_bytes() == b"from before"
     assert not [p for p in tmp_path.rglob("*.part")]
 
 
@@ -271,7 +283,8 @@ def test_an_import_that_swallows_ctrl_c_ends_the_command_all_the_same(
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(0.2)\n"
         "except BaseException: pass\n"
-        "whole = True\n"
+        "whole = True\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     reached: list[str] = []
@@ -390,6 +403,25 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 # ---- surroundings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.presets())
+def test_the_help_of_every_preset(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end: cli.main(["train", name, "--help"])
+    said = capsys.readouterr().out
+    assert not end.value.code and f"train {name}" in said and "--lr" in said and "%%" not in said
+    said.encode("cp1252", errors="replace")
+
+
+def test_the_package_is_a_command_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusion_course", "sample", "nobody"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        capture_output=True,
+        timeout=120,
+    )
+    refused(done, "nobody")
 
 
 @pytest.mark.parametrize(

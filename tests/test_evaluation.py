@@ -528,6 +528,11 @@ def test_inception_fid_hands_bytes_to_torch_fidelity(monkeypatch, tmp_path):
         and len(given["input2"]) == 9
     )
     assert given["feature_extractor_weights_path"] == str(weights) and given["fid"] is True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    for device in ("auto", "cpu"): ev.inception_fid(x, x, weights, device=device)
+    assert [call["cuda"] for call in calls[1:]] == [True, False], "what is asked for counts"
     with pytest.raises(ValueError, match="real has 1 channels: expected 3"):
         ev.inception_fid(x, x[:, :1], weights)
 
@@ -560,7 +565,8 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
         str(tmp_path / "s.json"),
     ]
     assert main(["evaluate", "model", "--guidance", "1.5", *flags]) == 0
-    said, written = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "s.json").read_text())
+    said = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "s.json").read_text("utf-8"))
     assert len(said) == len(written) == 6
     assert (
         [s["name"] for s in written][-2:] == ["label agreement", "bits per dimension"]
@@ -582,7 +588,7 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
 # ---- what lesson 16 reads --------------------------------------------------------------------------------------------
 
 def test_shipped_tables_belong_to_the_shipped_models():
-    tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text())
+    tables = json.loads((checkpoints.WEIGHTS / "tables.json").read_text("utf-8"))
     reference, of = checkpoints.read_tensors(checkpoints.WEIGHTS / "reference" / "cifar10.safetensors")
     name, images = ev.name_of(checkpoints.load("cifar10-classifier")), checkpoints.info("cifar10")["images"]
     again = "run tools/measure_tables.py again"

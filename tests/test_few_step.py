@@ -348,7 +348,7 @@ def test_a_student_of_digits_beats_its_teacher_in_few_steps(tmp_path, kind):
 # ---- the shipped one -------------------------------------------------------------------------------------------------
 
 def test_the_table_says_what_the_lesson_claims():
-    book = json.loads((WEIGHTS / "few_step.json").read_text())
+    book = json.loads((WEIGHTS / "few_step.json").read_text("utf-8"))
     found = {(r["model"], r["sampler"], r["steps"]): r["frechet"] for r in book["scores"]}
     assert (
         not book["about"]["quick"]

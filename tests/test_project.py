@@ -23,7 +23,7 @@ from execute import machine_paths, texts
 from lowest_versions import lowest_versions
 from packaging.requirements import Requirement
 
-SOURCES = [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+SOURCES = [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py", "_modidx.py")]
 MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in SOURCES)
 HEAVY = ("jupyterlab", "matplotlib.pyplot", "sklearn")
 NUMBERS = {module_of(p): int(p.name[:2]) for p in LESSONS if module_of(p)}  # lesson modules
@@ -41,7 +41,14 @@ def run(*command: object, cwd: Path, **env: str) -> str:
 def call(*command: object, cwd: Path, **env: str) -> subprocess.CompletedProcess:
     """What a command did."""
     environment = {**os.environ, **env}
-    return subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def text_of(name: str) -> str:

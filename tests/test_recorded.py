@@ -1272,7 +1272,7 @@ def _(kind: str) -> Result:
 # ---- the tests -----------------------------------------------------------------------------------
 
 @cache
-def recorded() -> dict[str, dict]: return json.loads(RECORDED.read_text())["cases"]
+def recorded() -> dict[str, dict]: return json.loads(RECORDED.read_text("utf-8"))["cases"]
 
 
 @pytest.mark.parametrize(
@@ -1308,7 +1308,7 @@ def version() -> str:
     """The version of the package, and the commit where it lies."""
     folder = Path(diffusion_course.__file__).parent
     git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder,
-                         capture_output=True, text=True)
+                         capture_output=True, encoding="utf-8")
     commit = git.stdout.strip() or "unknown"
     return f"{diffusion_course.__version__}, commit {commit}, torch {torch.__version__}"
 
@@ -1320,7 +1320,7 @@ def record(prefixes: list[str]) -> None:
     head = version()
     cases = {}
     if prefixes and RECORDED.exists():
-        before = json.loads(RECORDED.read_text())
+        before = json.loads(RECORDED.read_text("utf-8"))
         head = before["recorded_with"]
         cases = before["cases"]
     for name, compute in CASES.items():
@@ -1333,7 +1333,7 @@ def record(prefixes: list[str]) -> None:
     lines = [f"  {json.dumps(name)}: {json.dumps(cases[name], separators=(',', ':'))}"
              for name in CASES if name in cases]
     text = f'{{\n "recorded_with": {json.dumps(head)},\n "cases": {{\n'
-    RECORDED.write_text(text + ",\n".join(lines) + "\n }\n}\n")
+    RECORDED.write_text(text + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
     print(f"{len(lines)} cases, {RECORDED.stat().st_size / 1000:.0f} KB")
 
 

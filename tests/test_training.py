@@ -646,11 +646,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """Folders of runs that were killed twenty times, or asked to stop, and resumed each time; and what happened."""
     if not hasattr(os, "fork"): pytest.skip("no fork here")
     folder = tmp_path_factory.mktemp("ended")
-    (folder / "driver.py").write_text(DRIVER)
+    (folder / "driver.py").write_text(DRIVER, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, folder / "driver.py", folder, json.dumps(ARGUMENTS)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -691,13 +692,13 @@ images.Images.batch = noted
 for folder, more in (("a", ["--images", "320"]), ("b", ["--images", "160"]), ("b", ["--images", "320", "--resume"])):
     seen.clear()
     assert main([*arguments, "--folder", f"{out}/{folder}", *more]) == 0
-    with open(f"{out}/{folder}{rank}.json", "w") as f: json.dump(seen, f)
+    with open(f"{out}/{folder}{rank}.json", "w", encoding="utf-8") as f: json.dump(seen, f)
 '''
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> None:
-    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "shared.py").write_text(SHARED, encoding="utf-8")
     arguments = [
         *ARGUMENTS[:8],
         "--batch",
@@ -732,12 +733,13 @@ def test_two_processes_share_the_pictures_and_go_on_exactly(tmp_path: Path) -> N
     done = subprocess.run(
         [*launch, tmp_path / "shared.py", tmp_path, json.dumps(arguments)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=env,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     same(tmp_path / "a", tmp_path / "b")
-    first, second = (json.loads((tmp_path / f"a{rank}.json").read_text()) for rank in (0, 1))
+    first, second = (json.loads((tmp_path / f"a{rank}.json").read_text("utf-8")) for rank in (0, 1))
     for step, (i, j) in enumerate(zip(first, second, strict=True)):
         assert sorted(i + j) == sorted(batch_indices(1500, 32, step, 0).tolist()) and not set(i) & set(j)
     assert info(tmp_path / "a" / "model.safetensors")["processes"] == 2
@@ -762,7 +764,7 @@ def test_digits_are_recognisable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong, message", [
     (dict(kind="bogus"), "kind is 'bogus': expected one of"),
     (dict(lr="fast"), "lr is 'fast': expected a positive number"),
-    (dict(images="many"), "images is 'many': expected 1 or more"),
+    (dict(images="many"), "images is 'many': expected a whole number, 1 or more"),
     (dict(data="cifar100"), "data is 'cifar100': expected 'cifar10' or 'digits'"),
 ])
 def test_settings_that_are_none_are_named(wrong, message):
@@ -781,3 +783,28 @@ def test_notes_may_not_have_the_names_that_training_writes(tmp_path):
     assert written >= {"images", "loss"}  # config and device are parameters
     for name in written:
         with pytest.raises(ValueError, match=f"info has {name}"): train(TINY, tmp_path / "other", **{name: 1})
+
+
+class Unknown(torch.nn.Linear):
+    """A network that `checkpoints` does not know."""
+
+    config = dict(in_features=64, out_features=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfAnUnknown(training.Recipe):
+    """Trains one."""
+
+    def build(self): return Unknown(64, 64)
+    def loss(self, model, x, y, generator): return (model(x.flatten(1)) - x.flatten(1)).square().mean()
+
+
+@pytest.mark.parametrize("recipe, info, message", [
+    (OfAnUnknown(data="digits"), {}, "a network or schedule 'Unknown': expected one of"),
+    (TINY, dict(note=object()), "settings or info can't be written .*: expected what JSON can hold"),
+], ids=["network", "note"])
+def test_what_could_not_be_saved_is_not_trained(recipe, info, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.Run, "step", lambda run: pytest.fail("a step was made"))
+    with pytest.raises(ValueError, match=message):
+        train(recipe, tmp_path / "run", progress=False, device="cpu", **info)
+    assert not (tmp_path / "run").exists()
