@@ -624,7 +624,7 @@ _MISTAKES_5 = (
 
 
 def _cases_5() -> list[tuple]:
-    return [(normal(9, 1, 2, 2, seed=k), torch.arange(9) * 7 % 9, k) for k in range(3)]
+    return [(2 * normal(9, 1, 2, 2, seed=k), torch.arange(9) * 7 % 9, k) for k in range(3)]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1006004
 def sampler_6(model, x, ts, randn, y):
@@ -783,7 +783,7 @@ _MISTAKES_8 = (
 def _cases_8() -> list[tuple]:
     model = ExactDenoiser(running_mixture(), Linear())
     grids = ([0.0, 0.2, 0.5, 0.7], [0.1, 0.5, 0.9])
-    return [(model, normal(5, 2, seed=k), torch.tensor(ts).double()) for k, ts in enumerate(grids)]
+    return [(model, 5 * normal(5, 2, seed=k), torch.tensor(ts).double()) for k, ts in enumerate(grids)]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1009004
 def guided_9(model, x, t, y, w):

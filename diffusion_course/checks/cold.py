@@ -150,7 +150,7 @@ def _wild(x: Tensor, block: int) -> Tensor:
 
 
 def _sharpen_cases() -> list[tuple]:
-    return [(_wild, _pixelated(5 * normal(2, 3, 8, 16, seed=20), 8), 8),
+    return [(_wild, _pixelated(20 * normal(2, 3, 8, 16, seed=20), 8), 8),
             (_wild, _pixelated(3 * normal(3, 1, 4, 8, seed=21), 4), 4)]
 
 # %% ../../nbs/solutions/21_cold.ipynb #705c4655
@@ -218,7 +218,7 @@ GUESS = (
 
 
 def _guess_cases() -> list[tuple]:
-    return [(normal(7, 5, seed=14), 0.05 + uniform(7, seed=15)),
+    return [(4 * normal(7, 5, seed=14), 0.05 + uniform(7, seed=15)),
             (normal(4, 6, seed=16).exp(), torch.tensor([0.2, 3.0, 0.4, 2.5], dtype=torch.float64)),
             (normal(9, 4, seed=23), uniform(9, seed=24) ** 3)]
 
@@ -320,7 +320,7 @@ WALK_END = (
 def _walk_cases() -> list[tuple]:
     grids = ([0.0, 0.1, 0.4, 0.55, 1.0], [0.0, 0.4, 0.55, 1.0], [0.0, 1.0])
     shapes = ((4, 3, 2), (3, 4, 3), (1, 2, 2))
-    return [(normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
+    return [(5 * normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
             for k, (shape, ts) in enumerate(zip(shapes, grids, strict=True))]
 
 # %% ../../nbs/solutions/21_cold.ipynb #402a08f9
@@ -414,7 +414,7 @@ def _some_mask(*shape: int, seed: int) -> Tensor:
 
 
 def _restorer_cases() -> list[tuple]:
-    return [(0.2 * normal(2, 2, 3, 3, seed=23), normal(4, 2, 5, 4, seed=24), _some_mask(4, 1, 5, 4, seed=25),
+    return [(2 * normal(2, 2, 3, 3, seed=23), normal(4, 2, 5, 4, seed=24), _some_mask(4, 1, 5, 4, seed=25),
              0.5, 0.3),
             (torch.zeros(1, 1, 3, 3).double(), normal(3, 1, 4, 6, seed=26), _some_mask(3, 1, 4, 6, seed=27), 0.1, 0.5)]
 

@@ -172,7 +172,7 @@ def _bends(x: Tensor, t: Tensor) -> Tensor:
 def _reflow_cases() -> list[tuple]:
     times = torch.tensor([0.2, 0.5, 0.7, 0.95]).double(), torch.tensor([0.1, 0.6, 0.8]).double()
     return [(0.5 * normal(3, 2, seed=30), _bends, normal(4, 2, seed=31), times[0], 4, 0.1),
-            (normal(4, 3, seed=32), _bends, normal(3, 3, seed=33), times[1], 3, 0.3)]
+            (3 * normal(4, 3, seed=32), _bends, normal(3, 3, seed=33), times[1], 3, 0.3)]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b2fb3ac8
 def greedy_cost(x0, x1):

@@ -148,6 +148,11 @@ def _not_divided(x, eps, alpha_bar):
 def _one_level(x, eps, alpha_bar): return clipped_eps(x, eps, alpha_bar.mean().expand(len(x)))
 
 
+def _along_width(x, eps, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return _eps(x, _x1(x, eps, alpha, sigma).clamp(-1, 1), alpha, sigma)
+
+
 CLIP = (
     Mistake(_alpha_bar_as_alpha,
             "You took alpha-bar for alpha. alpha-bar is a fraction "
@@ -168,14 +173,18 @@ CLIP = (
     Mistake(_scaled_before_clip,
             "You clipped the data as they stand in x, still scaled. Which number lies in [-1, 1]?"),
     Mistake(_not_divided, "This is the noise as it stands in x. By what is it still multiplied?"),
-    Mistake(_one_level, "Every image has its own alpha-bar: shape it (B, 1, 1, 1)."),
+    Mistake(_one_level,
+            "You used one alpha-bar for the whole batch. Which shape lets each image meet its own?"),
+    Mistake(_along_width,
+            "Your alpha-bar changes from column to column within an image. Which axis does a tensor "
+            "of shape (B,) meet first, and which one should it meet?"),
 )
 
 
 def _clip_cases() -> list[tuple]:
     cases = []
-    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
-    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    for shape in ((4, 1, 5, 4), (4, 3, 4, 4)):
         alpha_bar = 0.1 + 0.8 * uniform(shape[0], seed=4)
         cases.append((normal(*shape, seed=2), normal(*shape, seed=3), alpha_bar))
     return cases
@@ -480,7 +489,7 @@ INVERT_LOOP = (
 def _invert_cases() -> list[tuple]:
     bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2)]
     visits = [2, 5, 8, 11], [4, 10, 11]
-    return [(_some_noise, normal(5, 2, seed=k + 4), bars[k], visits[k]) for k in range(2)]
+    return [(_some_noise, 5 * normal(5, 2, seed=k + 4), bars[k], visits[k]) for k in range(2)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
 EXERCISES = {

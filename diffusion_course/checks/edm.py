@@ -294,7 +294,7 @@ def _denoiser(x, sigma): return x / (1 + sigma**2) + 0.2 * torch.sin(x + sigma)
 
 def _midpoint_cases() -> list[tuple]:
     levels = ((3.0, 1.2, 0.3), (0.8, 0.5, 0.1), (0.5, 0.0, 0.2))  # sigma, after, gamma
-    return [(_denoiser, normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
+    return [(_denoiser, 3 * normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #0e6e45ec
 def stochastic_run(D, x, n, high, low, rho, s_churn, window, a, z):
@@ -395,7 +395,7 @@ RUN = (
 
 
 def _bent(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    return torch.sin(x / (1 + sigma)) + 0.3 * x.roll(1, 1) / (1 + sigma**2)
+    return 4 * torch.sin(x / (1 + sigma)) + 0.3 * x.roll(1, 1) / (1 + sigma**2)
 
 
 def _run_cases() -> list[tuple]:
@@ -456,7 +456,7 @@ DENSITY = (
 
 
 def _density_cases() -> list[tuple]:
-    return [(0.05 + 0.9 * uniform(7, seed=6), mean, std) for mean, std in ((-1.2, 1.2), (0.4, 0.7))]
+    return [(0.05 + 0.9 * uniform(7, seed=6), mean, std) for mean, std in ((-1.2, 1.2), (0.4, 0.4), (3.0, 0.5))]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b054c231
 def churn_of(s_churn, n, high, low):
@@ -583,7 +583,7 @@ SPREAD = (
 
 
 def _spread_cases() -> list[tuple]:
-    return [(0.3 + 2 * uniform(n, seed=7), 0.5 + 5 * uniform(n, seed=8)) for n in (6, 4)]
+    return [(0.3 + 9 * uniform(n, seed=7), 0.5 + 20 * uniform(n, seed=8)) for n in (6, 4)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b6987c9f
 EXERCISES = {

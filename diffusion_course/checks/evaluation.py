@@ -365,7 +365,7 @@ BITS = (
 
 
 def _bits_cases() -> list[tuple]:
-    return [(-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 8),
+    return [(2000.0 * uniform(5, seed=10) - 500, 0.15 + 0.2 * uniform(3, seed=11), 8),
             (-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 32)]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #2568c616

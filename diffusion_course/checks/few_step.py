@@ -72,7 +72,7 @@ MULTISTEP = (
 )
 
 
-def _leads(x: Tensor, sigma: float) -> Tensor: return torch.sin(x) / (1 + sigma) + 0.5 * x.flip(-1) / (2 + sigma)
+def _leads(x: Tensor, sigma: float) -> Tensor: return 5 * torch.sin(x) / (1 + sigma) + x.flip(-1) / (2 + sigma)
 
 
 def _multistep_cases() -> list[tuple]:
@@ -162,7 +162,7 @@ def _consistency_cases() -> list[tuple]:
     times = torch.tensor([0.1, 0.3, 0.55, 0.8]).double(), torch.tensor([0.25, 0.6, 0.75]).double()
     return [(0.5 * normal(3, 2, seed=4), 0.5 * normal(3, 2, seed=5), _teaches, normal(4, 2, seed=6),
              normal(4, 2, seed=7), times[0], 0.2, 0.1, 0.9),
-            (normal(4, 3, seed=8), normal(4, 3, seed=9), _teaches, normal(3, 3, seed=10), normal(3, 3, seed=11),
+            (3 * normal(4, 3, seed=8), 3 * normal(4, 3, seed=9), _teaches, normal(3, 3, seed=10), normal(3, 3, seed=11),
              times[1], 0.25, 0.3, 0.7)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #5a0b7006
@@ -305,7 +305,7 @@ SHAKEN = (
 )
 
 
-def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16)]
+def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16), (9.0, 12)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #b8287a14
 def progressive_target(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
@@ -439,7 +439,7 @@ def _drift_cases() -> list[tuple]:
     four_times = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
     three_times = torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64)
     return [(_student, _field, normal(4, 2, seed=12), four_times),
-            (_student, _field, normal(3, 3, seed=13), three_times)]
+            (_student, _field, 3 * normal(3, 3, seed=13), three_times)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #b6987c9f
 EXERCISES = {

@@ -53,6 +53,10 @@ def _mean_time(x, velocity, *levels):
     return preview(x, velocity, *(v.mean().expand(len(x)) for v in levels))
 
 
+def _along_width(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    return (sigma * velocity - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
+
+
 def _clipped(x, velocity, *levels): return preview(x, velocity, *levels).clamp(-1, 1)
 def _negative(x, velocity, *levels): return -preview(x, velocity, *levels)
 
@@ -67,6 +71,9 @@ PREVIEW = (
     Mistake(_swapped_derivatives, "Which of the two derivatives stands before x1 in the velocity?"),
     Mistake(_mean_time,
             "Every image has its own time. Which shape lets a number for each image multiply all its pixels?"),
+    Mistake(_along_width,
+            "Your numbers change from column to column within an image. Which axis does a tensor of shape "
+            "(B,) meet first, and which one should it meet?"),
     Mistake(_clipped,
             "Right, and then clipped. Does anything in the two equations say"
             " that a prediction can't lie beyond [-1, 1]?"),
@@ -75,9 +82,9 @@ PREVIEW = (
 
 
 def _preview_cases() -> list[tuple]:
-    # In the second a batch of 4 fits the last dimension as well, which hides a wrong shape.
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
     cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         t = 0.1 + 0.8 * uniform(shape[0], seed=2)
         linear = t, 1 - t, torch.ones_like(t), -torch.ones_like(t)
         turn = t * math.pi / 2
@@ -211,6 +218,11 @@ def _no_arccos(a, b, s):
     return _along(a, b, ((1 - s) * cosine).sin() / cosine.sin(), (s * cosine).sin() / cosine.sin())
 
 
+def _weights_along_width(a, b, s):
+    omega = _angle(a, b)
+    return ((1 - s) * omega).sin() / omega.sin() * a + (s * omega).sin() / omega.sin() * b
+
+
 def _unit(a, b, s): return slerp(a / _length(a), b / _length(b), s)
 
 
@@ -232,6 +244,9 @@ SLERP = (
             "You took an angle for every pixel. An image is one vector: sum over all its values."),
     Mistake(_no_arccos,
             "The inner product of unit vectors is the cosine of the angle, not the angle."),
+    Mistake(_weights_along_width,
+            "Your weights are right, but they change from column to column within an image. Which axis "
+            "does a tensor of shape (B,) meet first, and which one should it meet?"),
     Mistake(_unit,
             "You scaled a and b to length 1 and left them there. Only the angle "
             "needs unit vectors."),
@@ -240,7 +255,7 @@ SLERP = (
 
 def _slerp_cases() -> list[tuple]:
     cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         n = shape[0]
         a = normal(*shape, seed=3 + k)
         b = normal(*shape, seed=5 + k)
@@ -373,6 +388,12 @@ def _one_quantile(x, velocity, t, q):
     return _velocity(x, x1.clamp(-m, m) / m, t)
 
 
+def _m_along_width(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = x1.abs().flatten(1).quantile(q, 1).clamp(min=1)
+    return _velocity(x, x1.clamp(-m, m) / m, t)
+
+
 def _of_the_velocity(x, velocity, t, q):
     m = _quantile(velocity, q).clamp(min=1)
     return velocity.clamp(-m, m) / m
@@ -400,6 +421,9 @@ DYNAMIC = (
             "This is static thresholding: clipping at 1, which flattens everything "
             "beyond. Here the limit is a quantile."),
     Mistake(_one_quantile, "You took one quantile for the whole batch. Each image has its own m."),
+    Mistake(_m_along_width,
+            "Your m changes from column to column within an image. Which axis does a tensor of shape (B,) "
+            "meet first, and which one should it meet?"),
     Mistake(_of_the_velocity,
             "You thresholded the velocity. Find x1 first, threshold that, and go "
             "back to a velocity."),
@@ -415,7 +439,7 @@ DYNAMIC = (
 
 def _threshold_cases() -> list[tuple]:
     cases = []
-    for shape, t, q in (((3, 4, 4), 0.3, 0.9), ((1, 5, 4), 0.7, 0.95), ((3, 4, 4), 0.0, 0.8)):
+    for shape, t, q in (((3, 4, 3), 0.3, 0.9), ((1, 5, 3), 0.7, 0.95), ((3, 4, 3), 0.0, 0.8)):
         # The first image stays below 1.
         size = torch.tensor([0.2, 1.0, 2.5], dtype=torch.float64)[:, None, None, None]
         x = size * normal(3, *shape, seed=10)
@@ -492,7 +516,7 @@ def _waves(x: Tensor, t: float) -> Tensor: return torch.sin(2 * x + t) - (1 + t)
 def _undo_cases() -> list[tuple]:
     return [(_waves, normal(5, 2, seed=12), 0.3, 0.4, 1),
             (_waves, normal(5, 2, seed=12), 0.3, 0.4, 3),
-            (_waves, normal(5, 3, seed=12), 0.5, 0.8, 2)]
+            (_waves, 4 * normal(5, 3, seed=12), 0.5, 0.8, 2)]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b6987c9f
 EXERCISES = {

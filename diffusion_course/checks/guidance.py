@@ -134,7 +134,7 @@ def _labelled_field(x, t, y): return torch.sin(2 * x) + (y[:, None] - 1) * (1 - 
 
 def _guided_loop_cases() -> list[tuple]:
     settings = (2.5, 10, 0.25, 0.65), (0.5, 8, 0.3, 0.8)
-    return [(_labelled_field, normal(6, 2, seed=k), torch.arange(6) % 3, 3, *numbers)
+    return [(_labelled_field, 2 * normal(6, 2, seed=k), torch.arange(6) % 3, 3, *numbers)
             for k, numbers in enumerate(settings)]
 
 # %% ../../nbs/solutions/09_guidance.ipynb #2edccc84

@@ -137,7 +137,7 @@ NOISY = (
             "The given number already contains the variance of the images. Do you multiply by it "
             "or divide?"),
     Mistake(_natural, "You used the exponential. To which base are decibels?"),
-    Mistake(_along_width, "t of shape (B,) met the last axis, the width. Shape it (B, 1, 1, 1)."),
+    Mistake(_along_width, "t of shape (B,) met the last axis, the width. Which shape lets it meet the batch?"),
     Mistake(_swapped, "You mixed with alpha and sigma swapped: alpha = t belongs to the image."),
 )
 
@@ -177,6 +177,11 @@ def _absolute(error, t, parts): return _means(error.abs().flatten(1).mean(1), t 
 def _rooted(error, t, parts): return loss_by_time(error, t, parts).sqrt()
 def _zero_if_empty(error, t, parts): return loss_by_time(error, t, parts).nan_to_num(0.0)
 def _without_the_end(error, t, parts): return loss_by_time(error[t < 1], t[t < 1], parts)
+def _short(error, t, parts):
+    part = (t * parts).long().clamp(max=parts - 1)
+    return torch.bincount(part, weights=_squares(error)) / torch.bincount(part)
+
+
 def _end_first(error, t, parts): return loss_by_time(error, t % 1, parts)
 def _from_the_data(error, t, parts): return loss_by_time(error, t, parts).flip(0)
 
@@ -198,6 +203,9 @@ BY_TIME = (
     Mistake(_rooted, "You took a square root. The loss is the mean square itself."),
     Mistake(_zero_if_empty,
             "A part without samples shows a loss of 0, the best of all. Its loss is unknown: nan."),
+    Mistake(_short,
+            "Where no sample falls into the last parts, your answer is too short. How many parts are "
+            "asked for, whatever the times are?"),
     Mistake(_without_the_end, "t = 1 fell out. It belongs to the last part."),
     Mistake(_end_first,
             "t = 1 landed in the first part, with the noise. It belongs to the last one."),
@@ -210,7 +218,9 @@ def _loss_cases() -> list[tuple]:
     # No time lies from 0.5 to 0.75: that part is empty.
     t = torch.tensor([0.0, 0.1, 0.26, 0.3, 0.3125, 0.45, 0.9, 1.0, 0.8125]).double()
     scale = (1 + t)[:, None, None, None]
-    return [(normal(9, c, 3, 4, seed=4) * scale, t, parts) for c, parts in ((1, 4), (3, 8))]
+    cases = [(normal(9, c, 3, 4, seed=4) * scale, t, parts) for c, parts in ((1, 4), (3, 8))]
+    early = torch.tensor([0.0, 0.24, 0.62, 0.7, 0.74]).double()  # the last part is empty
+    return [*cases, (normal(5, 2, 3, 4, seed=30), early, 4)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #6fbfb364
 def spectral_denoiser(x, power, t):
@@ -299,7 +309,7 @@ def _power_law(h, w, exponent):
 
 def _spectral_cases() -> list[tuple]:
     return [(normal(3, 1, 6, 8, seed=5), _power_law(6, 8, 1.0), 0.3),
-            (normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
+            (4 * normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #063db71e
 def denoiser_step(K, V, waves, x1, eps, t, lr):
@@ -315,6 +325,7 @@ def denoiser_step(K, V, waves, x1, eps, t, lr):
 
 # %% ../../nbs/solutions/12_pictures.ipynb #6d8fd786
 def _linear_mix(x1, eps, t): return t[:, None, None, None] * x1 + (1 - t[:, None, None, None]) * eps
+def _mix_by_column(x1, eps, t): return t * x1 + (1 - t) * eps
 
 
 def _descend(K, V, waves, x1, eps, t, lr, *, mix=_linear_mix, target=lambda x1, eps: x1, clock=lambda t: t,
@@ -335,6 +346,7 @@ def _told_nothing(K, V, waves, x1, eps, t, lr):
 def _backwards(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, 1 - t, lr, clock=lambda t: 1 - t)
 def _other_clock(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, clock=lambda t: 1 - t)
 def _clean(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, mix=lambda x1, eps, t: x1)
+def _along_columns(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, mix=_mix_by_column)
 def _noise_wanted(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, target=lambda x, e: e)
 
 
@@ -370,6 +382,9 @@ DENOISER_STEP = (
     Mistake(_backwards, "Time runs backwards in your step. What is left of the image at t = 0?"),
     Mistake(_other_clock, "You mix at t, but you tell the denoiser another time. Which waves belong to its images?"),
     Mistake(_clean, "Your denoiser is given clean images. Which images does it see when it samples?"),
+    Mistake(_along_columns,
+            "The share of noise changes from column to column within an image. Which axis does t, of shape "
+            "(B,), meet first, and which one should it meet?"),
     Mistake(_noise_wanted, "You compare the prediction with the noise. What does this denoiser predict?"),
     Mistake(_velocity_wanted, "You compare the prediction with a velocity. What does this denoiser predict?"),
     Mistake(_summed, "You sum the squares. What is asked for, so that `lr` suits any batch and any size?"),
@@ -388,10 +403,10 @@ def _some_waves(t: Tensor) -> Tensor: return torch.stack([t, torch.sin(3 * t), t
 
 def _denoiser_cases() -> list[tuple]:
     times = torch.tensor([0.1, 0.45, 0.8, 0.95], dtype=torch.float64), torch.tensor([0.3, 0.6], dtype=torch.float64)
-    return [(0.3 * normal(3, 3, 3, 3, seed=20), normal(3, 3, seed=21), _some_waves, normal(4, 3, 5, 6, seed=22),
-             normal(4, 3, 5, 6, seed=23), times[0], 0.2),
-            (0.5 * normal(1, 1, 3, 3, seed=24), normal(3, 1, seed=25), _some_waves, normal(2, 1, 4, 3, seed=26),
-             normal(2, 1, 4, 3, seed=27), times[1], 0.5)]
+    return [(0.3 * normal(3, 3, 3, 3, seed=20), normal(3, 3, seed=21), _some_waves, normal(4, 3, 5, 4, seed=22),
+             normal(4, 3, 5, 4, seed=23), times[0], 0.2),
+            (0.5 * normal(1, 1, 3, 3, seed=24), normal(3, 1, seed=25), _some_waves, normal(2, 1, 4, 2, seed=26),
+             normal(2, 1, 4, 2, seed=27), times[1], 0.5)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #9e75e6ba
 def heun_images(predict, x0, n):
@@ -475,7 +490,7 @@ HEUN_IMAGES = (
 
 def _overshoots(x: Tensor, t: Tensor) -> Tensor:
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-    return 1.5 * torch.sin(x + 2 * t) + 0.3 * x.roll(1, -1)
+    return 1.5 * torch.cos(2 * x + 3 * t) + 0.3 * x.roll(1, -1)
 
 
 def _heun_cases() -> list[tuple]:

@@ -46,7 +46,6 @@ def _noise_on_top(x, x1, eps, fill, t): return put_back(x + _sigma(t) * eps, x1,
 
 
 def _last_dimension(x, x1, eps, fill, t):
-    if len(t) != x.shape[-1]: return put_back(x, x1, eps, fill, t)
     angle = math.pi * t / 2
     return torch.where(fill, x, angle.sin() * x1 + angle.cos() * eps)
 
@@ -68,7 +67,7 @@ PUT = (
     Mistake(_one_time, "Every image has its own time; you used the first one for all."),
     Mistake(_noise_on_top, "Where fill is True, x has its noise already. Leave it alone."),
     Mistake(_last_dimension,
-            "The time met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
+            "The time met the last dimension, the columns of pixels. Which shape lets it meet the images?"),
 )
 
 
@@ -78,8 +77,8 @@ def _mask(*shape: int, seed: int) -> Tensor:
 
 def _put_cases() -> list[tuple]:
     cases = []
-    # In the second a batch of 4 fits the last dimension as well.
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         x = normal(*shape, seed=k)
         x1 = normal(*shape, seed=5 + k)
         eps = normal(*shape, seed=9 + k)
@@ -189,7 +188,7 @@ def _repaint_cases() -> list[tuple]:
     some = torch.tensor([True, False, True, False]), torch.tensor([False, True, False])
     return [(_guess_of, normal(3, 4, seed=20), normal(3, 4, seed=21), some[0], _cosine_alpha, _cosine_sigma,
              [0.0, 0.2, 0.35, 0.6, 0.8, 0.9, 1.0], 2, 3, normal(24, 3, 4, seed=22)),
-            (_guess_of, 3 * normal(2, 3, seed=23), normal(2, 3, seed=24), some[1], _straight_alpha, _straight_sigma,
+            (_guess_of, 3 * normal(2, 3, seed=23), 4 * normal(2, 3, seed=24), some[1], _straight_alpha, _straight_sigma,
              [0.1, 0.3, 0.5, 0.7, 0.95], 2, 2, normal(10, 2, 3, seed=25))]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #dc6be414
@@ -453,7 +452,7 @@ def _turn(x: Tensor) -> Tensor: return (x.roll(1, 1) + 0.5 * x).tanh()
 def _push_cases() -> list[tuple]:
     known = torch.tensor([True, False, True])
     return [(_bend, normal(4, 3, seed=60), normal(4, 3, seed=70), ~known, 0.7),
-            (_turn, normal(4, 3, seed=61), normal(4, 3, seed=71), known, 0.7 - 0.25)]
+            (_turn, normal(4, 3, seed=61), normal(4, 3, seed=71), known, 6.0)]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #b1070039
 def two_ups(alpha, sigma, s, t, r):

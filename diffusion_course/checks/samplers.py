@@ -242,7 +242,7 @@ def _gaussian_eps(x, t):  # of data N((1, -1/2), I / 4) on the linear path
 
 def _solver_cases() -> list[tuple]:
     times = (0.2, 0.5), (0.5, 0.9), (0.05, 0.1)
-    return [(_gaussian_eps, normal(5, 2, seed=seed), t, s) for seed, (t, s) in enumerate(times)]
+    return [(_gaussian_eps, 5 * normal(5, 2, seed=seed), t, s) for seed, (t, s) in enumerate(times)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
 def two_velocities(x, u, u_before, r, t, s):
@@ -315,7 +315,7 @@ TWO = (
 def _two_cases() -> list[tuple]:
     cases = []
     for r, t, s in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9)):
-        x, u, u_before = (normal(5, 2, seed=seed) for seed in (5, 6, 7))
+        x, u, u_before = (2 * normal(5, 2, seed=seed) for seed in (5, 6, 7))
         cases.append((x, u, u_before, r, t, s))
     return cases
 
@@ -384,7 +384,7 @@ def _gaussian_velocity(x, t):  # of data N((1, -1/2), I / 4) on the linear path
 
 def _multistep_cases() -> list[tuple]:
     grids = [0.0, 0.1, 0.3, 0.35, 0.8, 1.0], [0.0, 0.25, 0.5, 0.7, 1.0], [0.2, 0.3, 0.6]
-    return [(_gaussian_velocity, normal(5, 2, seed=seed), torch.tensor(ts, dtype=torch.float64))
+    return [(_gaussian_velocity, 6 * normal(5, 2, seed=seed), torch.tensor(ts, dtype=torch.float64))
             for seed, ts in enumerate(grids)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #bedc09ff

@@ -138,7 +138,7 @@ HALF_LIFE = (
 )
 
 
-def _keep_cases() -> list[tuple]: return [(0.9995, 128, 512), (0.99, 64, 16), (0.9, 100, 300)]
+def _keep_cases() -> list[tuple]: return [(0.998, 128, 512), (0.99, 64, 16), (0.9, 100, 300)]
 
 # %% ../../nbs/solutions/14_training.ipynb #2b67e9ab
 def cosine_rate(seen, images, warmup, last):
@@ -476,7 +476,7 @@ def _pieces(sizes: tuple[int, ...], scale: float, seed: int) -> list[tuple[Tenso
 def _step_cases() -> list[tuple]:
     def case(sizes, scale, lr, longest, k, seed):
         weights = normal(3, 2, seed=seed), normal(2, seed=seed + 1)
-        averages = normal(3, 2, seed=seed + 2), normal(2, seed=seed + 3)
+        averages = 5 * normal(3, 2, seed=seed + 2), 5 * normal(2, seed=seed + 3)
         return (_loss, *weights, *averages, _pieces(sizes, scale, seed + 4), lr, longest, k)
     return [case((5, 2, 1), 3.0, 0.3, 0.3, 0.9, 100), case((6, 3), 1.0, 0.5, 0.13, 0.6, 200),
             case((1, 4, 6, 2), 2.0, 0.2, 0.2, 0.75, 300), case((2, 5), 1.0, 0.4, 50.0, 0.8, 400)]
@@ -527,7 +527,7 @@ UNIFORM_LOSS = (
 def _loss_cases() -> list[tuple]:
     t = normal(50, seed=11).sigmoid()
     return [(1 + t, t),
-            (normal(50, seed=12).square() + 1 - t, t),
+            (9 * normal(50, seed=12).square() + 1 - t, t),
             (normal(6, seed=14).square(), normal(6, seed=13).sigmoid())]
 
 # %% ../../nbs/solutions/14_training.ipynb #621b0f63

@@ -70,7 +70,7 @@ VAE_STEP = (
 
 def _step_cases() -> list[tuple]:
     return [(0.3 * normal(6, 4, seed=1), normal(2, 6, seed=2), normal(5, 6, seed=3), normal(5, 2, seed=4), 0.5, 0.1),
-            (0.3 * normal(4, 6, seed=5), normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
+            (0.3 * normal(4, 6, seed=5), 2 * normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #e989d76d
 def believed_noise(weight, D, m):
@@ -110,7 +110,7 @@ BELIEVED_NOISE = (
 )
 
 
-def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (3.0, 64, 16)]
+def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (9.0, 64, 16)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #da15cd06
 def learn_codebook(z, codebook, rounds):
@@ -386,7 +386,7 @@ LINEAR = (
 
 def _linear_cases() -> list[tuple]:
     return [(normal(6, 3, seed=4), 0.5, normal(5, 6, seed=5)),
-            (normal(4, 4, seed=6), 1.3, normal(4, 4, seed=7))]
+            (normal(4, 4, seed=6), 1.3, 6 * normal(4, 4, seed=7))]
 
 # %% ../../nbs/solutions/17_vae.ipynb #b6987c9f
 EXERCISES = {
