@@ -204,3 +204,10 @@ def test_an_answer_clipped_at_the_end_is_refused(name: str, task: Exercise) -> N
     passed = {label for label, clip in (CLIPS | {"abs": torch.abs}).items()
               if all(checking._agree(clipped(o, clip), o, task) for o in expected)}
     assert passed == HARMLESS.get(name, set()), f"{passed} at the end of the solution would be called solved"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_most_hints_ask_back(module: str) -> None:
+    """A hint says what is seen and asks a question that leads on; few may say the answer."""
+    hints = [m.hint for name, e in EXERCISES.items() if name.startswith(f"{module}.") for m in e.mistakes]
+    assert sum("?" in hint for hint in hints) >= 0.6 * len(hints), [hint for hint in hints if "?" not in hint]
