@@ -395,7 +395,7 @@ def _unchanged(a: Any, b: Any) -> bool:
 # %% ../nbs/toolbox/checking.ipynb #0ad2b160
 def _agree(a: object, b: object, e: Exercise) -> bool:
     "Whether two outputs are equal up to the exercise's tolerance; NaN agrees with NaN alone."
-    p, q = _as_tensors(a), _as_tensors(b)
+    p, q = _as_tensors(a, like=b), _as_tensors(b)
     if p is None or q is None or len(p) != len(q): return False
     return all(_close(s, t, e) for s, t in zip(p, q, strict=True))
 
@@ -424,9 +424,10 @@ def _tolerances(b: Tensor, e: Exercise) -> tuple[float, float]:
 def _wide(t: Tensor) -> Tensor: return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
-def _as_tensors(value: object) -> list[Tensor] | None:
-    "The output as tensors on the CPU, or None if it is nothing of the kind."
-    parts = value if _has_parts(value) else [value]
+def _as_tensors(value: object, like: object = None) -> list[Tensor] | None:
+    "The output as tensors on the CPU, or None if it is nothing of the kind; a list may stand for a tuple like this."
+    listed = isinstance(value, list) and isinstance(like, tuple) and len(value) == len(like)
+    parts = value if listed or _has_parts(value) else [value]
     try: return [torch.as_tensor(p).detach().cpu().to_dense() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
 
@@ -439,7 +440,7 @@ def _has_parts(value: object) -> TypeGuard[tuple | list]:
 
 def _difference(output: object, expected: object, e: Exercise) -> str:
     "The first difference of an output from the reference, in words."
-    p, q = _as_tensors(output), _as_tensors(expected)
+    p, q = _as_tensors(output, like=expected), _as_tensors(expected)
     if p is None or q is None:
         return f"it returned {type(output).__name__}, expected {_expected_kind(expected)}"
     if len(p) != len(q): return f"it returned {_expected_kind(output)}, expected {_expected_kind(expected)}"
@@ -490,7 +491,7 @@ def _kind(value: object) -> str:
 # %% ../nbs/toolbox/checking.ipynb #d1a60021
 def _diagnosed(f: Callable, e: Exercise, outputs: list[object]) -> tuple[str, str] | None:
     "What can be said about wrong outputs, and its cause, or None."
-    found = [_as_tensors(o) for o in outputs]
+    found = [_as_tensors(o, like=w) for o, w in zip(outputs, _expected(e), strict=True)]
     wanted = [_as_tensors(o) for o in _expected(e)]
     pairs = [
         (p, q)
@@ -504,7 +505,7 @@ def _diagnosed(f: Callable, e: Exercise, outputs: list[object]) -> tuple[str, st
         return None
     if not all(_same_kind(a, b) for p, q in pairs for a, b in zip(p, q, strict=True)):
         return None
-    again = _quietly(f, e.cases()[0])
+    again = _quietly(f, e.cases()[0], like=_expected(e)[0])
     if again is not None and not _repeats(again, pairs[0][0]):
         return _RANDOM, "random"
     count = len(pairs[0][0])
@@ -572,7 +573,7 @@ def _of_part(
         return calls
 
     def again(args: tuple) -> Tensor | None:
-        parts = _quietly(f, args)
+        parts = _quietly(f, args, like=_expected(e)[0])
         return _wide(parts[j]) if parts is not None and len(parts) > j else None
 
     def reference(k: int, change: Change) -> Tensor | None:
@@ -603,11 +604,11 @@ def _expected_at(e: Exercise, k: int, change: Change) -> list[Tensor] | None:
     return parts
 
 
-def _quietly(f: Callable, args: tuple) -> list[Tensor] | None:
+def _quietly(f: Callable, args: tuple, like: object = None) -> list[Tensor] | None:
     "What a function returns for other arguments, without what it prints; None where it fails."
     try:
         with redirect_stdout(io.StringIO()), _limited(f):
-            return _as_tensors(f(*_copied(args)))
+            return _as_tensors(f(*_copied(args)), like)
     except (Exception, SystemExit):
         return None  # the learner's own code: anything may happen in it
 

@@ -378,7 +378,11 @@ RIGHT = {
     "unet.ask_words": [_ask_words],
     "training.accumulated_step": [_accumulated_step],
     "training.uniform_loss": [_uniform_loss],
-    "training.keep_for": [lambda k, b, n: (b * math.log2(0.5) / math.log2(k), math.exp(n / b * math.log(k)))],
+    "training.keep_for": [
+        lambda k, b, n: (b * math.log2(0.5) / math.log2(k), math.exp(n / b * math.log(k))),
+        lambda k, b, n: [b * math.log(0.5) / math.log(k), k ** (n / b)],
+        lambda k, b, n: (b * math.log(0.5) / torch.tensor(k).log(), torch.tensor(k) ** (n / b)),
+    ],
     "generation.count_nfe": [_count_nfe],
     "evaluation.diagonal_frechet": [lambda m, s, n, r: torch.cat([m - n, s - r]).pow(2).sum()],
     "evaluation.block_distance": [_block_distance],
@@ -415,7 +419,13 @@ def _overflowing_push(x, y, W, b):
     return W[y] - p / p.sum(1, keepdim=True) @ W
 
 
+def _loss_by_time_too_short(error, t, parts):
+    part = (t * parts).long().clamp(max=parts - 1)
+    return torch.bincount(part, error.square().flatten(1).mean(1)) / torch.bincount(part)
+
+
 WRONG = {
+    "images.loss_by_time": [_loss_by_time_too_short],
     "unet.to_patches": [_blind_patches],
     "images.standardised_to_bytes": [
         lambda x, m, s: (255 * (x * s[:, None, None] + m[:, None, None])).round().clamp(0, 255)

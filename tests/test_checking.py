@@ -54,6 +54,28 @@ def test_right_answers_pass_in_any_guise(square):
         assert "✓" in repr(report) and "✓" in report._repr_html_()
 
 
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], Report]:
+    """The check of an exercise that returns two numbers: a sum and a product."""
+    def cases() -> list[tuple]: return [(2.0, 5.0), (3.0, -1.0), (0.5, 7.0)]
+
+    swapped = Mistake(lambda a, b: (a * b, a + b), "The sum comes first.")
+    made_up = Exercise(lambda a, b: (a + b, a * b), cases, (swapped,), "Two in one.")
+    monkeypatch.setattr(checking, "exercise", lambda name: made_up)
+    monkeypatch.setattr(checking, "_STRICT", True)
+    return lambda f: check("made.up", f)
+
+
+def test_a_list_of_numbers_may_stand_for_a_tuple(two):
+    assert two(lambda a, b: [a + b, a * b])
+    assert two(lambda a, b: [torch.tensor(a + b), a * b])
+    assert two(lambda a, b: [a * b, a + b]).message == "The sum comes first."
+    report = two(lambda a, b: [a + b, 2 * a * b])
+    assert "number 1 is right" in report.message and report.cause == "diagnosis"
+    assert "you return 1" in two(lambda a, b: [a + b]).message
+    assert "you return 1" in two(lambda a, b: [a + b, a * b, 0.0]).message
+
+
 def test_wrong_answers_get_their_hint(square):
     assert square(lambda x: x + x).message == "You doubled."
     assert square(lambda x: x * math.inf).message == "You divided by zero."

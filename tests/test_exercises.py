@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 import torch
 from conftest import LESSONS, NBS, SOLUTIONS, checks, code
 
+from diffusion_course import checking
 from diffusion_course.checking import LESSONS as MODULES
 from diffusion_course.checking import Exercise, check, exercises, questions
 
@@ -127,3 +129,85 @@ def test_trials_share_nothing_between_runs(task: Exercise) -> None:
     first, second = tensors(task.cases()), tensors(task.cases())
     places = {t.untyped_storage().data_ptr() for t in first}
     assert not [t.shape for t in second if t.untyped_storage().data_ptr() in places]
+
+
+# ---- outputs beyond what one is tempted to clip ---------------------------------------------------
+
+CLIPS: dict[str, Callable] = {f"clamp to {b}": partial(torch.clamp, min=-b, max=b) for b in (1, 2, 3)}
+POSITIVE = {"abs"}
+IN_ONE = {"clamp to 1", "clamp to 2", "clamp to 3"}
+IN_TWO = {"clamp to 2", "clamp to 3"}
+# What right answers can't be told from, for the reason at the right: the numbers asked for are never beyond
+HARMLESS = {
+    "distributions.floor_of": POSITIVE,  # distances
+    "distributions.permutation_p": IN_ONE | POSITIVE,  # a probability
+    "solvers.order": POSITIVE,  # an order
+    "schedules.ddpm_levels": IN_ONE | POSITIVE,  # alpha and sigma of a path that preserves variance
+    "schedules.cosine_time": IN_ONE | POSITIVE,  # a time
+    "predictions.velocity_error": POSITIVE,  # an error
+    "matching.cosine_loss": POSITIVE,  # a mean square
+    "matching.floor_of_two": POSITIVE,  # a mean square
+    "sde.picture_loss": POSITIVE,  # a mean square
+    "sde.settled_variance": POSITIVE,  # a variance
+    "samplers.noise_kept": IN_ONE | POSITIVE,  # a fraction
+    "ddpm.respaced_betas": IN_ONE | POSITIVE,  # fractions of a variance
+    "ddpm.right_variance": IN_ONE | POSITIVE,  # a fraction of a variance
+    "guidance.dropped_loss": POSITIVE,  # a mean square
+    "edm.density_of_t": POSITIVE,  # a density
+    "edm.churn_of": POSITIVE,  # an amount of noise
+    "edm.final_spread": POSITIVE,  # a standard deviation
+    "couplings.straightness": POSITIVE,  # a mean square
+    "couplings.greedy_cost": POSITIVE,  # a mean square
+    "couplings.gaussian_w2_squared": POSITIVE,  # a square
+    "couplings.meeting_loss": POSITIVE,  # a variance
+    "images.loss_by_time": POSITIVE,  # mean squares
+    "images.heun_images": IN_ONE,  # the last step arrives at a clipped prediction
+    "training.keep_for": POSITIVE,  # a number of images, a fraction
+    "training.cosine_rate": IN_ONE | POSITIVE,  # fractions of lr
+    "training.uniform_loss": POSITIVE,  # a mean of losses
+    "generation.vendi": POSITIVE,  # a number of images
+    "evaluation.diagonal_frechet": POSITIVE,  # a squared distance
+    "evaluation.coverage": IN_ONE | POSITIVE,  # a fraction
+    "evaluation.copy_ratio": IN_ONE | POSITIVE,  # a ratio of the nearest to the mean
+    "vae.believed_noise": POSITIVE,  # a standard deviation
+    "vae.same_time": IN_ONE | POSITIVE,  # times
+    "latent.stretch": POSITIVE,  # a ratio of lengths
+    "few_step.shaken_std": POSITIVE,  # a standard deviation
+    "inpainting.two_ups": IN_ONE | POSITIVE,  # a fraction that is kept, and its noise
+    "cold.time_of": IN_ONE | POSITIVE,  # times
+    "clinic.repair_1": IN_TWO,  # samples of the running mixture
+    "clinic.repair_3": IN_ONE,  # images in [-1, 1]
+    "clinic.repair_4": IN_TWO,  # samples of the running mixture
+    "clinic.repair_6": IN_TWO,  # samples of the running mixture
+    "clinic.repair_7": IN_ONE,  # sines and cosines
+    "clinic.repair_12": IN_ONE | POSITIVE,  # alpha-bar
+    "clinic.repair_13": IN_TWO,  # samples of the running mixture
+    "clinic.repair_14": POSITIVE,  # a squared distance
+    "clinic.repair_15": IN_TWO,  # samples of the running mixture
+    "clinic.repair_16": IN_ONE,  # images in [-1, 1]
+    "discrete.between": IN_ONE | POSITIVE,  # probabilities
+    "discrete.integrand": POSITIVE,  # minus a logarithm of a probability, weighted
+}
+
+
+def clipped(value: object, clip: Callable) -> object:
+    """An output with its real numbers clipped."""
+    if isinstance(value, (tuple, list)): return type(value)(clipped(v, clip) for v in value)
+    if isinstance(value, torch.Tensor): return clip(value) if value.is_floating_point() else value
+    return clip(torch.tensor(value, dtype=torch.float64)) if isinstance(value, float) else value
+
+
+def test_an_answer_clipped_at_the_end_is_refused(name: str, task: Exercise) -> None:
+    """A learner who clips images out of habit must hear of it: some output lies beyond each limit."""
+    expected = checking._expected(task)
+    if not any(t.is_floating_point() for o in expected for t in checking._as_tensors(o) or []): return
+    passed = {label for label, clip in (CLIPS | {"abs": torch.abs}).items()
+              if all(checking._agree(clipped(o, clip), o, task) for o in expected)}
+    assert passed == HARMLESS.get(name, set()), f"{passed} at the end of the solution would be called solved"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_most_hints_ask_back(module: str) -> None:
+    """A hint says what is seen and asks a question that leads on; few may say the answer."""
+    hints = [m.hint for name, e in EXERCISES.items() if name.startswith(f"{module}.") for m in e.mistakes]
+    assert sum("?" in hint for hint in hints) >= 0.6 * len(hints), [hint for hint in hints if "?" not in hint]

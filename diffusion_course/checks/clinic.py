@@ -441,7 +441,8 @@ def _root_1(model, eps, ts): return _from_1(model, model.schedule.sigma(ts[0]) *
 
 _MISTAKES_1 = (
     Mistake(_divided_1,
-            "You divide by sigma(ts[0]), which makes the start smaller still."),
+            "You divide by sigma(ts[0]), which makes the start smaller still. Which spread do "
+            "points have at that time?"),
     Mistake(_variance_1,
             "You multiply by the variance. eps has standard deviation 1: which one should x "
             "have?"),
@@ -476,15 +477,15 @@ def _upside_down_2(x): return to_pixels_2(x).flip(1)
 
 _MISTAKES_2 = (
     Mistake(_transposed_2,
-            "The channels are where they belong, but height and width have changed places: "
-            "the images lie on their side."),
+            "The channels are where they belong, but the images lie on their side. Which axes "
+            "have changed places?"),
     Mistake(_swapped_2,
-            "Shapes are right now, but red and blue are exchanged."),
+            "Shapes are right now, but red and blue are exchanged. Does any axis need to be "
+            "reversed?"),
     Mistake(_channels_stay_2,
             "The channels are still the second axis. Which order of axes does the docstring "
             "ask for?"),
-    Mistake(_upside_down_2,
-            "The images are upside down: no axis needs to be reversed."),
+    Mistake(_upside_down_2, "The images are upside down. Which axis needs to be reversed, if any?"),
 )
 
 
@@ -516,11 +517,8 @@ _MISTAKES_3 = (
     Mistake(_below_3,
             "Your numbers go from -1 to 0. The range begins in the right place; is it long "
             "enough?"),
-    Mistake(_half_3,
-            "Your numbers go from -0.5 to 0.5: centred, but half as long as it should be."),
-    Mistake(_standardised_3,
-            "You standardise. Then black is another number for every data set; here it is to "
-            "be -1."),
+    Mistake(_half_3, "Your numbers go from -0.5 to 0.5: centred. How long should the range be?"),
+    Mistake(_standardised_3, "You standardise. Which number is black then, in another data set?"),
 )
 
 
@@ -558,23 +556,20 @@ def _half_4(model, x, ts, randn): return _sde_4(model, x, ts, randn, 0.5, 0.5**0
 
 
 _MISTAKES_4 = (
-    Mistake(_half_4,
-            "You halve the noise as well, so the score is still twice what this noise needs."),
+    Mistake(_half_4, "You halve the noise as well. How strong a score does the halved noise need?"),
     Mistake(_minus_4,
-            "The half is right, the sign is not: in whichever direction the process runs, the "
-            "score enters with a plus."),
+            "The half is right. With which sign does the score enter, in whichever direction "
+            "the process runs?"),
     Mistake(_quarter_4,
-            "Now the score is too weak: with g² as it is, a quarter of it takes out less "
-            "noise than comes in."),
-    Mistake(_ode_4,
-            "Without the score nothing takes out the noise that comes in. Only without noise "
-            "is the velocity enough."),
+            "Now the score is too weak. How much noise comes in with g² as it is, and how "
+            "much goes out?"),
+    Mistake(_ode_4, "You left the score out. What takes out the noise that comes in?"),
     Mistake(_less_noise_4,
-            "You changed the noise, not the drift. Leave g² as it is, and look at what "
-            "balances it."),
+            "You changed the noise, not the drift. If g² stays as it is, what has to balance "
+            "it?"),
     Mistake(_more_noise_4,
             "Twice the noise variance does balance this drift: a right SDE, with twice the "
-            "churn. Here keep g² and repair the drift."),
+            "churn. Which drift balances the g² that is there?"),
 )
 
 
@@ -612,19 +607,16 @@ def _reversed_5(images, labels, seed): return shuffled_5(images, labels, seed)[0
 
 
 _MISTAKES_5 = (
-    Mistake(_inverse_5,
-            "You undo the order for the labels. They need the same order as the images."),
+    Mistake(_inverse_5, "You undo the order for the labels. Which order do the images have?"),
     Mistake(_twice_5,
-            "You put the labels into the new order twice, the images once."),
-    Mistake(_sorted_5,
-            "You sort the labels. Each must stay with its image."),
-    Mistake(_reversed_5,
-            "You reverse the labels, while the images are in a random order."),
+            "You put the labels into the new order twice. How often did the images get it?"),
+    Mistake(_sorted_5, "You sort the labels. Which image does each of them belong to?"),
+    Mistake(_reversed_5, "You reverse the labels. Which order do the images have?"),
 )
 
 
 def _cases_5() -> list[tuple]:
-    return [(normal(9, 1, 2, 2, seed=k), torch.arange(9) * 7 % 9, k) for k in range(3)]
+    return [(2 * normal(9, 1, 2, 2, seed=k), torch.arange(9) * 7 % 9, k) for k in range(3)]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1006004
 def sampler_6(model, x, ts, randn, y):
@@ -671,10 +663,10 @@ def _stops_6(model, x, ts, randn, y): return sampler_6(model, x, ts[:-1], randn,
 
 _MISTAKES_6 = (
     Mistake(_smaller_6,
-            "That is DDPM's smaller noise, which vanishes at the end as well; the docstring asks "
-            "for the larger one."),
+            "That is DDPM's smaller noise, which vanishes at the end as well. Which of the "
+            "two does the docstring ask for?"),
     Mistake(_stops_6,
-            "Now the walk stops before t = 1, and what is left at its end stays."),
+            "Now the walk stops before t = 1. What becomes of the noise that is left there?"),
     Mistake(_never_6,
             "Now there is no noise at all, and samples crowd together. Which step alone must "
             "do without?"),
@@ -682,11 +674,9 @@ _MISTAKES_6 = (
             "You leave out the noise of the first step. Noise that comes in early is taken "
             "out again; which one isn't?"),
     Mistake(_not_late_6,
-            "You leave out more than the last step's noise. Only the step that arrives at s = "
-            "1 is to be without."),
+            "You leave out more than the last step's noise. Which steps arrive at s = 1?"),
     Mistake(_faded_6,
-            "You fade the noise out. Earlier steps need all of theirs, for their mean counts "
-            "on it."),
+            "You fade the noise out. How much noise do the means of earlier steps count on?"),
 )
 
 
@@ -715,19 +705,18 @@ def _coarse_7(t, width): return embed_7((10 * t).long() / 10, width)
 
 
 _MISTAKES_7 = (
-    Mistake(_coarse_7,
-            "Still whole numbers: ten times are all that the network can tell apart."),
+    Mistake(_coarse_7, "Still whole numbers. How many times can the network tell apart?"),
     Mistake(_small_7,
-            "Now t gets through, but the 10 is lost: the fastest wave should reach the angle "
-            "10 at t = 1."),
+            "Now t gets through, but the 10 is lost. Which angle should the fastest wave "
+            "reach at t = 1?"),
     Mistake(_rounded_7,
-            "You round t to 0 or 1: that is one bit about the time."),
+            "You round t to 0 or 1. How much does the network hear about the time then?"),
     Mistake(_reversed_7,
-            "You embed 1 - t. A network could learn that as well, but it isn't what the "
-            "docstring promises."),
+            "You embed 1 - t. A network could learn that as well, but what does the docstring "
+            "promise?"),
     Mistake(_wide_7,
             "Your angles go up to 100: so fast a wave is nearly noise to a network of this "
-            "size."),
+            "size. How far should they go?"),
 )
 
 
@@ -770,20 +759,18 @@ _MISTAKES_8 = (
     Mistake(_halfway_8,
             "Half-way in time, but at the guess for the end. Which time does the guess belong "
             "to?"),
-    Mistake(_not_moved_8,
-            "The time is right now, but the second slope must be taken at the guess, not at "
-            "x."),
+    Mistake(_not_moved_8, "The time is right now. At which point is the second slope taken?"),
     Mistake(_same_8,
-            "Now both slopes are the same: that is Euler's method at twice the price."),
-    Mistake(_backward_8,
-            "You step with the second slope alone. Order 2 needs the mean of both."),
+            "Now both slopes are the same: Euler's method at twice the price. Where does "
+            "Heun's method look a second time?"),
+    Mistake(_backward_8, "You step with the second slope alone. What does order 2 make of both?"),
 )
 
 
 def _cases_8() -> list[tuple]:
     model = ExactDenoiser(running_mixture(), Linear())
     grids = ([0.0, 0.2, 0.5, 0.7], [0.1, 0.5, 0.9])
-    return [(model, normal(5, 2, seed=k), torch.tensor(ts).double()) for k, ts in enumerate(grids)]
+    return [(model, 5 * normal(5, 2, seed=k), torch.tensor(ts).double()) for k, ts in enumerate(grids)]
 
 # %% ../../nbs/solutions/22_clinic.ipynb #d1009004
 def guided_9(model, x, t, y, w):
@@ -803,15 +790,13 @@ def _swapped_9(model, x, t, y, w): return guided_9(model, x, t, y, 1 - w)
 
 _MISTAKES_9 = (
     Mistake(_up_to_1_9,
-            "Now everything up to w = 1 is conditional. Between 0 and 1 the two answers are "
-            "to be mixed."),
+            "Now everything up to w = 1 is conditional. What should happen between 0 and 1?"),
     Mistake(_other_convention_9,
-            "That is Ho and Salimans' convention, in which 0 means 'as the label says'. The "
-            "docstring says 1."),
-    Mistake(_always_free_9,
-            "Now the label never counts. It should count more the larger w is."),
+            "That is Ho and Salimans' convention, in which 0 means 'as the label says'. Which "
+            "w means that in the docstring?"),
+    Mistake(_always_free_9, "Now the label never counts. What should become of it as w grows?"),
     Mistake(_swapped_9,
-            "Conditional and unconditional have changed places."),
+            "Conditional and unconditional have changed places. Which of them is w = 1?"),
 )
 
 
@@ -854,18 +839,18 @@ def _one_too_few_10(history, decay):
 
 _MISTAKES_10 = (
     Mistake(_from_first_10,
-            "Starting from the first weights is the other usual way. But those were hardly "
-            "trained, and with this decay they would still count for almost half after 800 "
-            "steps. Divide by what the factors add up to instead."),
+            "Starting from the first weights is the other usual way. But with this decay "
+            "those, hardly trained, still count for almost half after 800 steps. What do the "
+            "factors of all others add up to?"),
     Mistake(_last_10,
-            "These are the raw weights of the last step."),
+            "These are the raw weights of the last step. What is left of the earlier ones?"),
     Mistake(_mean_10,
-            "A plain mean counts the untrained weights of the beginning like the last ones."),
+            "A plain mean counts the untrained weights of the beginning like the last ones. "
+            "Which should count more?"),
     Mistake(_one_factor_10,
-            "You left out the factor 1 - decay: now the factors add up to far more than 1."),
+            "You left out the factor 1 - decay. What do the factors add up to now?"),
     Mistake(_one_too_few_10,
-            "Count again how many updates there were: the factors of all weights so far sum "
-            "to 1 - decay^n."),
+            "Your divisor is that of one update less. How many updates were there so far?"),
 )
 
 
@@ -890,14 +875,13 @@ def _zero_is_null_11(y, u, drop, null): return torch.where(u < drop, 0, y) + 0 *
 
 _MISTAKES_11 = (
     Mistake(_inverted_11,
-            "Now the fraction drop *keeps* its label, and the others lose it."),
+            "Now the fraction drop *keeps* its label. What should happen to that fraction?"),
     Mistake(_never_11,
-            "Now no label is ever dropped: the network would never learn what to do without "
-            "one."),
-    Mistake(_zeros_11,
-            "Labels that are kept become 0."),
+            "Now no label is ever dropped. How would the network learn what to do without "
+            "one?"),
+    Mistake(_zeros_11, "Labels that are kept become 0. What should they be?"),
     Mistake(_zero_is_null_11,
-            "Dropped labels become label 0, which is a digit. The null label is `null`."),
+            "Dropped labels become label 0, which is a digit. Which label stands for none?"),
 )
 
 
@@ -924,12 +908,12 @@ def _before_12(n): return _path_12(1000, 1.0)[:: 1000 // n]
 
 _MISTAKES_12 = (
     Mistake(_smaller_12,
-            "Now even less noise comes in, and alpha-bar stays close to 1. Fewer steps need "
-            "larger increments."),
+            "Now even less noise comes in, and alpha-bar stays close to 1. How much must each "
+            "increment do if there are fewer?"),
     Mistake(_root_12,
-            "Variances add up, so the increments grow as 1/n, not as its square root."),
-    Mistake(_hundred_12,
-            "You compare with 100 steps. DDPM's numbers are made for 1,000."),
+            "Your increments grow as the square root. What adds up along the chain, variances "
+            "or standard deviations?"),
+    Mistake(_hundred_12, "You compare with 100 steps. For how many are DDPM's numbers made?"),
     Mistake(_always_ten_12,
             "Ten times the increments is right for 100 steps and for no other number of them. "
             "What should the factor depend on?"),
@@ -975,15 +959,14 @@ def _both_13(model, x, ts, y):
 
 _MISTAKES_13 = (
     Mistake(_before_13,
-            "One step too early now: the network takes x for noisier than it is, and takes "
-            "out too much."),
+            "One step too early now: the network takes x for noisier than it is. Which time "
+            "does x have?"),
     Mistake(_halfway_13,
             "Half a step is still not the time that x has. At which time does x arrive here?"),
-    Mistake(_backwards_13,
-            "That is DDPM's direction of time. In this course t = 0 is noise."),
+    Mistake(_backwards_13, "That is DDPM's direction of time. What is x at t = 0 in this course?"),
     Mistake(_both_13,
-            "Now the estimate and the weights are all for time s: the same x is put together "
-            "again, and never moves."),
+            "Now estimate and weights are all for time s: the same x is put together again, "
+            "and never moves. Which time does the estimate belong to?"),
 )
 
 
@@ -1017,16 +1000,15 @@ def _swapped_14(x, real): return distance_14(real, x)
 
 _MISTAKES_14 = (
     Mistake(_only_mean_14,
-            "The mean of x counts again, its spread still doesn't: a sampler that draws all "
-            "points together would be praised."),
+            "The mean of x counts again. What would this distance say of a sampler that draws "
+            "all points together?"),
     Mistake(_only_std_14,
-            "The spread of x counts again, its mean still doesn't."),
-    Mistake(_raw_14,
-            "Now x is in one unit and real in another: both have to be measured by the same "
-            "ruler."),
+            "The spread of x counts again. What would this distance say of samples that lie "
+            "elsewhere?"),
+    Mistake(_raw_14, "Now x is in one unit and real in another. Which ruler should measure both?"),
     Mistake(_swapped_14,
-            "You measure both by the samples' ruler. A wide sample would make every distance "
-            "small."),
+            "You measure both by the samples' ruler. What would a wide sample do to every "
+            "distance?"),
 )
 
 
@@ -1063,15 +1045,12 @@ def _no_root_15(model, x, ts, randn):
 
 
 _MISTAKES_15 = (
-    Mistake(_none_15,
-            "Now there is no noise at all, but the drift still counts on it."),
-    Mistake(_abs_15,
-            "All your jumps go one way: noise has to have mean 0."),
-    Mistake(_squashed_15,
-            "You tame the large jumps. One of the two draws is enough, as it is."),
+    Mistake(_none_15, "Now there is no noise at all. What does the drift still count on?"),
+    Mistake(_abs_15, "All your jumps go one way. Which mean does noise have?"),
+    Mistake(_squashed_15, "You tame the large jumps. Of how many draws should a jump be made?"),
     Mistake(_no_root_15,
-            "You multiply the noise by its variance. Its standard deviation is the root of "
-            "that."),
+            "You multiply the noise by its variance. Which number scales a standard normal "
+            "draw?"),
 )
 
 
@@ -1097,8 +1076,8 @@ def _nines_16(images, labels): return prepared_16(images, labels)[0], labels.cla
 
 _MISTAKES_16 = (
     Mistake(_pixels_only_16,
-            "The pixels are right. That was one fault of the two: now count label agreement "
-            "again."),
+            "The pixels are right. That was one fault of the two: which label does each "
+            "picture have now?"),
     Mistake(_labels_only_16,
             "The labels are right. That was one fault of the two: from where to where do the "
             "pixels go?"),

@@ -36,27 +36,26 @@ def _hard(x, guess, mask, next_mask): return torch.where(mask > 0, x, next_mask 
 
 
 REVEAL = (
-    Mistake(_anew, "This is the naive step: it paints every pixel anew and forgets x."),
-    Mistake(_sign, "Wrong sign: subtract D(guess, t) and add D(guess, s)."),
+    Mistake(_anew, "This is the naive step: it paints every pixel anew. Where does x come in?"),
+    Mistake(_sign, "Wrong sign. Which of the two damaged guesses leaves x, and which one enters?"),
     Mistake(_all_of_it,
-            "You added D(guess, s) and subtracted nothing: what was there counts twice."),
-    Mistake(_blend, "You masked x once more. x has already been masked: it enters as it is."),
+            "What was there already counts twice. Which part of D(guess, s) has x had since "
+            "t?"),
+    Mistake(_blend, "You masked x once more. Has it been masked before?"),
     Mistake(_paste,
-            "This fills the whole hole with the guess at once. Only what the next "
-            "mask lets through comes in."),
+            "This fills the whole hole with the guess at once. How much does the next mask "
+            "let through?"),
     Mistake(_paste_masked,
             "This is right only for masks of 0 and 1. Put D of the guess, with a soft mask, into "
             "the formula of the improved step: what remains?"),
-    Mistake(_of_x, "What comes in comes from the guess, not from x, which is grey there."),
-    Mistake(_rest,
-            "What comes in is weighted with the difference of the masks at s and at "
-            "t, not with all that is missing at t."),
+    Mistake(_of_x,
+            "What comes in comes from x, which is grey there. Who knows what belongs there?"),
+    Mistake(_rest, "You let in all that is missing at t. How much of it is still missing at s?"),
     Mistake(_hard,
-            "This is right only for masks of 0 and 1: where a soft mask has already "
-            "let a part through, another part comes in. No case distinction is needed."),
+            "This is right only for masks of 0 and 1. What happens where a soft mask has let "
+            "a part through already?"),
     Mistake(_difference,
-            "You moved x towards the guess. The improved step adds a part of the "
-            "guess to x and removes nothing from x."),
+            "You moved x towards the guess. Does the improved step take anything of x away?"),
 )
 
 
@@ -150,7 +149,7 @@ def _wild(x: Tensor, block: int) -> Tensor:
 
 
 def _sharpen_cases() -> list[tuple]:
-    return [(_wild, _pixelated(5 * normal(2, 3, 8, 16, seed=20), 8), 8),
+    return [(_wild, _pixelated(20 * normal(2, 3, 8, 16, seed=20), 8), 8),
             (_wild, _pixelated(3 * normal(3, 1, 4, 8, seed=21), 4), 4)]
 
 # %% ../../nbs/solutions/21_cold.ipynb #705c4655
@@ -195,30 +194,28 @@ def _one_image(images, weights):
 
 GUESS = (
     Mistake(_weighted_mean,
-            "The mean is best for the *squared* error. For absolute values it is the median."),
+            "The mean is best for the *squared* error. Which number is best for absolute "
+            "values?"),
     Mistake(_unweighted,
-            "This is a median, but every image counts once: half of the *weight* has "
-            "to lie on either side."),
+            "Every image counts once in yours. How does the sum change with v if some count "
+            "more?"),
     Mistake(_likeliest,
-            "This is the image with the largest weight. Find the best value for each "
-            "pixel by itself."),
+            "This is the image with the largest weight. Do all pixels have to come from the "
+            "same one?"),
     Mistake(_not_carried,
-            "You sorted the values and left the weights where they were. Each weight "
-            "goes with its value."),
-    Mistake(_sum_is_one, "Compare with half of the sum of the weights: it need not be 1."),
-    Mistake(_one_below,
-            "This is one value too low: take the first at which half of the weight is reached."),
+            "You sorted the values and left the weights where they were. Which weight belongs "
+            "to which value?"),
+    Mistake(_sum_is_one, "You took the weights to sum to 1. What do they sum to?"),
+    Mistake(_one_below, "This is one value too low. On which side of it lies more of the weight?"),
     Mistake(_times_weight,
-            "You multiplied the values by the weights. Weights say how much a value "
-            "counts; they don't change it."),
-    Mistake(_one_image,
-            "You took one image for all pixels. Each pixel has its own best value, "
-            "and these may come from different images."),
+            "You multiplied the values by the weights. Does a weight say what a value is, or "
+            "how much it counts?"),
+    Mistake(_one_image, "You took one image for all pixels. Is it the best one for each of them?"),
 )
 
 
 def _guess_cases() -> list[tuple]:
-    return [(normal(7, 5, seed=14), 0.05 + uniform(7, seed=15)),
+    return [(4 * normal(7, 5, seed=14), 0.05 + uniform(7, seed=15)),
             (normal(4, 6, seed=16).exp(), torch.tensor([0.2, 3.0, 0.4, 2.5], dtype=torch.float64)),
             (normal(9, 4, seed=23), uniform(9, seed=24) ** 3)]
 
@@ -253,8 +250,8 @@ TIME = (
     Mistake(_no_half,
             "Your waves are damped by the square of what they should be. Which factor stands in "
             "the exponent of a Gaussian's transform?"),
-    Mistake(_whole_turns, "k counts half turns: the angle along a side is π k, not 2 π k."),
-    Mistake(_no_pi, "The angle along a side is π k. The π is missing."),
+    Mistake(_whole_turns, "Your wave makes k whole turns along a side. What does k count?"),
+    Mistake(_no_pi, "A factor is missing in the angle. How far does it go in half a turn?"),
     Mistake(_variance,
             "You inserted sigma squared. Is what is given a variance or a standard deviation?"),
     Mistake(_no_width,
@@ -262,9 +259,10 @@ TIME = (
     Mistake(_straight,
             "Your sigma grows along a straight line and ends at the width. What does the lesson's"
             " blur do at t = 0?"),
-    Mistake(_times_k, "Fine waves are lost to a weaker blur: sigma goes with 1/k."),
-    Mistake(_in_pixels, "sigma and width are both fractions of the side: no 32 belongs here."),
-    Mistake(_base_two, "The exponential's inverse is the natural logarithm."),
+    Mistake(_times_k,
+            "Your fine waves need a stronger blur than coarse ones. Which are lost first?"),
+    Mistake(_in_pixels, "You converted to pixels. In which unit are sigma and width given?"),
+    Mistake(_base_two, "You took a logarithm to another base. Which one undoes the exponential?"),
 )
 
 
@@ -301,26 +299,31 @@ def _negated(guesses, ts): return -end_of_walk(guesses, ts)
 
 
 WALK_END = (
-    Mistake(_plain_mean,
-            "Steps may differ in length. Weight each guess with the length of its step."),
-    Mistake(_last, "That is where the naive walk ends. The improved one remembers all guesses."),
+    Mistake(_plain_mean, "You gave all guesses the same weight. Are all steps equally long?"),
+    Mistake(_last,
+            "That is where the naive walk ends. Which of the guesses does the improved one "
+            "remember?"),
     Mistake(_weighted_by_t,
-            "You weighted each guess with its time. Its weight is how long its step was."),
+            "You weighted each guess with its time. For how long does the walk follow it?"),
     Mistake(_weighted_by_s,
-            "You weighted each guess with the time at the end of its step. Its "
-            "weight is how long its step was."),
-    Mistake(_trapezoid, "A step uses one guess, the one at its beginning, not an average of two."),
-    Mistake(_reversed, "The lengths are in reversed order."),
+            "You weighted each guess with the time at which its step ends. For how long does "
+            "the walk follow it?"),
+    Mistake(_trapezoid,
+            "You averaged two guesses for each step. How many does a step use, and from which "
+            "of its ends?"),
+    Mistake(_reversed,
+            "Your lengths are in reversed order. Which guess belongs to the first step?"),
     Mistake(_divided_by_steps,
-            "Don't divide by the number of steps: their lengths add up to 1 already."),
-    Mistake(_negated, "Wrong sign: one step is x + (s - t)(guess - eps)."),
+            "You divided by the number of steps. What do their lengths add up to?"),
+    Mistake(_negated,
+            "Your walk leads away from the guesses. In which direction does one step go?"),
 )
 
 
 def _walk_cases() -> list[tuple]:
     grids = ([0.0, 0.1, 0.4, 0.55, 1.0], [0.0, 0.4, 0.55, 1.0], [0.0, 1.0])
     shapes = ((4, 3, 2), (3, 4, 3), (1, 2, 2))
-    return [(normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
+    return [(5 * normal(*shape, seed=16 + k), torch.tensor(ts, dtype=torch.float64))
             for k, (shape, ts) in enumerate(zip(shapes, grids, strict=True))]
 
 # %% ../../nbs/solutions/21_cold.ipynb #402a08f9
@@ -414,7 +417,7 @@ def _some_mask(*shape: int, seed: int) -> Tensor:
 
 
 def _restorer_cases() -> list[tuple]:
-    return [(0.2 * normal(2, 2, 3, 3, seed=23), normal(4, 2, 5, 4, seed=24), _some_mask(4, 1, 5, 4, seed=25),
+    return [(2 * normal(2, 2, 3, 3, seed=23), normal(4, 2, 5, 4, seed=24), _some_mask(4, 1, 5, 4, seed=25),
              0.5, 0.3),
             (torch.zeros(1, 1, 3, 3).double(), normal(3, 1, 4, 6, seed=26), _some_mask(3, 1, 4, 6, seed=27), 0.1, 0.5)]
 

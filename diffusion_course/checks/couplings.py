@@ -62,28 +62,26 @@ def _rooted(xs, ts): return straightness(xs, ts).sqrt()
 
 STRAIGHT = (
     Mistake(_plain_mean,
-            "You averaged over everything. Sum over "
-            "dimensions, and weight each step with its length."),
-    Mistake(_even_steps,
-            "You gave every step the same weight. The times are uneven: "
-            "multiply each square by the length of its step and add."),
+            "You averaged over everything. How is the square of a length made of its "
+            "components, and do all steps last equally long?"),
+    Mistake(_even_steps, "You gave every step the same weight. How long does each of them last?"),
     Mistake(_mean_over_dimensions,
-            "You averaged over the dimensions. The square "
-            "of a vector's length is the sum over them."),
-    Mistake(_not_squared, "You averaged lengths. The measure is the mean of the squared lengths."),
+            "You averaged over the dimensions. How is the square of a vector's length made of "
+            "its components?"),
+    Mistake(_not_squared, "You averaged lengths. Which power of them does the measure average?"),
     Mistake(_differences,
-            "A difference of two iterates is not a velocity "
-            "yet: divide it by the length of its step."),
+            "You took the difference of two iterates for a velocity. In how much time is it "
+            "walked?"),
     Mistake(_path_energy,
-            "This is the path energy. Subtract the displacement "
-            "of the whole path from each velocity first."),
+            "This is the path energy, which isn't 0 for a straight path. With what should "
+            "each velocity be compared?"),
     Mistake(_summed_over_samples,
-            "You added over the samples. Take the mean "
-            "over them, the sum over steps and dimensions."),
+            "You added over the samples. Should the measure grow with their number?"),
     Mistake(_places,
-            "You compared places with places on the line. The measure compares velocities."),
+            "You compared places with places on the line. Which quantity of a path is "
+            "constant where it is straight?"),
     Mistake(_rooted,
-            "You took a root at the end. The measure is a mean square, as the path energy is."),
+            "You took a root at the end. Is the path energy a length, or the square of one?"),
 )
 
 
@@ -172,7 +170,7 @@ def _bends(x: Tensor, t: Tensor) -> Tensor:
 def _reflow_cases() -> list[tuple]:
     times = torch.tensor([0.2, 0.5, 0.7, 0.95]).double(), torch.tensor([0.1, 0.6, 0.8]).double()
     return [(0.5 * normal(3, 2, seed=30), _bends, normal(4, 2, seed=31), times[0], 4, 0.1),
-            (normal(4, 3, seed=32), _bends, normal(3, 3, seed=33), times[1], 3, 0.3)]
+            (3 * normal(4, 3, seed=32), _bends, normal(3, 3, seed=33), times[1], 3, 0.3)]
 
 # %% ../../nbs/solutions/11_straight_flows.ipynb #b2fb3ac8
 def greedy_cost(x0, x1):
@@ -223,21 +221,17 @@ def _nearest_pair_first(x0, x1):
 
 GREEDY = (
     Mistake(_taken_twice,
-            "Some noise points were taken twice. Once a point is taken, it is free no longer."),
-    Mistake(_as_drawn, "These are the pairs as drawn. Nobody has chosen yet."),
-    Mistake(_noise_chooses,
-            "You let the noise choose. Go through the data "
-            "points: each takes the nearest free noise."),
-    Mistake(_sum_of_costs, "This is the sum. Divide by the number of pairs."),
+            "Some noise points were taken twice. What becomes of a point that is taken?"),
+    Mistake(_as_drawn, "These are the pairs as drawn. Who chooses here, and among which points?"),
+    Mistake(_noise_chooses, "You let the noise choose. Who goes first here, and takes what?"),
+    Mistake(_sum_of_costs, "This is the sum. Over how many pairs is the mean asked for?"),
     Mistake(_mean_over_dimensions_too,
-            "You averaged over dimensions too. A squared distance is the sum over them."),
-    Mistake(_optimal,
-            "This is the optimal assignment, not the greedy one: "
-            "go through the points in order, without looking ahead."),
-    Mistake(_distance_not_squared, "You averaged distances. The cost is the squared distance."),
+            "You averaged over dimensions too. What is a squared distance made of?"),
+    Mistake(_optimal, "This is the optimal assignment. Does a greedy choice look ahead?"),
+    Mistake(_distance_not_squared, "You averaged distances. What does a pair cost here?"),
     Mistake(_nearest_pair_first,
-            "You took the nearest of all pairs each time. Here "
-            "the data points choose in their order, x1[0] first."),
+            "You took the nearest of all pairs each time. In which order do the data points "
+            "choose?"),
 )
 
 
@@ -270,17 +264,21 @@ def _ratio(m0, s0, m1, s1): return ((m1 - m0).square() + (s1 / s0 - 1).square())
 
 GAUSSIANS = (
     Mistake(_not_summed,
-            "This is right for each coordinate. Add them up: "
-            "the squared distance is a sum over dimensions."),
+            "This is right for each coordinate. How is a squared distance made of its "
+            "coordinates?"),
     Mistake(_with_variances,
-            "You compared variances. The map scales by s1/s0, "
-            "so standard deviations are what is compared."),
-    Mistake(_distance, "This is W2. Return its square."),
-    Mistake(_averaged, "You averaged over coordinates. Squared distances add up."),
+            "You compared variances. By which factor does the map stretch points away from "
+            "the centre?"),
+    Mistake(_distance, "This is W2. Which power of it is asked for?"),
+    Mistake(_averaged,
+            "You averaged over coordinates. Is a point that moves in two directions moved "
+            "less than in one?"),
     Mistake(_means_only,
-            "This moves the centre. The standard deviation "
-            "has to change as well, and that moves points too."),
-    Mistake(_stds_only, "The standard deviations are right. The centre has to move too."),
+            "This moves the centre alone. Which points still have to move when the centres "
+            "agree?"),
+    Mistake(_stds_only,
+            "The standard deviations are right. Which points have to move when both clouds "
+            "are equally wide?"),
     Mistake(_independent,
             "This is the cost of independent pairs. Which map takes one Gaussian to the other and"
             " keeps the order of the points?"),
@@ -288,7 +286,8 @@ GAUSSIANS = (
             "You took the difference of variances. How far does the map move a point x, and what "
             "is the mean square of that?"),
     Mistake(_opposite,
-            "This map turns the order round: smallest to largest. That is the worst pairing."),
+            "This map takes the smallest to the largest. Which order makes the squared "
+            "distances small?"),
     Mistake(_ratio,
             "You left out how far the points are from their centre. Which variance has x - m0?"),
 )
@@ -320,18 +319,22 @@ def _m_subtracted(x0, m, K): return m + (x0 - m) @ K.mT
 
 ONE_STEP = (
     Mistake(_all_on_m,
-            "This is right for independent pairs, K = 0. Here x0 tells something about x1."),
+            "This is right for independent pairs, K = 0. What does x0 tell about x1 "
+            "otherwise?"),
     Mistake(_transposed,
-            "K is E[x1 x0ᵀ]: it takes x0 to x1 as K x0. For points in rows that is x0 @ K.mT."),
-    Mistake(_no_mean, "The mean of the data is missing."),
+            "K is E[x1 x0ᵀ] and takes a column x0 to a column x1. How is that written for "
+            "points in rows?"),
+    Mistake(_no_mean, "Your points lie around 0. Where do the data lie on average?"),
     Mistake(_added_to_x0,
             "You added x0 to where the step lands. The velocity at the start is a difference: "
             "what cancels?"),
     Mistake(_shifted,
             "This moves every start by m. Which mean is subtracted in the velocity at the start?"),
-    Mistake(_velocity, "This is the velocity. Add it to x0."),
-    Mistake(_inverse, "What would be inverted is the covariance of x0, which is I; K is not."),
-    Mistake(_m_subtracted, "x0 has mean zero: it is x0 that K is applied to, not x0 - m."),
+    Mistake(_velocity, "This is the velocity. Where does one step along it end?"),
+    Mistake(_inverse,
+            "You inverted K. Which covariance is inverted in a regression on x0, and what is "
+            "it here?"),
+    Mistake(_m_subtracted, "You subtracted m from x0. Which mean does x0 have?"),
 )
 
 
@@ -367,20 +370,23 @@ MEETING = (
             "This is the variance of x1 given x_t. How is x1 - x0 made of x1 and x_t, and what "
             "does that do to the variance?"),
     Mistake(_not_conditioned,
-            "This is the variance of x1 - x0 when nothing is "
-            "known. x_t tells something: subtract what it explains."),
+            "This is the variance of x1 - x0 when nothing is known. How much of it does x_t "
+            "explain?"),
     Mistake(_explained,
-            "This is the part that x_t explains, the mean "
-            "square of the field. Return the part that is left."),
-    Mistake(_variance_of_x_t, "This is the variance of x_t itself."),
+            "This is the part that x_t explains, the mean square of the field. Which part is "
+            "asked for?"),
+    Mistake(_variance_of_x_t,
+            "This is the variance of x_t itself. Of what is the variance asked for, and given "
+            "what?"),
     Mistake(_wrong_sign,
-            "A sign is off in the covariance of x1 - x0 "
-            "with x_t: the x0 in it counts as -(1 - t)."),
-    Mistake(_clock_reversed, "The clock runs the other way: at t = 0 x_t is noise."),
-    Mistake(_standard_deviation, "This is a standard deviation. Return the variance."),
-    Mistake(_std_as_variance, "You used s for the variance of x1. It is s²."),
+            "A sign is off in the covariance of x1 - x0 with x_t. With which signs does x0 "
+            "enter the two?"),
+    Mistake(_clock_reversed, "Your clock runs the other way. What is x_t at t = 0?"),
+    Mistake(_standard_deviation, "This is a standard deviation. Which power of it is asked for?"),
+    Mistake(_std_as_variance, "You used s for the variance of x1. What is s?"),
     Mistake(_not_divided,
-            "The explained part is covariance² over the variance of x_t: the division is missing."),
+            "You subtract a covariance squared from a variance. By what is it divided to have "
+            "the same unit?"),
 )
 
 

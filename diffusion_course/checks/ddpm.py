@@ -52,33 +52,24 @@ def _product_of_betas(betas, keep):
 
 RESPACED = (
     Mistake(_first_dropped,
-            "One beta is missing: the first stop loses something "
-            "too, against the clean data, whose alpha-bar is 1."),
-    Mistake(_picked,
-            "You picked betas. A jump over several increments "
-            "loses what all of them lose: go through alpha-bar."),
+            "One beta is missing. What does the first stop lose, and against what?"),
+    Mistake(_picked, "You picked betas. What does a jump over several increments lose?"),
     Mistake(_alpha_bar_at_stops,
-            "This is alpha-bar at the stops. A beta is "
-            "what one stop loses against the one before."),
+            "This is alpha-bar at the stops. What does one stop lose against the one before?"),
     Mistake(_lost_so_far,
-            "This is what is lost since the beginning. Divide by "
-            "alpha-bar of the stop before, then subtract from 1."),
+            "This is what is lost since the beginning. Since when does a beta count what is "
+            "lost?"),
     Mistake(_difference,
             "You subtracted alpha-bars. Increments multiply: how do you find one factor of a "
             "product?"),
-    Mistake(_kept, "This is what a jump keeps. Beta is what it loses: subtract it from 1."),
-    Mistake(_rooted,
-            "There is no root here: 1 - beta is the ratio of two "
-            "alpha-bars. The root belongs to the factor of x."),
+    Mistake(_kept, "This is what a jump keeps. Is beta what it keeps, or what it loses?"),
+    Mistake(_rooted, "You took a root. Does beta count a variance, or the factor of x?"),
     Mistake(_first_picked,
-            "This is right except at the first stop. It too may jump "
-            "over increments: put a 1 in front of the alpha-bars."),
+            "This is right except at the first stop. Over which increments does it jump?"),
     Mistake(_summed,
-            "You added up betas. That is close while they are "
-            "small; exactly, the factors 1 - beta multiply."),
-    Mistake(_off_by_one,
-            "You are off by one: at index i alpha-bar includes "
-            "increment i. Take the stops first, then put the 1 in front."),
+            "You added up betas, which is close while they are small. What do the factors 1 - "
+            "beta do exactly?"),
+    Mistake(_off_by_one, "You are off by one. Which increments does alpha-bar at index i include?"),
     Mistake(_product_of_betas,
             "Your alpha-bar multiplies betas. What does one increment keep: beta, or 1 - beta?"),
 )
@@ -148,34 +139,40 @@ def _not_divided(x, eps, alpha_bar):
 def _one_level(x, eps, alpha_bar): return clipped_eps(x, eps, alpha_bar.mean().expand(len(x)))
 
 
+def _along_width(x, eps, alpha_bar):
+    alpha, sigma = _alpha_sigma(alpha_bar)
+    return _eps(x, _x1(x, eps, alpha, sigma).clamp(-1, 1), alpha, sigma)
+
+
 CLIP = (
     Mistake(_alpha_bar_as_alpha,
-            "You took alpha-bar for alpha. alpha-bar is a fraction "
-            "of the variance: what multiplies the image is its root."),
+            "You took alpha-bar for alpha. Is it a fraction of the variance, or what "
+            "multiplies the image?"),
     Mistake(_clipped_image, "This is the clipped image. Which noise leads from that image to x?"),
     Mistake(_not_clipped,
-            "You returned the predicted noise. It belongs to the image before it was clipped."),
-    Mistake(_clipped_noise,
-            "You clipped the noise. It is the image that "
-            "has to lie in [-1, 1]; noise may be any number."),
+            "You returned the predicted noise. Does it fit the clipped image, or the one "
+            "before?"),
+    Mistake(_clipped_noise, "You clipped the noise. Which of the three has to lie in [-1, 1]?"),
     Mistake(_no_roots,
             "You mixed with the fractions of the variance. By what are data and noise themselves "
             "multiplied?"),
-    Mistake(_clipped_to_unit, "You clipped to [0, 1]. Images here lie in [-1, 1]."),
-    Mistake(_clipped_x,
-            "You clipped x too. x is noisy, and may lie "
-            "anywhere; only the predicted image is clipped."),
+    Mistake(_clipped_to_unit, "You clipped to [0, 1]. Where do images lie here?"),
+    Mistake(_clipped_x, "You clipped x too. May a noisy image lie outside of [-1, 1]?"),
     Mistake(_scaled_before_clip,
             "You clipped the data as they stand in x, still scaled. Which number lies in [-1, 1]?"),
     Mistake(_not_divided, "This is the noise as it stands in x. By what is it still multiplied?"),
-    Mistake(_one_level, "Every image has its own alpha-bar: shape it (B, 1, 1, 1)."),
+    Mistake(_one_level,
+            "You used one alpha-bar for the whole batch. Which shape lets each image meet its own?"),
+    Mistake(_along_width,
+            "Your alpha-bar changes from column to column within an image. Which axis does a tensor "
+            "of shape (B,) meet first, and which one should it meet?"),
 )
 
 
 def _clip_cases() -> list[tuple]:
     cases = []
-    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
-    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    for shape in ((4, 1, 5, 4), (4, 3, 4, 4)):
         alpha_bar = 0.1 + 0.8 * uniform(shape[0], seed=4)
         cases.append((normal(*shape, seed=2), normal(*shape, seed=3), alpha_bar))
     return cases
@@ -312,18 +309,18 @@ def _standard_deviation(beta, bar_before, s): return right_variance(beta, bar_be
 
 VARIANCE = (
     Mistake(_three_clues,
-            "The standard deviation of the data is not a third clue: "
-            "it is inside the second, the cloud one increment earlier."),
+            "You used three clues. Is the standard deviation of the data a clue of its own, "
+            "or inside another one?"),
     Mistake(_tilde,
-            "This is beta-tilde, right for s = 0 alone. The cloud one "
-            "increment earlier is wider: its data are not a single point."),
+            "This is beta-tilde, right for s = 0 alone. How wide is the cloud one increment "
+            "earlier if its data are not a single point?"),
     Mistake(_only_beta,
             "This is right for s = 1 alone. Which variance "
             "does the cloud have one increment earlier?"),
     Mistake(_interpolated,
-            "A line between the two extremes meets both, and "
-            "misses what lies between. Multiply the two Gaussians."),
-    Mistake(_s_not_squared, "s is a standard deviation: variances add, so square it."),
+            "A line between the two extremes meets both, and misses what lies between. What "
+            "becomes of two Gaussians that are multiplied?"),
+    Mistake(_s_not_squared, "You added s to a variance. What is s?"),
     Mistake(_upside_down,
             "The ratio is upside down. Which is larger, the variance before the increment or "
             "after it?"),
@@ -331,12 +328,10 @@ VARIANCE = (
             "You took the variance of the data for that of the noised cloud. What has "
             "the chain done to the data by then?"),
     Mistake(_shrunk_data, "The cloud one increment earlier holds noise as well. How much?"),
-    Mistake(_v_itself,
-            "This is the variance of the cloud. You also "
-            "know x^(i), the second clue, which narrows it."),
+    Mistake(_v_itself, "This is the variance of the cloud. Which second clue narrows it?"),
     Mistake(_increment_not_scaled,
             "x^(i) was shrunk before noise came in. How precise is it as a clue about x^(i-1)?"),
-    Mistake(_standard_deviation, "This is the standard deviation. Return the variance."),
+    Mistake(_standard_deviation, "This is the standard deviation. Which power of it is asked for?"),
 )
 
 
@@ -415,19 +410,17 @@ INCREMENTS_NEEDED = (
             "You compared two standard deviations. Of what is the signal-to-noise ratio the "
             "ratio?"),
     Mistake(_one_short,
-            "This is one too few: with this number the ratio is still above the target."),
+            "This is one too few. On which side of the target is the ratio with this number?"),
     Mistake(_one_more,
-            "This is one too many: one increment less also "
-            "reaches the target. (Is it <= and not <?)"),
+            "This is one too many. Does one increment less also reach the target: is it <= "
+            "and not <?"),
     Mistake(_guess,
-            "This is a good first guess, -ln(alpha-bar) ≈ sum of "
-            "betas, but each factor is 1 - beta, not exp(-beta)."),
+            "This is a good first guess, from the sum of betas. By which factor does one "
+            "increment change alpha-bar exactly?"),
     Mistake(_by_last,
-            "You treated all betas as if they were the last "
-            "one. They grow: build the chain for each n."),
-    Mistake(_prefix,
-            "You cut a chain of 1,000 short. Then it no longer "
-            "ends at `last`: build a new chain for each n."),
+            "You treated all betas as if they were the last one. How do they change along the "
+            "chain?"),
+    Mistake(_prefix, "You cut a chain of 1,000 short. With which beta does it end then?"),
 )
 
 
@@ -480,7 +473,7 @@ INVERT_LOOP = (
 def _invert_cases() -> list[tuple]:
     bars = [(1 - torch.linspace(0.01, last, 12, dtype=torch.float64)).cumprod(0) for last in (0.3, 0.2)]
     visits = [2, 5, 8, 11], [4, 10, 11]
-    return [(_some_noise, normal(5, 2, seed=k + 4), bars[k], visits[k]) for k in range(2)]
+    return [(_some_noise, 5 * normal(5, 2, seed=k + 4), bars[k], visits[k]) for k in range(2)]
 
 # %% ../../nbs/solutions/08_ddpm.ipynb #b6987c9f
 EXERCISES = {

@@ -249,7 +249,7 @@ SAMPLING = (
 
 
 def _sampling_cases() -> list[tuple]:
-    return [(uniform(n, seed=3), normal(n, D, seed=4), *_mixture(D)) for n, D in ((12, 2), (7, 3))]
+    return [(uniform(n, seed=3), 6 * normal(n, D, seed=4), *_mixture(D)) for n, D in ((12, 2), (7, 3))]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #f846a481
 def _log_round(x, means, stds, weights):
@@ -436,8 +436,8 @@ def _between_means(x, y): return (x.mean(0) - 2 * y.mean(0)).norm()  # not symme
 
 def _floor_cases() -> list[tuple]:
     return [
-        (_energy, normal(12, 2, 9, 2, seed=5), 0.9),
-        (_between_means, normal(15, 2, 4, 3, seed=6), 0.75),
+        (_energy, 3 * normal(12, 2, 9, 2, seed=5), 0.9),
+        (_between_means, 4 * normal(15, 2, 4, 3, seed=6), 0.75),
     ]
 
 # %% ../../nbs/solutions/01_distributions.ipynb #9e5299b0

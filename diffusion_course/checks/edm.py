@@ -93,33 +93,33 @@ def _answer_not_scaled(F, x, alpha, sigma, mean, s):
 
 CENTRED = (
     Mistake(_no_skip,
-            "The skip is missing: c_skip times the centred x, the best "
-            "linear guess, to which the network's answer is added."),
+            "The skip is missing. What is the best linear guess, to which the network's "
+            "answer is added?"),
     Mistake(_skip_of_edm,
             "In c_skip an alpha is missing. Which covariance stands in the numerator of the best "
             "linear guess, when the signal is scaled?"),
-    Mistake(_no_mean,
-            "The mean doesn't appear: take the mean of x out "
-            "first, and put the mean of the data back at the end."),
-    Mistake(_not_put_back, "This is x1 minus its mean. Put the mean back."),
+    Mistake(_no_mean, "The mean doesn't appear. Which mean has x, and which has x1?"),
+    Mistake(_not_put_back, "This is x1 minus its mean. What is left to do?"),
     Mistake(_mean_not_scaled,
             "You took the mean of the data out of x. But "
             "x = alpha·x1 + sigma·eps: what is *its* mean?"),
-    Mistake(_put_back_scaled, "At the end the mean of the *data* is put back, not that of x."),
+    Mistake(_put_back_scaled, "You put back the mean of x. Whose mean should the answer have?"),
     Mistake(_raw_input,
             "The network gets an input of the wrong size. "
             "Which factor brings its variance to one?"),
     Mistake(_over_variance,
-            "You divided the input by its variance. Divide by its standard deviation."),
+            "You divided the input by its variance. What makes its standard deviation 1?"),
     Mistake(_input_not_centred,
-            "The skip is centred and the network's input "
-            "isn't. Give the network the centred x, too."),
+            "The skip is centred and the network's input isn't. Around which number should "
+            "the input lie?"),
     Mistake(_skip_not_centred,
-            "The network's input is centred and the skip isn't. Scale the centred x, not x."),
+            "The network's input is centred and the skip isn't. Which x does the skip belong "
+            "to?"),
     Mistake(_alpha_is_one,
-            "This is right for alpha = 1, as in EDM's table. Here "
-            "the signal is scaled: its variance is alpha²·s²."),
-    Mistake(_answer_not_scaled, "The network's answer has variance one. Scale it with c_out."),
+            "This is right for alpha = 1, as in EDM's table. Which variance has a signal that "
+            "is scaled by alpha?"),
+    Mistake(_answer_not_scaled,
+            "The network's answer has variance one. Which coefficient gives it its size?"),
 )
 
 
@@ -252,37 +252,39 @@ def _wrong_sign(D, x, sigma, after, gamma, z):
 
 MIDPOINT = (
     Mistake(_heun,
-            "This is Heun, which looks at the end of the step. Midpoint looks "
-            "half-way, and goes the whole way with the slope found there."),
+            "This is Heun, which looks at the end of the step. Where does the midpoint method "
+            "look?"),
     Mistake(_slope_over_sigma_hat,
             "You divided by the raised level. At which level was the second D evaluated?"),
     Mistake(_added_to_x,
-            "You added the step to x as it was before the "
-            "noise was raised. It starts from the raised x."),
+            "You added the step to x as it was before the noise was raised. Which x has the "
+            "level from which the step starts?"),
     Mistake(_no_noise,
             "You raised the level and not the point. What makes x a sample at the raised level?"),
     Mistake(_noise_by_growth,
             "Variances add, standard deviations don't: noise of which "
             "standard deviation takes sigma² to the raised level squared?"),
     Mistake(_noise_by_sigma_hat,
-            "You added noise of the whole raised level. Part of it is in x already."),
+            "You added noise of the whole raised level. How much of it is in x already?"),
     Mistake(_noise_by_variance,
-            "This is the variance of the noise to add. z is scaled by its root."),
+            "This is the variance of the noise to add. By what is a standard normal number "
+            "multiplied?"),
     Mistake(_first_slope_at_sigma,
-            "The first slope is taken after the noise was raised, so D must get the raised level."),
+            "You took the first slope at the old level. How noisy is the x that D sees?"),
     Mistake(_all_from_sigma,
-            "After the raise everything starts at the raised level: "
-            "the first slope, the middle and the length of the step."),
+            "You count everything from the old level. At which level is x once its noise is "
+            "raised?"),
     Mistake(_lengths_from_sigma,
-            "The slopes are right and the lengths wrong: both "
-            "distances are measured from the raised level."),
-    Mistake(_middle_from_sigma, "The middle lies between the raised level and the new one."),
+            "The slopes are right and the lengths wrong. From which level are both measured?"),
+    Mistake(_middle_from_sigma,
+            "Your middle lies between the old level and the new one. At which level does the "
+            "step start?"),
     Mistake(_half_step_from_the_middle,
-            "You went on from the middle, by half a step: two Euler "
-            "steps. Midpoint goes the whole way again, from the beginning."),
+            "You went on from the middle, by half a step: two Euler steps. From where does "
+            "the midpoint method go its whole way?"),
     Mistake(_whole_step_from_the_middle,
-            "You took the whole step from the middle. It starts where the first half started."),
-    Mistake(_euler, "This is Euler. The slope in the middle is missing."),
+            "You took the whole step from the middle. Where should it start?"),
+    Mistake(_euler, "This is Euler. Which slope is missing?"),
     Mistake(_wrong_sign,
             "The sign of the slope is off. In which direction does a point move when sigma falls:"
             " towards D or away from it?"),
@@ -294,7 +296,7 @@ def _denoiser(x, sigma): return x / (1 + sigma**2) + 0.2 * torch.sin(x + sigma)
 
 def _midpoint_cases() -> list[tuple]:
     levels = ((3.0, 1.2, 0.3), (0.8, 0.5, 0.1), (0.5, 0.0, 0.2))  # sigma, after, gamma
-    return [(_denoiser, normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
+    return [(_denoiser, 3 * normal(5, 2, seed=4), *level, normal(5, 2, seed=5)) for level in levels]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #0e6e45ec
 def stochastic_run(D, x, n, high, low, rho, s_churn, window, a, z):
@@ -395,7 +397,7 @@ RUN = (
 
 
 def _bent(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    return torch.sin(x / (1 + sigma)) + 0.3 * x.roll(1, 1) / (1 + sigma**2)
+    return 4 * torch.sin(x / (1 + sigma)) + 0.3 * x.roll(1, 1) / (1 + sigma**2)
 
 
 def _run_cases() -> list[tuple]:
@@ -437,26 +439,29 @@ DENSITY = (
             "This is the density of log((1 - t)/t), read at t. "
             "Stretching an axis changes a density: by which factor?"),
     Mistake(_derivative_inverted,
-            "You multiplied by t(1 - t). Where t crowds many values "
-            "of the logarithm together, its density is *larger*."),
+            "You multiplied by t(1 - t). Is the density larger or smaller where t crowds many "
+            "values of the logarithm together?"),
     Mistake(_signal_over_noise,
             "The ratio is upside down. What is divided by what on the linear path, when *noise* "
             "over *signal* is asked for?"),
     Mistake(_density_of_ratio,
-            "This is the log-normal density of the *ratio*. You need "
-            "the derivative of the logarithm in t, not in the ratio."),
-    Mistake(_half_derivative, "The derivative isn't complete: log(1 - t) depends on t, too."),
+            "This is the log-normal density of the *ratio*. In which variable do you need the "
+            "derivative of the logarithm?"),
+    Mistake(_half_derivative,
+            "The derivative isn't complete. How often does t occur in the logarithm?"),
     Mistake(_not_normalised,
-            "It doesn't integrate to one: the normal density has a factor in front."),
-    Mistake(_std_as_variance, "You took std for the variance."),
+            "It doesn't integrate to one. Which factor does a normal density have in front?"),
+    Mistake(_std_as_variance,
+            "You took std for the variance. Which of the two stands in the exponent?"),
     Mistake(_no_two,
-            "In the exponent of a normal density the square is divided by *twice* the variance."),
-    Mistake(_log_density, "This is the logarithm of the density."),
+            "One factor is missing. By what is the square divided in the exponent of a normal "
+            "density?"),
+    Mistake(_log_density, "This is the logarithm of the density. How do you get back from it?"),
 )
 
 
 def _density_cases() -> list[tuple]:
-    return [(0.05 + 0.9 * uniform(7, seed=6), mean, std) for mean, std in ((-1.2, 1.2), (0.4, 0.7))]
+    return [(0.05 + 0.9 * uniform(7, seed=6), mean, std) for mean, std in ((-1.2, 1.2), (0.4, 0.4), (3.0, 0.5))]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b054c231
 def churn_of(s_churn, n, high, low):
@@ -503,30 +508,30 @@ CHURN = (
             "This is exact for the raise, and of first order for the churn. What is the raise to "
             "first order?"),
     Mistake(_no_cap,
-            "This is right where no cap applies. gamma is never "
-            "more than √2 - 1, even if the budget allows it."),
+            "This is right where no cap applies. How large may gamma become, whatever the "
+            "budget?"),
     Mistake(_cap_on_budget,
-            "The cap belongs to gamma, the part of a single step, not to the budget."),
+            "You capped the budget of all steps. Does the cap belong to it, or to the part of "
+            "a single step?"),
     Mistake(_gamma_itself,
             "This is gamma. Over a step of which length, in the logarithm of sigma, is it spent?"),
     Mistake(_whole_logarithm,
             "You spent one step's gamma on the whole way. How long is one of the n steps?"),
     Mistake(_in_sigma,
-            "Steps are even in the logarithm: their length is "
-            "a fraction of log(high/low), not of high - low."),
+            "You took steps that are even in sigma. In which variable are they even here?"),
     Mistake(_base_ten,
-            "You took the logarithm to base ten. d(log "
-            "sigma) = dsigma/sigma holds for the natural one."),
+            "You took the logarithm to base ten. For which one is its change dsigma/sigma?"),
     Mistake(_base_two,
-            "You took the logarithm to base two. d(log "
-            "sigma) = dsigma/sigma holds for the natural one."),
+            "You took the logarithm to base two. For which one is its change dsigma/sigma?"),
     Mistake(_twice,
             "You are off by a factor of two. How much variance does each of the two ways add, to "
             "first order?"),
-    Mistake(_upside_down, "The ratio is upside down: a larger gamma must give a larger churn."),
+    Mistake(_upside_down,
+            "The ratio is upside down. Should a larger gamma give a larger churn, or a "
+            "smaller one?"),
     Mistake(_cap_too_high,
-            "The cap is too high: with the right one the raised "
-            "variance is at most twice the old one. (1 + gamma)² <= 2."),
+            "Your cap is too high. With which gamma is the raised variance just twice the old "
+            "one?"),
     Mistake(_gaps,
             "You divided the way by n - 1. Into how many steps does it go, and over how many is the"
             " budget spread?"),
@@ -561,29 +566,30 @@ def _predicted_data(s, sigma_max): return s**2 * sigma_max / (s**2 + sigma_max**
 
 SPREAD = (
     Mistake(_s_itself,
-            "That would be right for a true start. Yours lacks "
-            "the variance of the data, and the ODE keeps ratios."),
+            "That would be right for a true start. What does yours lack, and which ratio does "
+            "the ODE keep?"),
     Mistake(_start,
-            "This is the standard deviation at the start. Follow the ODE down to zero noise."),
-    Mistake(_true_start, "This is the standard deviation that a true start would have."),
-    Mistake(_too_wide,
-            "The ratio is upside down: you start too narrow, so you must end too narrow."),
-    Mistake(_variance, "This is the variance. Return the standard deviation."),
+            "This is the standard deviation at the start. What becomes of it on the way down "
+            "to zero noise?"),
+    Mistake(_true_start,
+            "This is the standard deviation that a true start would have. Which one has "
+            "yours?"),
+    Mistake(_too_wide, "The ratio is upside down. If you start too narrow, how do you end?"),
+    Mistake(_variance, "This is the variance. How do you get from it to a standard deviation?"),
     Mistake(_factor_alone,
             "This is the factor by which every point shrinks. Which "
             "standard deviation at the start does it multiply?"),
-    Mistake(_stds_added,
-            "The variances of independent numbers add, their standard deviations don't."),
+    Mistake(_stds_added, "You added standard deviations. What adds up for independent numbers?"),
     Mistake(_shrunk_twice,
             "This is the factor, squared. Of what is your logarithm the logarithm?"),
     Mistake(_predicted_data,
-            "This is one jump to the predicted data, the mean. The "
-            "ODE, solved exactly, doesn't shrink the cloud that much."),
+            "This is one jump to the predicted data, the mean. Does the ODE, solved exactly, "
+            "shrink the cloud as much?"),
 )
 
 
 def _spread_cases() -> list[tuple]:
-    return [(0.3 + 2 * uniform(n, seed=7), 0.5 + 5 * uniform(n, seed=8)) for n in (6, 4)]
+    return [(0.3 + 9 * uniform(n, seed=7), 0.5 + 20 * uniform(n, seed=8)) for n in (6, 4)]
 
 # %% ../../nbs/solutions/10_design_space.ipynb #b6987c9f
 EXERCISES = {

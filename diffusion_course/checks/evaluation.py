@@ -75,15 +75,19 @@ FRECHET = (
             "The trace isn't the difference of the variances. Which term is missing?"),
     Mistake(_no_root, "The product of the variances stands under a square root. What is that root?"),
     Mistake(_stds_as_variances,
-            "The covariance holds the squares of the standard deviations you were given."),
+            "You took what you were given for variances. What stands on the diagonal of a "
+            "covariance?"),
     Mistake(_rooted,
-            "The Fréchet distance, as everybody reports it, is the squared one: no "
-            "square root at the end."),
-    Mistake(_averaged, "A trace is a sum over features, not a mean."),
-    Mistake(_means_not_squared, "The distance between the means is squared too."),
+            "You took a root at the end. Which power of the Fréchet distance does everybody "
+            "report?"),
+    Mistake(_averaged, "You averaged over features. What is a trace?"),
+    Mistake(_means_not_squared,
+            "Your first term is a distance. Which power of it stands in the formula?"),
     Mistake(_no_cross_term, "For two equal sets your distance isn't 0. Which term is missing?"),
     Mistake(_not_squared, "For some sets your distance is negative. What happens to std_a - std_b?"),
-    Mistake(_one_product, "The trace subtracts *twice* the square root."),
+    Mistake(_one_product,
+            "For two equal sets your distance isn't 0. How often does the square root count "
+            "in the trace?"),
 )
 
 
@@ -221,25 +225,28 @@ def _count(real, fake, k): return coverage(real, fake, k) * len(real)
 
 
 COVERAGE = (
-    Mistake(_itself, "Each real point is its own nearest: the k-th *other* one is number k + 1."),
+    Mistake(_itself,
+            "Your balls are too small. Whose nearest neighbour is each real point in your "
+            "list?"),
     Mistake(_precision,
-            "This is precision: the fraction of *fakes* in some ball. Count real "
-            "points whose own ball holds a fake."),
+            "This is precision, the fraction of *fakes* in some ball. Which points does "
+            "coverage count?"),
     Mistake(_recall,
-            "This is recall: its balls are around the fakes. Coverage takes those "
-            "around the real points."),
+            "This is recall, whose balls are around the fakes. Around which points are those "
+            "of coverage?"),
     Mistake(_density,
-            "This is density, coverage's companion: it counts balls for each fake. "
-            "Coverage counts real points whose own ball holds any fake."),
-    Mistake(_all_fakes, "You required all fakes to be in the ball. One is enough."),
+            "This is density, which counts balls for each fake. What does coverage count?"),
+    Mistake(_all_fakes,
+            "You required all fakes to be in the ball. How many does coverage ask for?"),
     Mistake(_fraction_of_pairs,
-            "You averaged over all pairs. First check for each real point whether "
-            "*any* fake is in its ball."),
+            "You averaged over all pairs. When is a single real point covered?"),
     Mistake(_radius_among_fakes,
             "You return 1 every time. Do your balls reach to the k-th nearest *real* neighbour, "
             "or to fakes, so that each holds some?"),
-    Mistake(_one_radius, "Each real point has a ball of its own size."),
-    Mistake(_count, "Return a fraction, not a number of points."),
+    Mistake(_one_radius,
+            "You gave all balls one radius. How far does each point reach in sparse places, "
+            "and in dense ones?"),
+    Mistake(_count, "This is a number of points. Out of how many?"),
 )
 
 
@@ -277,21 +284,23 @@ def _exact(f, x, v):
 
 
 DIVERGENCE = (
-    Mistake(_v_once, "This is the sum of vᵀJ. Multiply by v once more before you add."),
+    Mistake(_v_once, "This is the sum of vᵀJ. On how many sides of J does v stand in the guess?"),
     Mistake(_ones,
-            "With ones in place of v all entries of J are added up, not its diagonal "
-            "alone: random signs are what cancels the others."),
-    Mistake(_ones_then_signs, "The same v belongs on both sides of J."),
-    Mistake(_whole_batch, "You summed over the batch as well. Return one guess for each row."),
-    Mistake(_mean, "A divergence is a sum over dimensions, not a mean."),
-    Mistake(_not_summed, "These are the terms. Add them up over the dimensions."),
+            "With ones in place of v, all entries of J are added up. What cancels those off "
+            "its diagonal?"),
+    Mistake(_ones_then_signs,
+            "Your v stands on one side of J, and ones on the other. Which vector belongs on "
+            "either side?"),
+    Mistake(_whole_batch, "You summed over the batch as well. How many guesses are asked for?"),
+    Mistake(_mean, "You averaged over the dimensions. How is a divergence made of its terms?"),
+    Mistake(_not_summed,
+            "These are the terms for each dimension. How is a divergence made of them?"),
     Mistake(_no_gradient,
-            "There is no derivative in this. Differentiate f's output, weighted with "
-            "v, with respect to x."),
-    Mistake(_negative, "Wrong sign: return the divergence itself, not its contribution to log p."),
+            "There is no derivative in this. What does a divergence tell of f: its values, or "
+            "how they change with x?"),
+    Mistake(_negative, "Wrong sign. Is the divergence itself asked for, or what it adds to log p?"),
     Mistake(_exact,
-            "This is the exact divergence, from D gradients. The guess takes one "
-            "gradient, with the signs v: on average it is the same."),
+            "This is the exact divergence, from D gradients. How many does the guess take?"),
 )
 
 
@@ -339,33 +348,37 @@ def _log_of_mean(log_p, s, side): return _bits_of_density(log_p, side) + (255 * 
 
 
 BITS = (
-    Mistake(_no_scale, "Standardising stretches bins too: in z a byte's bin is 1 / (255 s) wide."),
-    Mistake(_eight,
-            "Nearly: bytes were divided by 255 here, not 256, so the bin is 1 / (255 s) wide."),
-    Mistake(_only_scale, "The division by 255 changed the width of a bin as well."),
+    Mistake(_no_scale, "You left standardising out of the width. How wide is a byte's bin in z?"),
+    Mistake(_eight, "Nearly. By which number were bytes divided here?"),
+    Mistake(_only_scale,
+            "Division by s is in. Which other division has changed the width of a bin?"),
     Mistake(_seven,
-            "7 belongs to this course's images on [-1, 1], whose bins are 2/256 "
-            "wide. Here they are 1 / (255 s)."),
-    Mistake(_wrong_way, "Dividing by a small s makes a bin *wider*: 1 / (255 s), not s / 255."),
+            "7 belongs to this course's images on [-1, 1]. How wide is a byte's bin in z "
+            "here?"),
+    Mistake(_wrong_way, "You made the bins narrower. What does division by a small s do to them?"),
     Mistake(_width_sign,
             "Wrong sign. How does a byte's probability follow from the density and the width of "
             "its bin, and what does -log2 make of the width?"),
     Mistake(_density_of_pixels,
-            "You divided the first term by the number of pixels, but each pixel is "
-            "three numbers. The second term is right."),
-    Mistake(_sign, "Wrong sign: likelier images cost fewer bits."),
-    Mistake(_nats, "These are nats. Divide by log 2, or take log2."),
-    Mistake(_mixed, "log_p is in nats and the other term in bits: divide log_p by log 2."),
+            "The second term is right. By the number of what did you divide the first: "
+            "pixels, or numbers?"),
+    Mistake(_sign, "Likelier images cost more bits in yours. Which sign belongs before log p?"),
+    Mistake(_nats, "These are nats. How many of them make a bit?"),
+    Mistake(_mixed,
+            "One of your terms is in nats, the other in bits. Which of them has to be "
+            "converted?"),
     Mistake(_added_up,
-            "Per dimension the logarithms of the widths enter with their mean, as "
-            "each channel holds a third of the numbers."),
-    Mistake(_of_pixels, "These are bits per pixel. Each pixel is three numbers."),
-    Mistake(_log_of_mean, "Take the logarithm of each channel's width first, then the mean."),
+            "You added the logarithms of three widths. Which part of all numbers does each "
+            "channel hold?"),
+    Mistake(_of_pixels, "These are bits per pixel. How many numbers has a pixel?"),
+    Mistake(_log_of_mean,
+            "You averaged the widths first. Is the logarithm of a mean the mean of the "
+            "logarithms?"),
 )
 
 
 def _bits_cases() -> list[tuple]:
-    return [(-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 8),
+    return [(2000.0 * uniform(5, seed=10) - 500, 0.15 + 0.2 * uniform(3, seed=11), 8),
             (-900.0 * uniform(5, seed=10), 0.15 + 0.2 * uniform(3, seed=11), 32)]
 
 # %% ../../nbs/solutions/16_evaluation.ipynb #2568c616
@@ -414,20 +427,23 @@ def _to_the_last(x, data, k):
 
 COPY_RATIO = (
     Mistake(_no_mirror,
-            "A mirrored copy is a copy: take the smaller of the distances to a datum "
-            "and to its mirror image, and mirror only one of the two."),
-    Mistake(_upside_down, "You turned the data upside down. Left to right is the last dimension."),
+            "Your function takes a mirrored copy for something new. To which two images "
+            "should x be compared for each datum?"),
+    Mistake(_upside_down,
+            "You turned the data upside down. Which dimension runs from left to right?"),
     Mistake(_counted_twice,
-            "A datum and its mirror image count once: take the smaller distance "
-            "first, then the k nearest."),
-    Mistake(_squares, "These are ratios of squared distances: take the square root of each first."),
-    Mistake(_all_data, "You took the mean over all data. Only the k nearest count."),
-    Mistake(_one_more, "You averaged over k + 1 data: the nearest one is among the k."),
-    Mistake(_the_distance,
-            "This is the distance itself. Divide it by the mean distance to the k nearest."),
-    Mistake(_others_only, "The nearest one counts in the mean as well."),
+            "A datum may count twice among your k, as itself and in the mirror. How many "
+            "distances should each datum have?"),
+    Mistake(_squares,
+            "These are ratios of squared distances. What has to be done before the ratio is "
+            "taken?"),
+    Mistake(_all_data, "You took the mean over all data. How many of them count?"),
+    Mistake(_one_more, "You averaged over k + 1 data. Is the nearest one among the k?"),
+    Mistake(_the_distance, "This is the distance itself. With what is it to be compared?"),
+    Mistake(_others_only, "You left the nearest one out of the mean. Is it among the k nearest?"),
     Mistake(_to_the_last,
-            "You divided by the distance to the k-th. Divide by the mean over the k nearest."),
+            "You divided by the distance to the k-th. Which of the k distances are to be "
+            "compared with?"),
 )
 
 

@@ -72,7 +72,7 @@ MULTISTEP = (
 )
 
 
-def _leads(x: Tensor, sigma: float) -> Tensor: return torch.sin(x) / (1 + sigma) + 0.5 * x.flip(-1) / (2 + sigma)
+def _leads(x: Tensor, sigma: float) -> Tensor: return 5 * torch.sin(x) / (1 + sigma) + x.flip(-1) / (2 + sigma)
 
 
 def _multistep_cases() -> list[tuple]:
@@ -162,7 +162,7 @@ def _consistency_cases() -> list[tuple]:
     times = torch.tensor([0.1, 0.3, 0.55, 0.8]).double(), torch.tensor([0.25, 0.6, 0.75]).double()
     return [(0.5 * normal(3, 2, seed=4), 0.5 * normal(3, 2, seed=5), _teaches, normal(4, 2, seed=6),
              normal(4, 2, seed=7), times[0], 0.2, 0.1, 0.9),
-            (normal(4, 3, seed=8), normal(4, 3, seed=9), _teaches, normal(3, 3, seed=10), normal(3, 3, seed=11),
+            (3 * normal(4, 3, seed=8), 3 * normal(4, 3, seed=9), _teaches, normal(3, 3, seed=10), normal(3, 3, seed=11),
              times[1], 0.25, 0.3, 0.7)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #5a0b7006
@@ -208,20 +208,18 @@ def _pairs_for_all_images(pairs, pair_steps, images, few, many):
 
 
 PAYS = (
-    Mistake(_unguided, "Pairs are drawn with guidance: two evaluations a step."),
+    Mistake(_unguided, "You draw pairs with one evaluation a step. Are they drawn with guidance?"),
     Mistake(_one_evaluation,
-            "A training step costs three evaluations a pair: forward, and about twice that back."),
-    Mistake(_free_pairs, "The pairs cost evaluations too."),
-    Mistake(_free_training, "Training costs evaluations too: three for each pair seen."),
-    Mistake(_free_student, "The student's own evaluations count: an image saves many - few."),
-    Mistake(_rounded_down,
-            "With that many it hasn't paid off yet: the cost has to be strictly less."),
+            "You count one evaluation for a pair in training. What does the way back cost?"),
+    Mistake(_free_pairs, "Your pairs are free. What does the teacher spend on one?"),
+    Mistake(_free_training, "Your training is free. What does each pair cost when it is seen?"),
+    Mistake(_free_student,
+            "Your student samples for nothing. How many evaluations does each image save?"),
+    Mistake(_rounded_down, "With that many, which of the two costs is lower?"),
     Mistake(_rounded_up,
-            "Where the division leaves no remainder the costs are equal. They have "
-            "to be strictly less."),
+            "Where the division leaves no remainder you stop at equal costs. Is that less?"),
     Mistake(_pairs_for_all_images,
-            "Pairs are drawn once and seen many times: their cost depends on the "
-            "number of pairs, not of images."),
+            "You draw a new pair for every image that is seen. How often is a pair used?"),
 )
 
 
@@ -285,27 +283,29 @@ def _unsquared(s, n): return shaken_std(math.sqrt(s), n)
 
 
 SHAKEN = (
-    Mistake(_stds_added, "Variances of independent parts add, not standard deviations."),
+    Mistake(_stds_added, "You added standard deviations. What adds up for independent parts?"),
     Mistake(_early_noise,
-            "Noise is added for the time at which the step arrives: 1 - u of it, not 1 - t."),
+            "You added the noise of the time at which the step departs. For which time is it "
+            "drawn?"),
     Mistake(_no_mixing,
-            "A fraction u of the mean stays in the mixture, where u is the time at "
-            "which the step arrives."),
-    Mistake(_variance_of_ends, "That is the variance. Return the standard deviation."),
+            "You kept the whole mean. Which fraction of it is in the mixture where the step "
+            "arrives?"),
+    Mistake(_variance_of_ends,
+            "That is the variance. How do you get from it to what is asked for?"),
     Mistake(_no_noise_at_all,
             "You return 0 every time: at t = 0 the mean is the same for all points. What does each "
             "step but the last add to it?"),
     Mistake(_right_data,
-            "That is the standard deviation of the data. Means are closer together "
-            "than data: multiply the standard deviation of x by the factor of the mean."),
+            "That is the standard deviation of the data. Are their means, given x, as far "
+            "apart?"),
     Mistake(_own_variance,
-            "You took the path's variance at time t. The points have lost some of "
-            "it: follow their variance, step by step."),
-    Mistake(_unsquared, "s is the standard deviation: the factor contains s squared."),
+            "You took the path's variance at time t. Have the points kept all of it on their "
+            "way?"),
+    Mistake(_unsquared, "You took s for the variance of the data. Which power of s is that?"),
 )
 
 
-def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16)]
+def _shaken_cases() -> list[tuple]: return [(0.5, 2), (0.5, 4), (2.0, 3), (0.3, 16), (9.0, 12)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #b8287a14
 def progressive_target(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
@@ -350,18 +350,21 @@ def _half(x, y, alpha_t, sigma_t, alpha_s, sigma_s):
 
 
 PROGRESSIVE = (
-    Mistake(_just_y, "y is a point at time s, with noise in it. Return the x1 that leads there."),
-    Mistake(_divided, "y isn't the data times alpha: it contains noise, the same that x contains."),
+    Mistake(_just_y, "y is a point at time s, with noise in it. Which x1 leads there?"),
+    Mistake(_divided, "You divided y by alpha. What does y contain besides data?"),
     Mistake(_line,
-            "That is right where alpha + sigma = 1, on the linear path. Solve DDIM's "
-            "two equations for any path."),
-    Mistake(_no_alpha_t, "x contains x1 too, alpha_t of it: subtracting x subtracts some of x1."),
+            "That is right where alpha + sigma = 1, on the linear path. Which two equations "
+            "hold on any path?"),
+    Mistake(_no_alpha_t, "You subtracted x and its noise went. What else went with it?"),
     Mistake(_inverted,
-            "The ratio is upside down: noise of size sigma_t has to become noise of size sigma_s."),
-    Mistake(_no_ratio, "Scale x by sigma_s / sigma_t, so that its noise cancels that of y."),
-    Mistake(_plus_sign, "Wrong sign: subtract, so that the noise cancels."),
-    Mistake(_the_noise, "You returned the noise that belongs to it. Return the x1."),
-    Mistake(_half, "Don't average with x: the equations have one solution."),
+            "The ratio is upside down. Which size has the noise in x, and which should it "
+            "get?"),
+    Mistake(_no_ratio, "You subtracted x as it is. Is its noise as large as that of y?"),
+    Mistake(_plus_sign, "You added the two. With which sign does their noise cancel?"),
+    Mistake(_the_noise,
+            "You returned the noise that belongs to it. Which of the two unknowns is asked "
+            "for?"),
+    Mistake(_half, "You averaged with x. How many solutions have two equations for two unknowns?"),
 )
 
 
@@ -411,18 +414,20 @@ def _summed_up(f, u, x, t):
 
 
 DRIFT = (
-    Mistake(_time_only, "The point moves while time passes: the part (u · ∇) f is missing."),
-    Mistake(_space_only, "Time passes while the point moves: the part ∂f/∂t is missing."),
-    Mistake(_backwards, "Wrong sign: along the path x changes by + u."),
+    Mistake(_time_only, "Your point stands still while time passes. What does its motion do to f?"),
+    Mistake(_space_only,
+            "Time stands still while your point moves. On what does f depend besides x?"),
+    Mistake(_backwards, "Wrong sign. By how much does x change along the path in a short time?"),
     Mistake(_transposed,
-            "You multiplied by the Jacobian from the other side (vjp). The change of "
-            "f along u is J u, a jvp."),
-    Mistake(_sum_of_components, "You differentiated the sum of f's components. Keep them apart."),
-    Mistake(_of_field, "That is the change of u along the path. Return the change of f."),
-    Mistake(_to_itself, "x moves with the velocity u, not with f."),
-    Mistake(_chord,
-            "That is the student's own mean velocity. The path is the teacher's: move with u."),
-    Mistake(_summed_up, "Return the derivative itself, a vector for each row, not its square."),
+            "You multiplied by the Jacobian from the other side. Which product tells how f "
+            "changes when x moves by u?"),
+    Mistake(_sum_of_components,
+            "You differentiated the sum of f's components. How many numbers does each row of "
+            "the answer have?"),
+    Mistake(_of_field, "That is the change of u along the path. Whose change is asked for?"),
+    Mistake(_to_itself, "You moved x with f. With which velocity does it move?"),
+    Mistake(_chord, "That is the student's own mean velocity. Whose path is followed?"),
+    Mistake(_summed_up, "You squared and added. Is the derivative asked for, or its size?"),
 )
 
 
@@ -439,7 +444,7 @@ def _drift_cases() -> list[tuple]:
     four_times = torch.tensor([0.1, 0.4, 0.7, 0.9], dtype=torch.float64)
     three_times = torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64)
     return [(_student, _field, normal(4, 2, seed=12), four_times),
-            (_student, _field, normal(3, 3, seed=13), three_times)]
+            (_student, _field, 3 * normal(3, 3, seed=13), three_times)]
 
 # %% ../../nbs/solutions/19_few_step.ipynb #b6987c9f
 EXERCISES = {

@@ -81,7 +81,7 @@ def _bent(x: Tensor, t: float, s: float) -> Tensor: return torch.sin(x + t) + 0.
 
 
 def _gamma_cases() -> list[tuple]:
-    return [(_bent, normal(4, 2, seed=0), [0.0, 0.25, 0.6, 1.0], 0.5, normal(3, 4, 2, seed=1)),
+    return [(_bent, 4 * normal(4, 2, seed=0), [0.0, 0.25, 0.6, 1.0], 0.5, normal(3, 4, 2, seed=1)),
             (_bent, normal(3, 3, seed=2), [0.0, 0.5, 1.0], 0.8, normal(2, 3, 3, seed=3)),
             (_bent, normal(2, 2, seed=4), [0.1, 0.3, 0.7, 1.0], 0.2, normal(3, 2, 2, seed=5))]
 
@@ -143,7 +143,7 @@ MEAN_FLOW = (
 
 def _mean_flow_cases() -> list[tuple]:
     return [(0.5 * normal(4, 2, seed=10), normal(6, 2, seed=11) + 1, normal(6, 2, seed=12), *_times(6, 13), 0.1),
-            (0.5 * normal(5, 3, seed=14), normal(4, 3, seed=15), normal(4, 3, seed=16), *_times(4, 17), 0.5)]
+            (3 * normal(5, 3, seed=14), normal(4, 3, seed=15), normal(4, 3, seed=16), *_times(4, 17), 0.5)]
 
 # %% ../../nbs/solutions/25_flow_maps.ipynb #ba7251ca
 def shortcut_goals(u, x1, x0, t, k, n):
@@ -375,7 +375,7 @@ def _learned(W: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 def _lagrangian_cases() -> list[tuple]:
     return [(_learned, _flows, normal(4, 2, seed=40), normal(6, 2, seed=41), *_times(6, 42), 0.3),
-            (_learned, _flows, normal(5, 3, seed=43), normal(4, 3, seed=44), *_times(4, 45), 1.0)]
+            (_learned, _flows, 3 * normal(5, 3, seed=43), normal(4, 3, seed=44), *_times(4, 45), 1.0)]
 
 # %% ../../nbs/solutions/25_flow_maps.ipynb #c705a58f
 def inverted(u, y, t, s, tol, most):

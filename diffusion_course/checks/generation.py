@@ -53,6 +53,10 @@ def _mean_time(x, velocity, *levels):
     return preview(x, velocity, *(v.mean().expand(len(x)) for v in levels))
 
 
+def _along_width(x, velocity, alpha, sigma, d_alpha, d_sigma):
+    return (sigma * velocity - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
+
+
 def _clipped(x, velocity, *levels): return preview(x, velocity, *levels).clamp(-1, 1)
 def _negative(x, velocity, *levels): return -preview(x, velocity, *levels)
 
@@ -67,6 +71,9 @@ PREVIEW = (
     Mistake(_swapped_derivatives, "Which of the two derivatives stands before x1 in the velocity?"),
     Mistake(_mean_time,
             "Every image has its own time. Which shape lets a number for each image multiply all its pixels?"),
+    Mistake(_along_width,
+            "Your numbers change from column to column within an image. Which axis does a tensor of shape "
+            "(B,) meet first, and which one should it meet?"),
     Mistake(_clipped,
             "Right, and then clipped. Does anything in the two equations say"
             " that a prediction can't lie beyond [-1, 1]?"),
@@ -75,9 +82,9 @@ PREVIEW = (
 
 
 def _preview_cases() -> list[tuple]:
-    # In the second a batch of 4 fits the last dimension as well, which hides a wrong shape.
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
     cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         t = 0.1 + 0.8 * uniform(shape[0], seed=2)
         linear = t, 1 - t, torch.ones_like(t), -torch.ones_like(t)
         turn = t * math.pi / 2
@@ -127,27 +134,28 @@ def _outside(ts, w, lo, hi):
 
 NFE = (
     Mistake(_first_ends,
-            "You took both calls of a step to be at its beginning. Heun's second "
-            "call is at its end, which may lie on the other side of lo or hi."),
+            "You took both calls of a step to be at its beginning. At which time is Heun's "
+            "second call, and on which side of lo or hi may that lie?"),
     Mistake(_always_guided,
-            "You doubled every call. Outside the interval from lo to hi the scale is "
-            "1, and that takes one evaluation."),
+            "You doubled every call. Which scale holds outside the interval from lo to hi, "
+            "and how many evaluations does it take?"),
     Mistake(_as_euler,
-            "This is Euler's cost. Heun's method calls the model twice a step, at "
-            "its beginning and at its end."),
+            "This is Euler's cost. How often does Heun's method call the model in a step?"),
     Mistake(_skips_nothing,
-            "At w = 0 and w = 1 one of the two predictions would be multiplied by 0: "
-            "it isn't evaluated."),
-    Mistake(_only_one_free, "At w = 0 one evaluation is enough as well: the one without a label."),
-    Mistake(_only_above_one, "Scales below 1 other than 0 need both predictions as well."),
+            "At w = 0 and w = 1 you count two evaluations. By what would one of the two "
+            "predictions be multiplied there?"),
+    Mistake(_only_one_free, "w = 1 is right. Which other scale needs a single prediction?"),
+    Mistake(_only_above_one,
+            "You save an evaluation at every scale below 1. Which weights have the two "
+            "predictions at w = 0.5?"),
     Mistake(_nothing_outside,
-            "Outside the interval from lo to hi there is no guidance, but the "
-            "network is still evaluated, once."),
+            "You count nothing outside the interval from lo to hi. Guidance is off there: is "
+            "the network, too?"),
     Mistake(_each_time_once,
-            "The model is called twice at inner times: at the end of one step and at "
-            "the beginning of the next, at different x."),
+            "You count each time once. At an inner time one step ends and the next begins: is "
+            "x the same in both calls?"),
     Mistake(_outside,
-            "You doubled the calls outside the interval from lo to hi. Guidance is on inside it."),
+            "You doubled the calls outside the interval from lo to hi. Where is guidance on?"),
 )
 
 
@@ -211,36 +219,48 @@ def _no_arccos(a, b, s):
     return _along(a, b, ((1 - s) * cosine).sin() / cosine.sin(), (s * cosine).sin() / cosine.sin())
 
 
+def _weights_along_width(a, b, s):
+    omega = _angle(a, b)
+    return ((1 - s) * omega).sin() / omega.sin() * a + (s * omega).sin() / omega.sin() * b
+
+
 def _unit(a, b, s): return slerp(a / _length(a), b / _length(b), s)
 
 
 SLERP = (
-    Mistake(_straight, "This is the straight line, which cuts through the inside of the shell."),
+    Mistake(_straight,
+            "This is the straight line, which cuts through the inside of the shell. Which "
+            "curve stays on it?"),
     Mistake(_right_angle,
-            "This is right only for seeds at a right angle. Find the angle between a "
-            "and b, and use it."),
+            "This is right only for seeds at a right angle. Which angle lies between these "
+            "two?"),
     Mistake(_rescaled,
-            "You interpolated along the straight line and stretched the result to "
-            "the shell: that is the right arc, at a speed that isn't constant."),
-    Mistake(_not_divided, "At s = 0 this isn't a: both weights have to be divided by sin Ω."),
-    Mistake(_swapped, "You begin at b. At s = 0 the result has to be a."),
+            "You stretched the straight line to the shell. The arc is right: does it run at "
+            "an even speed?"),
+    Mistake(_not_divided, "At s = 0 this isn't a. Which factor is left there?"),
+    Mistake(_swapped, "You begin at b. Which of the two should be left at s = 0?"),
     Mistake(_cosines,
             "cos and sin are the weights for a right angle. For an angle Ω both are "
             "sines, of (1-s)Ω and of sΩ. Over what, so that s = 0 gives a?"),
-    Mistake(_one_angle, "You took one angle for the whole batch. Each image has its own."),
+    Mistake(_one_angle, "You took one angle for the whole batch. Do all its pairs have the same?"),
     Mistake(_pixel_angles,
-            "You took an angle for every pixel. An image is one vector: sum over all its values."),
+            "You took an angle for every pixel. If an image is one vector, over what does an "
+            "inner product sum?"),
     Mistake(_no_arccos,
-            "The inner product of unit vectors is the cosine of the angle, not the angle."),
+            "You took the inner product of unit vectors for the angle. Which function of the "
+            "angle is it?"),
+    Mistake(_weights_along_width,
+            "Your weights are right, but they change from column to column within an image. Which axis "
+            "does a tensor of shape (B,) meet first, and which one should it meet?"),
     Mistake(_unit,
-            "You scaled a and b to length 1 and left them there. Only the angle "
-            "needs unit vectors."),
+            "Your result lies on a shell of radius 1. Where are unit vectors needed, and "
+            "where not?"),
 )
 
 
 def _slerp_cases() -> list[tuple]:
     cases = []
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         n = shape[0]
         a = normal(*shape, seed=3 + k)
         b = normal(*shape, seed=5 + k)
@@ -301,24 +321,28 @@ def _inverse_square(x): return 1 / _eigenvalues(x).square().sum()
 
 VENDI = (
     Mistake(_naive_logarithm,
-            "Copies give eigenvalues that are 0, or below it by rounding, and their "
-            "logarithm spoils the sum. Count 0·log 0 as 0."),
+            "Copies give eigenvalues that are 0, or below it by rounding, and their logarithm "
+            "spoils the sum. What does p log p tend to as p falls to 0?"),
     Mistake(_not_by_n, "What do your eigenvalues add up to, and what do probabilities add up to?"),
-    Mistake(_not_exp, "This is the entropy. Its exponential is a number of images."),
+    Mistake(_not_exp, "This is the entropy. How do you get a number of images from it?"),
     Mistake(_sign,
-            "Wrong sign: the entropy is *minus* the sum, so that more variety gives "
-            "a higher score."),
-    Mistake(_base_two, "You mixed a logarithm to the base 2 with exp. Use the natural logarithm."),
+            "Your score falls as variety grows. Which sign has the logarithm of a "
+            "probability?"),
+    Mistake(_base_two,
+            "You mixed a logarithm to the base 2 with exp. Which logarithm does exp undo?"),
     Mistake(_correlations,
-            "These are correlations: you subtracted each image's mean first. Take "
-            "the inner products of the images as they are."),
-    Mistake(_not_scaled, "Scale each image to length 1 first; otherwise bright images count more."),
-    Mistake(_trace_one, "You scaled all images by one number. Scale each to length 1."),
+            "These are correlations: each image's mean is gone. Does the score ask for that?"),
+    Mistake(_not_scaled,
+            "Bright images count more in your score. Which length should each image have "
+            "first?"),
+    Mistake(_trace_one,
+            "You scaled all images by one number. Do they all have the same length then?"),
     Mistake(_entries,
-            "You took the entropy of the matrix's entries. Take that of its eigenvalues."),
+            "You took the entropy of the matrix's entries. Which numbers that belong to this "
+            "matrix add up to 1?"),
     Mistake(_inverse_square,
-            "One over the sum of squares is another such number (order 2). The Vendi "
-            "score is the exponential of the entropy."),
+            "One over the sum of squares is another such number, of order 2. Which quantity "
+            "is the Vendi score made of?"),
 )
 
 
@@ -373,6 +397,12 @@ def _one_quantile(x, velocity, t, q):
     return _velocity(x, x1.clamp(-m, m) / m, t)
 
 
+def _m_along_width(x, velocity, t, q):
+    x1 = _x1(x, velocity, t)
+    m = x1.abs().flatten(1).quantile(q, 1).clamp(min=1)
+    return _velocity(x, x1.clamp(-m, m) / m, t)
+
+
 def _of_the_velocity(x, velocity, t, q):
     m = _quantile(velocity, q).clamp(min=1)
     return velocity.clamp(-m, m) / m
@@ -391,31 +421,36 @@ def _not_divided_by_time(x, velocity, t, q): return _only_x1(x, velocity, t, q) 
 
 
 DYNAMIC = (
-    Mistake(_only_x1, "This is the new x1. The solver wants the velocity that belongs to it."),
-    Mistake(_may_stretch, "Images whose quantile is below 1 were stretched. m is at least 1."),
-    Mistake(_not_scaled_down, "You clipped, but didn't divide by m."),
-    Mistake(_not_clipped,
-            "You divided by m without clipping first: the largest values still lie beyond 1."),
+    Mistake(_only_x1,
+            "This is the new x1. Which velocity leads from x to it in the time that is left?"),
+    Mistake(_may_stretch,
+            "Images whose quantile is below 1 were stretched. How small may m become?"),
+    Mistake(_not_scaled_down,
+            "You clipped to [-m, m]. Where should the numbers of an image lie in the end?"),
+    Mistake(_not_clipped, "You divided by m. Where do the values beyond the quantile end up?"),
     Mistake(_statically,
-            "This is static thresholding: clipping at 1, which flattens everything "
-            "beyond. Here the limit is a quantile."),
-    Mistake(_one_quantile, "You took one quantile for the whole batch. Each image has its own m."),
+            "This is static thresholding, which flattens everything beyond 1. Which limit is "
+            "asked for here?"),
+    Mistake(_one_quantile,
+            "You took one quantile for the whole batch. Should a dull image be scaled down "
+            "for a garish one?"),
+    Mistake(_m_along_width,
+            "Your m changes from column to column within an image. Which axis does a tensor of shape (B,) "
+            "meet first, and which one should it meet?"),
     Mistake(_of_the_velocity,
-            "You thresholded the velocity. Find x1 first, threshold that, and go "
-            "back to a velocity."),
+            "You thresholded the velocity. Which quantity is known to lie in [-1, 1]?"),
     Mistake(_old_noise,
             "You kept the old noise, so that x is put together no longer. Which noise belongs to "
             "the new x1 at the same x?"),
-    Mistake(_signed,
-            "The quantile is that of the absolute values: dark areas burn out as bright ones do."),
+    Mistake(_signed, "Your quantile sees bright areas alone. What of dark ones that burn out?"),
     Mistake(_not_divided_by_time,
-            "x1 - x is the distance that is left. Divide by the time that is left for it."),
+            "x1 - x is the distance that is left. How much time is left for it?"),
 )
 
 
 def _threshold_cases() -> list[tuple]:
     cases = []
-    for shape, t, q in (((3, 4, 4), 0.3, 0.9), ((1, 5, 4), 0.7, 0.95), ((3, 4, 4), 0.0, 0.8)):
+    for shape, t, q in (((3, 4, 3), 0.3, 0.9), ((1, 5, 3), 0.7, 0.95), ((3, 4, 3), 0.0, 0.8)):
         # The first image stays below 1.
         size = torch.tensor([0.2, 1.0, 2.5], dtype=torch.float64)[:, None, None, None]
         x = size * normal(3, *shape, seed=10)
@@ -465,24 +500,21 @@ def _half(u, x_s, t, s, rounds):
 
 
 UNDO = (
-    Mistake(_at_s,
-            "The Euler step evaluated the field at t. Undoing it evaluates it there "
-            "too, not at s."),
+    Mistake(_at_s, "You evaluate the field at s. At which time did the Euler step do so?"),
     Mistake(_walks_on,
             "You step on from the last guess. From which point does every new guess start?"),
     Mistake(_small_steps,
-            "These are smaller steps back along the ODE. Here *one* Euler step has "
-            "to be undone exactly."),
-    Mistake(_forwards, "Wrong sign: from x_s you have to go back."),
-    Mistake(_once, "You did one round only. Insert the new guess again, `rounds` times."),
-    Mistake(_once_more,
-            "You evaluated the field once too often: begin with x_s itself as the first guess."),
+            "These are smaller steps back along the ODE. How many Euler steps have to be "
+            "undone?"),
+    Mistake(_forwards, "Your guesses lie further on than x_s. With which sign is a step undone?"),
+    Mistake(_once, "You did one round only. What happens to the new guess in the next one?"),
+    Mistake(_once_more, "You evaluated the field once too often. Which first guess costs nothing?"),
     Mistake(_once_less,
-            "You evaluated the field once too few times: the first guess is x_s, and "
-            "each round evaluates it once."),
+            "You evaluated the field once too few times. Does the first guess count as a "
+            "round?"),
     Mistake(_half,
-            "You averaged with the old guess. That converges to the same point, more "
-            "slowly; take the whole step."),
+            "You averaged with the old guess, which converges to the same point, more slowly. "
+            "What would a whole step do?"),
 )
 
 
@@ -492,7 +524,7 @@ def _waves(x: Tensor, t: float) -> Tensor: return torch.sin(2 * x + t) - (1 + t)
 def _undo_cases() -> list[tuple]:
     return [(_waves, normal(5, 2, seed=12), 0.3, 0.4, 1),
             (_waves, normal(5, 2, seed=12), 0.3, 0.4, 3),
-            (_waves, normal(5, 3, seed=12), 0.5, 0.8, 2)]
+            (_waves, 4 * normal(5, 3, seed=12), 0.5, 0.8, 2)]
 
 # %% ../../nbs/solutions/15_sampling_pictures.ipynb #b6987c9f
 EXERCISES = {

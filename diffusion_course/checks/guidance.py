@@ -54,27 +54,20 @@ def _noise_minus_data(x, t, eps_null, eps_label, w):
 
 
 VELOCITY = (
-    Mistake(_swapped,
-            "The weights are swapped: w belongs to the prediction "
-            "with the label, so that w = 1 is that one."),
+    Mistake(_swapped, "Your weights are swapped. Which prediction should be left at w = 1?"),
     Mistake(_their_w,
-            "This is Ho and Salimans's w, which is 0 when guidance is off. Ours is larger by one."),
+            "This is Ho and Salimans's w, which is 0 when guidance is off. What is ours then?"),
     Mistake(_added,
             "Your weights don't add up to 1, so x isn't put together from data and noise any "
             "longer. Which weight is left for the null prediction?"),
     Mistake(_label_only,
-            "This is the conditional model, right for w = 1 alone. Combine the two noises first."),
-    Mistake(_eps_itself,
-            "This is the guided noise. Turn it into a "
-            "velocity: find x1, then take the difference."),
-    Mistake(_x1_itself, "This is the guided x1. The velocity of the linear path is x1 - eps."),
+            "This is right for w = 1 alone. What becomes of the prediction without a label?"),
+    Mistake(_eps_itself, "This is the guided noise. Which x1 belongs to it, and which velocity?"),
+    Mistake(_x1_itself, "This is the guided x1. What is the velocity of the linear path made of?"),
     Mistake(_x_for_x1,
-            "You subtracted the noise from x. The velocity is x1 "
-            "- eps, and x1 is what x becomes without its noise."),
-    Mistake(_clock_reversed,
-            "Your clock runs the other way. Here alpha = t and sigma = 1 - t: t = 0 is noise."),
-    Mistake(_noise_minus_data,
-            "The sign is off: our velocity points from noise to data, x1 - eps."),
+            "You subtracted the noise from x. From what is it subtracted in the velocity?"),
+    Mistake(_clock_reversed, "Your clock runs the other way. What is x at t = 0 here?"),
+    Mistake(_noise_minus_data, "The sign is off. From where to where does our velocity point?"),
 )
 
 
@@ -134,7 +127,7 @@ def _labelled_field(x, t, y): return torch.sin(2 * x) + (y[:, None] - 1) * (1 - 
 
 def _guided_loop_cases() -> list[tuple]:
     settings = (2.5, 10, 0.25, 0.65), (0.5, 8, 0.3, 0.8)
-    return [(_labelled_field, normal(6, 2, seed=k), torch.arange(6) % 3, 3, *numbers)
+    return [(_labelled_field, 2 * normal(6, 2, seed=k), torch.arange(6) % 3, 3, *numbers)
             for k, numbers in enumerate(settings)]
 
 # %% ../../nbs/solutions/09_guidance.ipynb #2edccc84
@@ -172,26 +165,30 @@ def _own_row_only(x, y, W, b): return (1 - _probs(x, W, b).gather(1, y[:, None])
 
 PUSH = (
     Mistake(_of_logit,
-            "This is the gradient of the logit. log p is the logit "
-            "minus the logarithm of a sum, and that depends on x too."),
+            "This is the gradient of the logit. What else is in log p, and does it depend on "
+            "x?"),
     Mistake(_of_probability,
-            "You differentiated p. The score needs the gradient of its logarithm."),
-    Mistake(_downhill,
-            "The sign is off: a loss goes down, but the push goes up, towards the label."),
-    Mistake(_over_batch_size, "You divided by the batch size. Each sample has a push of its own."),
+            "You differentiated p. Of which function of p does the score take the gradient?"),
+    Mistake(_downhill, "You push away from the label. Which way should log p of the label go?"),
+    Mistake(_over_batch_size,
+            "You divided by the batch size. Does a sample's push depend on how many others "
+            "there are?"),
     Mistake(_towards_likeliest,
-            "You pushed towards the label that the classifier finds likeliest. Push towards y."),
+            "You pushed towards the label that the classifier finds likeliest. Which label is "
+            "asked for?"),
     Mistake(_plain_mean,
             "You subtracted the plain mean of the rows. Does a label that the "
             "classifier rules out push as hard as a likely one?"),
-    Mistake(_softmax_over_batch, "The softmax ran over the batch. Labels are dimension 1."),
-    Mistake(_bias_forgotten, "The bias has no gradient in x, but it counts in the probabilities."),
-    Mistake(_first_label, "Every sample has its own label; you used the first for all."),
+    Mistake(_softmax_over_batch,
+            "Your softmax ran over the batch. Over what do the probabilities of one sample "
+            "add up to 1?"),
+    Mistake(_bias_forgotten, "The bias has no gradient in x. Does it change the probabilities?"),
+    Mistake(_first_label, "You used the first label for all. Which label has each sample?"),
     Mistake(_overflowing,
             "Right near the origin, nan far from it: exponentials overflow. Which "
             "function of torch takes them and divides in one go, without that?"),
     Mistake(_own_row_only,
-            "The other labels' rows are missing: each pushes away with its own probability."),
+            "Your push knows the row of y alone. What do the other labels do to log p?"),
 )
 
 
@@ -276,37 +273,32 @@ def _variances(u_null, u_label, w, phi):
 
 RESCALED = (
     Mistake(_around_the_mean,
-            "You shrank around the mean of the image. Multiply the "
-            "whole prediction by the number, its mean included."),
+            "You shrank around the mean of the image. What does the number multiply: "
+            "deviations, or the whole prediction?"),
     Mistake(_power_of_phi,
-            "You took the factor to the power phi. Mix two predictions: "
-            "phi times the rescaled one, 1 - phi times the plain one."),
+            "You took the factor to the power phi. Which two predictions are mixed in the "
+            "fractions phi and 1 - phi?"),
     Mistake(_whole_batch,
-            "You took one standard deviation over the batch. Each "
-            "image has its own: dimensions 1, 2 and 3, with keepdim."),
+            "You took one standard deviation over the batch. Over which dimensions does that "
+            "of one image run?"),
     Mistake(_by_channel,
-            "You took a standard deviation for each channel, "
-            "which changes the colours. Include dimension 1."),
+            "You took a standard deviation for each channel, which changes the colours. Which "
+            "dimension did you leave out?"),
     Mistake(_std_of_null,
-            "The standard deviation to match is that of the "
-            "prediction with the label, not of the one without."),
+            "You matched the prediction without a label. Which prediction has the contrast "
+            "that is wanted?"),
     Mistake(_upside_down,
-            "The ratio is upside down: the standard deviation of "
-            "guided predictions is too large, so the factor is below 1."),
-    Mistake(_phi_swapped, "phi and 1 - phi are swapped: phi = 0 is plain guidance."),
-    Mistake(_phi_forgotten,
-            "You went all the way. Go only the fraction "
-            "phi of it: mix with the guided prediction."),
+            "Your factor makes the contrast larger still. Which of the two standard "
+            "deviations is too large?"),
+    Mistake(_phi_swapped, "phi and 1 - phi are swapped. What should phi = 0 give?"),
+    Mistake(_phi_forgotten, "You went all the way. What is phi for?"),
     Mistake(_mixed_with_label,
-            "Mix with the guided prediction as it was before "
-            "rescaling, not with the one for the label."),
-    Mistake(_not_rescaled,
-            "This is plain guidance. Scale it by the ratio of the standard deviations."),
+            "You mix with the prediction for the label. Which one should be left at phi = 0?"),
+    Mistake(_not_rescaled, "This is plain guidance. What should happen to its standard deviation?"),
     Mistake(_root_mean_squares,
-            "You matched the root mean square. A standard "
-            "deviation is taken around the mean of the image."),
+            "You matched the root mean square. Around what is a standard deviation taken?"),
     Mistake(_variances,
-            "You scaled by the ratio of variances. That of standard deviations is its root."),
+            "You scaled by the ratio of variances. What does a factor of 2 do to a variance?"),
 )
 
 
@@ -440,17 +432,16 @@ def _mean_over_images(u_null, u_label, u_used): return _by_image(u_null, u_label
 
 
 HIDDEN = (
-    Mistake(_by_image,
-            "You fitted a scale for each image. The program has one: fit all numbers at once."),
+    Mistake(_by_image, "You fitted a scale for each image. How many scales does the program have?"),
     Mistake(_their_scale,
-            "This is the scale of Ho and Salimans. Ours is 1 where "
-            "the label alone is used, so it is larger by one."),
+            "This is the scale of Ho and Salimans. What is ours where the label alone is "
+            "used?"),
     Mistake(_mean_of_ratios,
-            "This is a mean of ratios: where the two predictions nearly agree, "
-            "rounding is divided by next to nothing. Sum first, then divide."),
+            "This is a mean of ratios. What does rounding do to a ratio where the two "
+            "predictions nearly agree?"),
     Mistake(_median_of_ratios,
-            "The median of the ratios is robust, but not the best fit. Least "
-            "squares weights each number by how far the predictions are apart."),
+            "The median of the ratios is robust, but not the best fit. How much should a "
+            "number count where the predictions hardly differ?"),
     Mistake(_ratio_of_means,
             "Differences of both signs cancel in these means. At "
             "which w is the derivative of the sum of squares zero?"),
@@ -458,15 +449,16 @@ HIDDEN = (
             "Norms have no sign, and rounding makes them larger. At "
             "which w is the derivative of the sum of squares zero?"),
     Mistake(_other_regression,
-            "You fitted the line's direction to the rounded numbers. "
-            "The rounding is in u_used, so that is what must be fitted."),
-    Mistake(_from_label,
-            "You measured from u_label: this is 1 - w. Start at the prediction without a label."),
-    Mistake(_null_kept, "Subtract u_null from both first: w measures the step away from it."),
+            "You fitted the line's direction to the rounded numbers. In which of the three "
+            "arrays is the rounding?"),
+    Mistake(_from_label, "You measured from u_label. Which prediction is left where w is 0?"),
+    Mistake(_null_kept,
+            "You fitted the predictions as they are. From which one does w measure the step?"),
     Mistake(_not_divided,
             "If the program used the prediction with the label, the answer must be 1. What is yours?"),
     Mistake(_mean_over_images,
-            "One scale was used for all images: fit all numbers at once, and don't average fits."),
+            "You averaged one fit for each image. What would one fit to all numbers make "
+            "small?"),
 )
 
 

@@ -40,29 +40,27 @@ def _clipped_first(x, mean, std): return _to_bytes(_unit(x.clamp(-1, 1), mean, s
 
 TO_BYTES = (
     Mistake(_wraps,
-            "Numbers below 0 and above 255 have wrapped around: white specks in "
-            "black, black ones in white. Clip before you convert."),
+            "White specks in black, black ones in white. What does the conversion make of "
+            "numbers below 0 and above 255?"),
     Mistake(_truncated,
-            "Everything is a little too dark: converting to bytes drops the digits "
-            "after the point. Round first."),
+            "Everything is a little too dark. What does the conversion do with the digits "
+            "after the point?"),
     Mistake(_unit_range,
             "Your bytes are 0 and 1. In which unit are mean and standard deviation given?"),
     Mistake(_two_sided,
             "You treated the numbers as lying in [-1, 1]. In which range are mean and standard "
             "deviation given?"),
-    Mistake(_wrong_order,
-            "Undo the steps in reverse order: the division by the standard deviation "
-            "came last, so it is undone first. Then add the mean."),
+    Mistake(_wrong_order, "You undid the steps in their own order. Which of them came last?"),
     Mistake(_standardised_again,
-            "You standardised once more. Do the opposite: multiply by the standard "
-            "deviation, then add the mean."),
+            "You standardised once more. What is the opposite of subtracting the mean and "
+            "dividing?"),
     Mistake(_along_the_width,
-            "Mean and standard deviation of shape (3,) meet the last axis, the "
-            "width. Shape them (3, 1, 1), so that they meet the channels."),
-    Mistake(_as_256, "The largest byte is 255, not 256."),
+            "Mean and standard deviation of shape (3,) meet the last axis, the width. Which "
+            "shape lets them meet the channels?"),
+    Mistake(_as_256, "You scaled by 256. Which is the largest byte?"),
     Mistake(_clipped_first,
-            "You clipped the standardised numbers at -1 and 1. They may be larger: "
-            "clip to the range of bytes, at the end."),
+            "You clipped the standardised numbers at -1 and 1. Which numbers have a range "
+            "that they can't leave?"),
 )
 
 
@@ -120,25 +118,25 @@ NOISY = (
     Mistake(_unit_variance,
             "You took the variance of the images to be 1. Which variance has the signal in x_t?"),
     Mistake(_mean_square,
-            "You took the mean square for the variance: subtract the mean of the image first."),
+            "You took the mean square for the variance. Around what is a variance taken?"),
     Mistake(_unbiased,
             "torch's var divides by the number of values minus one. By which number is the "
             "variance divided here?"),
     Mistake(_of_the_batch,
-            "You took one variance for the whole batch. Each image has its own: keep "
-            "the first axis."),
+            "You took one variance for the whole batch. How many are there, and which axis is "
+            "to be kept?"),
     Mistake(_no_root,
             "You found a ratio of variances. Which ratio does the path have, and how do you get "
             "there?"),
     Mistake(_upside_down,
-            "Many decibels should mean little noise; yours mean much. The signal is "
-            "the numerator, the noise the denominator."),
+            "Many decibels should mean little noise; yours mean much. Which of signal and "
+            "noise is the numerator?"),
     Mistake(_multiplied,
             "The given number already contains the variance of the images. Do you multiply by it "
             "or divide?"),
     Mistake(_natural, "You used the exponential. To which base are decibels?"),
-    Mistake(_along_width, "t of shape (B,) met the last axis, the width. Shape it (B, 1, 1, 1)."),
-    Mistake(_swapped, "You mixed with alpha and sigma swapped: alpha = t belongs to the image."),
+    Mistake(_along_width, "t of shape (B,) met the last axis, the width. Which shape lets it meet the batch?"),
+    Mistake(_swapped, "You mixed with alpha and sigma swapped. What is left at t = 1?"),
 )
 
 
@@ -177,6 +175,11 @@ def _absolute(error, t, parts): return _means(error.abs().flatten(1).mean(1), t 
 def _rooted(error, t, parts): return loss_by_time(error, t, parts).sqrt()
 def _zero_if_empty(error, t, parts): return loss_by_time(error, t, parts).nan_to_num(0.0)
 def _without_the_end(error, t, parts): return loss_by_time(error[t < 1], t[t < 1], parts)
+def _short(error, t, parts):
+    part = (t * parts).long().clamp(max=parts - 1)
+    return torch.bincount(part, weights=_squares(error)) / torch.bincount(part)
+
+
 def _end_first(error, t, parts): return loss_by_time(error, t % 1, parts)
 def _from_the_data(error, t, parts): return loss_by_time(error, t, parts).flip(0)
 
@@ -185,24 +188,24 @@ BY_TIME = (
     Mistake(_nearest,
             "You rounded t·parts to the nearest number. In which of four parts lie t = 0.3 and t "
             "= 0.45?"),
-    Mistake(_one_part_less,
-            "You multiplied t by parts - 1, so the last part holds only t = 1. "
-            "Multiply by parts, and give t = 1 to the last one."),
-    Mistake(_not_divided, "These are sums. Divide each by how many samples fell into that part."),
+    Mistake(_one_part_less, "Your last part holds only t = 1. How wide is each of the parts?"),
+    Mistake(_not_divided, "These are sums. How many samples fell into each part?"),
     Mistake(_over_batch,
-            "You divided by the whole batch. Divide each part by its own number of samples."),
+            "You divided by the whole batch. How many samples does each part average?"),
     Mistake(_over_pixels,
-            "You summed over the pixels of an image. Take their mean, so that the "
-            "loss doesn't grow with the image."),
-    Mistake(_absolute, "You averaged the absolute error. The loss is the mean of squares."),
-    Mistake(_rooted, "You took a square root. The loss is the mean square itself."),
+            "You summed over the pixels of an image. Should the loss grow with the image?"),
+    Mistake(_absolute, "You averaged the absolute error. Of what is the loss the mean?"),
+    Mistake(_rooted, "You took a square root. Is the loss a mean square, or its root?"),
     Mistake(_zero_if_empty,
-            "A part without samples shows a loss of 0, the best of all. Its loss is unknown: nan."),
-    Mistake(_without_the_end, "t = 1 fell out. It belongs to the last part."),
+            "A part without samples shows a loss of 0, the best of all. What do you know "
+            "about its loss?"),
+    Mistake(_short,
+            "Where no sample falls into the last parts, your answer is too short. How many parts are "
+            "asked for, whatever the times are?"),
+    Mistake(_without_the_end, "t = 1 fell out. Which part does it belong to?"),
     Mistake(_end_first,
-            "t = 1 landed in the first part, with the noise. It belongs to the last one."),
-    Mistake(_from_the_data,
-            "Your curve runs backwards: the first part is the one that begins at t = 0."),
+            "t = 1 landed in the first part, with the noise. Which part does it belong to?"),
+    Mistake(_from_the_data, "Your curve runs backwards. At which time does the first part begin?"),
 )
 
 
@@ -210,7 +213,9 @@ def _loss_cases() -> list[tuple]:
     # No time lies from 0.5 to 0.75: that part is empty.
     t = torch.tensor([0.0, 0.1, 0.26, 0.3, 0.3125, 0.45, 0.9, 1.0, 0.8125]).double()
     scale = (1 + t)[:, None, None, None]
-    return [(normal(9, c, 3, 4, seed=4) * scale, t, parts) for c, parts in ((1, 4), (3, 8))]
+    cases = [(normal(9, c, 3, 4, seed=4) * scale, t, parts) for c, parts in ((1, 4), (3, 8))]
+    early = torch.tensor([0.0, 0.24, 0.62, 0.7, 0.74]).double()  # the last part is empty
+    return [*cases, (normal(5, 2, 3, 4, seed=30), early, 4)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #6fbfb364
 def spectral_denoiser(x, power, t):
@@ -261,32 +266,31 @@ SPECTRAL = (
     Mistake(_no_alpha_at_all,
             "You forgot that the signal in x_t is scaled. Where does alpha enter: into the "
             "covariance, into the variance, or into both?"),
-    Mistake(_sigma_not_squared, "The noise in x_t has the variance sigma², not sigma."),
-    Mistake(_power_squared, "You squared the power. It is a variance already."),
+    Mistake(_sigma_not_squared,
+            "You added sigma to a variance. Which variance has the noise in x_t?"),
+    Mistake(_power_squared, "You squared the power. Is it an amplitude, or a variance?"),
     Mistake(_power_rooted,
-            "You took the square root of the power. The variance itself goes into the formula."),
+            "You took the square root of the power. Which goes into the formula, the variance "
+            "or its root?"),
     Mistake(_shifted,
-            "You shifted the coefficients with fftshift; the power is in the order "
-            "of fft2, frequency 0 first."),
+            "You shifted the coefficients with fftshift. In which order is the power given?"),
     Mistake(_power_shifted,
-            "You shifted the power with fftshift. It is already in the order of "
-            "fft2, frequency 0 first."),
+            "You shifted the power with fftshift. In which order are the coefficients of "
+            "fft2?"),
     Mistake(_size_only,
-            "You took the absolute value at the end, which turns negative values "
-            "positive. Take the real part."),
-    Mistake(_the_noise, "This is the mean of eps. Return the mean of x1."),
+            "You took the absolute value at the end. What does that do to negative values?"),
+    Mistake(_the_noise, "This is the mean of eps. Whose mean is asked for?"),
     Mistake(_switched,
-            "You kept or dropped each wave as a whole. The mean shrinks each one the "
-            "more, the less certain it is."),
+            "You kept or dropped each wave as a whole. What should happen to one that is half "
+            "hidden?"),
     Mistake(_not_transformed,
-            "You multiplied pixels by factors that belong to waves. Transform x "
-            "first, and transform back afterwards."),
+            "You multiplied pixels by these factors. To what do the factors belong?"),
     Mistake(_not_unitary,
-            "You gave the noise the variance H·W·sigma², which it has under the plain fft2, "
-            "but S belongs to the unitary transform (norm=\"ortho\"): there it is sigma²."),
+            "You gave the noise the variance H·W·sigma², which it has under the plain fft2. "
+            "To which transform does S belong, and which variance has the noise there?"),
     Mistake(_complex,
-            "You returned complex numbers. Their imaginary parts are nothing but "
-            "rounding: take the real part."),
+            "You returned complex numbers. What is in their imaginary parts, besides "
+            "rounding?"),
     Mistake(_inverse_only, "x / alpha keeps all of the noise. How much of each wave is signal?"),
 )
 
@@ -299,7 +303,7 @@ def _power_law(h, w, exponent):
 
 def _spectral_cases() -> list[tuple]:
     return [(normal(3, 1, 6, 8, seed=5), _power_law(6, 8, 1.0), 0.3),
-            (normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
+            (4 * normal(2, 3, 5, 5, seed=6), _power_law(5, 5, 1.4), 0.7)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #063db71e
 def denoiser_step(K, V, waves, x1, eps, t, lr):
@@ -315,6 +319,7 @@ def denoiser_step(K, V, waves, x1, eps, t, lr):
 
 # %% ../../nbs/solutions/12_pictures.ipynb #6d8fd786
 def _linear_mix(x1, eps, t): return t[:, None, None, None] * x1 + (1 - t[:, None, None, None]) * eps
+def _mix_by_column(x1, eps, t): return t * x1 + (1 - t) * eps
 
 
 def _descend(K, V, waves, x1, eps, t, lr, *, mix=_linear_mix, target=lambda x1, eps: x1, clock=lambda t: t,
@@ -335,6 +340,7 @@ def _told_nothing(K, V, waves, x1, eps, t, lr):
 def _backwards(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, 1 - t, lr, clock=lambda t: 1 - t)
 def _other_clock(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, clock=lambda t: 1 - t)
 def _clean(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, mix=lambda x1, eps, t: x1)
+def _along_columns(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, mix=_mix_by_column)
 def _noise_wanted(K, V, waves, x1, eps, t, lr): return _descend(K, V, waves, x1, eps, t, lr, target=lambda x, e: e)
 
 
@@ -370,6 +376,9 @@ DENOISER_STEP = (
     Mistake(_backwards, "Time runs backwards in your step. What is left of the image at t = 0?"),
     Mistake(_other_clock, "You mix at t, but you tell the denoiser another time. Which waves belong to its images?"),
     Mistake(_clean, "Your denoiser is given clean images. Which images does it see when it samples?"),
+    Mistake(_along_columns,
+            "The share of noise changes from column to column within an image. Which axis does t, of shape "
+            "(B,), meet first, and which one should it meet?"),
     Mistake(_noise_wanted, "You compare the prediction with the noise. What does this denoiser predict?"),
     Mistake(_velocity_wanted, "You compare the prediction with a velocity. What does this denoiser predict?"),
     Mistake(_summed, "You sum the squares. What is asked for, so that `lr` suits any batch and any size?"),
@@ -388,10 +397,10 @@ def _some_waves(t: Tensor) -> Tensor: return torch.stack([t, torch.sin(3 * t), t
 
 def _denoiser_cases() -> list[tuple]:
     times = torch.tensor([0.1, 0.45, 0.8, 0.95], dtype=torch.float64), torch.tensor([0.3, 0.6], dtype=torch.float64)
-    return [(0.3 * normal(3, 3, 3, 3, seed=20), normal(3, 3, seed=21), _some_waves, normal(4, 3, 5, 6, seed=22),
-             normal(4, 3, 5, 6, seed=23), times[0], 0.2),
-            (0.5 * normal(1, 1, 3, 3, seed=24), normal(3, 1, seed=25), _some_waves, normal(2, 1, 4, 3, seed=26),
-             normal(2, 1, 4, 3, seed=27), times[1], 0.5)]
+    return [(0.3 * normal(3, 3, 3, 3, seed=20), normal(3, 3, seed=21), _some_waves, normal(4, 3, 5, 4, seed=22),
+             normal(4, 3, 5, 4, seed=23), times[0], 0.2),
+            (0.5 * normal(1, 1, 3, 3, seed=24), normal(3, 1, seed=25), _some_waves, normal(2, 1, 4, 2, seed=26),
+             normal(2, 1, 4, 2, seed=27), times[1], 0.5)]
 
 # %% ../../nbs/solutions/12_pictures.ipynb #9e75e6ba
 def heun_images(predict, x0, n):
@@ -475,7 +484,7 @@ HEUN_IMAGES = (
 
 def _overshoots(x: Tensor, t: Tensor) -> Tensor:
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-    return 1.5 * torch.sin(x + 2 * t) + 0.3 * x.roll(1, -1)
+    return 1.5 * torch.cos(2 * x + 3 * t) + 0.3 * x.roll(1, -1)
 
 
 def _heun_cases() -> list[tuple]:

@@ -46,29 +46,24 @@ def _noise_on_top(x, x1, eps, fill, t): return put_back(x + _sigma(t) * eps, x1,
 
 
 def _last_dimension(x, x1, eps, fill, t):
-    if len(t) != x.shape[-1]: return put_back(x, x1, eps, fill, t)
     angle = math.pi * t / 2
     return torch.where(fill, x, angle.sin() * x1 + angle.cos() * eps)
 
 
 PUT = (
     Mistake(_wrong_way,
-            "Polarity: this tool's mask is True where to fill. There x stays; what "
-            "is known is put back where it is False."),
-    Mistake(_clean,
-            "You put the clean image back. At time t the known part has to carry the "
-            "noise of time t: alpha x1 + sigma eps."),
-    Mistake(_linear, "This is the linear path. Here alpha = sin(πt/2) and sigma = cos(πt/2)."),
-    Mistake(_swapped,
-            "alpha and sigma are swapped: at t = 1, where the sine is 1, nothing but "
-            "data is left."),
-    Mistake(_added,
-            "The data have a weight too: alpha x1 + sigma eps. At t = 0 none of them is seen."),
-    Mistake(_all_over, "You replaced the whole image. Where fill is True, x stays as it is."),
-    Mistake(_one_time, "Every image has its own time; you used the first one for all."),
-    Mistake(_noise_on_top, "Where fill is True, x has its noise already. Leave it alone."),
+            "You kept what should be filled, and filled the rest. What does True mean in this "
+            "tool's mask?"),
+    Mistake(_clean, "You put the clean image back. How noisy is the rest of x at time t?"),
+    Mistake(_linear, "This is the linear path. Which alpha and sigma are given here?"),
+    Mistake(_swapped, "alpha and sigma are swapped. What should be left at t = 1?"),
+    Mistake(_added, "Your data enter at full strength. How much of them should be seen at t = 0?"),
+    Mistake(_all_over, "You replaced the whole image. What should stay where fill is True?"),
+    Mistake(_one_time, "You used the first time for all. Which time does each image have?"),
+    Mistake(_noise_on_top,
+            "You added noise where fill is True. Does x have its noise there already?"),
     Mistake(_last_dimension,
-            "The time met the last dimension, the columns of pixels. Shape it (B, 1, 1, 1)."),
+            "The time met the last dimension, the columns of pixels. Which shape lets it meet the images?"),
 )
 
 
@@ -78,8 +73,8 @@ def _mask(*shape: int, seed: int) -> Tensor:
 
 def _put_cases() -> list[tuple]:
     cases = []
-    # In the second a batch of 4 fits the last dimension as well.
-    for k, shape in enumerate(((3, 1, 4, 5), (4, 3, 4, 4))):
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         x = normal(*shape, seed=k)
         x1 = normal(*shape, seed=5 + k)
         eps = normal(*shape, seed=9 + k)
@@ -189,7 +184,7 @@ def _repaint_cases() -> list[tuple]:
     some = torch.tensor([True, False, True, False]), torch.tensor([False, True, False])
     return [(_guess_of, normal(3, 4, seed=20), normal(3, 4, seed=21), some[0], _cosine_alpha, _cosine_sigma,
              [0.0, 0.2, 0.35, 0.6, 0.8, 0.9, 1.0], 2, 3, normal(24, 3, 4, seed=22)),
-            (_guess_of, 3 * normal(2, 3, seed=23), normal(2, 3, seed=24), some[1], _straight_alpha, _straight_sigma,
+            (_guess_of, 3 * normal(2, 3, seed=23), 4 * normal(2, 3, seed=24), some[1], _straight_alpha, _straight_sigma,
              [0.1, 0.3, 0.5, 0.7, 0.95], 2, 2, normal(10, 2, 3, seed=25))]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #dc6be414
@@ -330,22 +325,19 @@ def _tiled(changed, side, reach): return ~_dilated(changed.repeat(side, side), r
 
 SAFE = (
     Mistake(_own_square,
-            "The decoder reaches beyond the cell's own square: grow it by reach pixels."),
-    Mistake(_unsafe, "These are the pixels that may change. Return True where nothing can."),
-    Mistake(_cells_grown,
-            "You grew by reach cells. reach counts pixels: enlarge first, then grow."),
+            "You stop at the edge of the cell's own square. How far does the decoder reach?"),
+    Mistake(_unsafe, "These are the pixels that may change. Which ones are asked for?"),
+    Mistake(_cells_grown, "You grew by reach cells. In which unit is reach given?"),
     Mistake(_reach_halved,
             "That is half of the reach. How wide is a window that extends `reach` pixels to each "
             "side of its centre?"),
-    Mistake(_reach_more,
-            "You grew by one pixel too many. With reach = 0 only the squares themselves change."),
-    Mistake(_from_the_middle,
-            "You grew from the middle of the cell. Count reach from the edge of its square."),
-    Mistake(_diamond, "You grew along rows and columns only; corners are reached as well."),
-    Mistake(_polarity, "changed is True where a cell changes."),
+    Mistake(_reach_more, "You grew by one pixel too many. Which pixels change if reach is 0?"),
+    Mistake(_from_the_middle, "You grew from the middle of the cell. From where does reach count?"),
+    Mistake(_diamond,
+            "You grew along rows and columns only. Does the decoder reach corners as well?"),
+    Mistake(_polarity, "You kept the cells that change. What does True mean in `changed`?"),
     Mistake(_tiled,
-            "repeat lays copies of the mask side by side. Each cell has to become a "
-            "square: repeat_interleave."),
+            "Your mask lies there in copies, side by side. What should become of each cell?"),
 )
 
 
@@ -417,29 +409,26 @@ def _absolute(predict, x, x1, known, zeta):
 
 PUSH = (
     Mistake(_squared,
-            "This is the gradient of the square. Take the norm: near the goal its "
-            "gradient does not fade."),
+            "This is the gradient of the square. Which power of the norm has a gradient that "
+            "does not fade near the goal?"),
     Mistake(_half_square,
-            "This is the gradient of half the square. Take the norm: near the goal "
-            "its gradient does not fade."),
-    Mistake(_uphill, "Wrong sign: the error has to become smaller."),
+            "This is the gradient of half the square, which fades near the goal. Of what is "
+            "the gradient asked for?"),
+    Mistake(_uphill, "Your push makes the error larger. Against which direction should it go?"),
     Mistake(_mean_of_norms,
-            "You divided by the batch. Each sample has a push of its own: "
-            "differentiate the sum of the norms."),
+            "You divided by the batch. Does a sample's push depend on how many others there "
+            "are?"),
     Mistake(_one_norm,
-            "One norm over the whole batch couples the samples. Take a norm for "
-            "each, dim=1, and then sum."),
-    Mistake(_hole, "Polarity: the error is measured where x1 is known."),
-    Mistake(_all_of_it, "Only the known part of x1 may count. Multiply the error by the mask."),
+            "One norm over the whole batch couples the samples. How many norms are there?"),
+    Mistake(_hole, "You measured the error in the hole. Where is x1 known?"),
+    Mistake(_all_of_it, "You compare all of x1. Which part of it is known?"),
     Mistake(_not_through,
-            "You moved towards x1 itself. The push is a gradient at x, through "
-            "predict: that is how it reaches the unknown part."),
-    Mistake(_of_x, "Measure the error of the predicted x1, predict(x), not that of x."),
-    Mistake(_known_only,
-            "You cut the push off where x1 is unknown. It is needed there most of all."),
-    Mistake(_unscaled, "zeta is missing: it sets the length of the push."),
-    Mistake(_absolute,
-            "This sums absolute values. The norm is the square root of the sum of squares."),
+            "You moved towards x1 itself. How would a push reach the part where x1 is "
+            "unknown?"),
+    Mistake(_of_x, "You measured the error of x. Which image should be like x1?"),
+    Mistake(_known_only, "You cut the push off where x1 is unknown. Where is it needed most?"),
+    Mistake(_unscaled, "Your push has a length of its own. What is zeta for?"),
+    Mistake(_absolute, "This sums absolute values. How does Pythagoras get a length?"),
 )
 
 
@@ -453,7 +442,7 @@ def _turn(x: Tensor) -> Tensor: return (x.roll(1, 1) + 0.5 * x).tanh()
 def _push_cases() -> list[tuple]:
     known = torch.tensor([True, False, True])
     return [(_bend, normal(4, 3, seed=60), normal(4, 3, seed=70), ~known, 0.7),
-            (_turn, normal(4, 3, seed=61), normal(4, 3, seed=71), known, 0.7 - 0.25)]
+            (_turn, normal(4, 3, seed=61), normal(4, 3, seed=71), known, 6.0)]
 
 # %% ../../nbs/solutions/20_inpainting.ipynb #b1070039
 def two_ups(alpha, sigma, s, t, r):
@@ -521,15 +510,14 @@ TWO_UPS = (
     Mistake(_stds_plainly_added,
             "You added standard deviations. What adds up, and what does the second step do to the first noise?"),
     Mistake(_first_noise_unscaled, "What does the second step do to the noise of the first?"),
-    Mistake(_variance, "This is the variance. The standard deviation is its square root."),
-    Mistake(_only_the_second, "This is the way from t to r alone. It began at s."),
-    Mistake(_only_the_first, "This is the way from s to t alone. It ends at r."),
+    Mistake(_variance, "This is the variance. How do you get from it to a standard deviation?"),
+    Mistake(_only_the_second, "This is the way from t to r alone. Where did it begin?"),
+    Mistake(_only_the_first, "This is the way from s to t alone. Where does it end?"),
     Mistake(_sigma_r,
-            "At r the noise has size sigma(r) in all, but a part of it was already in x_s."),
+            "At r the noise has size sigma(r) in all. How much of it was in x_s already?"),
     Mistake(_sigma_unscaled,
             "By what is the noise that x_s holds scaled on the way?"),
-    Mistake(_upside_down,
-            "The factor is upside down: going up there is less data, so it is below 1."),
+    Mistake(_upside_down, "Your factor is above 1. Is there more of the data at r, or less?"),
     Mistake(_difference,
             "You subtracted standard deviations. Of what should the difference be taken?"),
     Mistake(_only_alpha,

@@ -29,9 +29,9 @@ def latent_step(W, mean, std, shift, scale, eta, eps, t, lr):
     return W.detach() - lr * torch.autograd.grad(loss, W)[0]
 
 # %% ../../nbs/solutions/18_latent.ipynb #8e1060d3
-def _descend(W, z1, eps, t, lr, target=None, reduce=torch.mean):
+def _descend(W, z1, eps, t, lr, target=None, reduce=torch.mean, shape=(-1, 1, 1, 1)):
     W = W.clone().requires_grad_()
-    t = t[:, None, None, None]
+    t = t.reshape(shape)
     z = t * z1 + (1 - t) * eps
     u = torch.einsum("oi,bihw->bohw", W, torch.cat([z, t.expand_as(z[:, :1])], 1))
     loss = reduce((u - (z1 - eps if target is None else target)).square())
@@ -93,6 +93,10 @@ def _summed(W, mean, std, shift, scale, eta, eps, t, lr):
     return _descend(W, _in_units(mean + std * eta, shift, scale), eps, t, lr, reduce=torch.sum)
 
 
+def _along_width(W, mean, std, shift, scale, eta, eps, t, lr):
+    return _descend(W, _in_units(mean + std * eta, shift, scale), eps, t, lr, shape=(-1,))
+
+
 def _uphill(W, mean, std, shift, scale, eta, eps, t, lr):
     return latent_step(W, mean, std, shift, scale, eta, eps, t, -lr)
 
@@ -114,16 +118,19 @@ LATENT_STEP = (
     Mistake(_towards_data, "You compare a velocity with a latent. What is the velocity on the linear path?"),
     Mistake(_summed, "You sum the squares. Which average is asked for?"),
     Mistake(_uphill, "After your step the loss is larger. In which direction does gradient descent go?"),
+    Mistake(_along_width,
+            "Your time changes from column to column within a latent. Which axis does t, of shape (B,), meet "
+            "first, and which one should it meet?"),
 )
 
 
 def _latent_cases() -> list[tuple]:
     times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), torch.tensor([0.3, 0.8, 0.6, 0.2], dtype=torch.float64)
-    return [(normal(2, 3, seed=30), 1 + 3 * normal(3, 2, 2, 5, seed=31), 0.2 + 2 * uniform(3, 2, 2, 5, seed=32),
-             normal(2, seed=33), 0.5 + 3 * uniform(2, seed=34), normal(3, 2, 2, 5, seed=35),
-             normal(3, 2, 2, 5, seed=36), times[0], 0.1),
-            (normal(3, 4, seed=37), normal(4, 3, 5, 2, seed=38) - 2, 0.1 + uniform(4, 3, 5, 2, seed=39),
-             normal(3, seed=40), 0.2 + uniform(3, seed=41), normal(4, 3, 5, 2, seed=42), normal(4, 3, 5, 2, seed=43),
+    return [(normal(2, 3, seed=30), 1 + 3 * normal(3, 2, 5, 3, seed=31), 0.2 + 2 * uniform(3, 2, 5, 3, seed=32),
+             normal(2, seed=33), 0.5 + 3 * uniform(2, seed=34), normal(3, 2, 5, 3, seed=35),
+             normal(3, 2, 5, 3, seed=36), times[0], 0.1),
+            (normal(3, 4, seed=37), normal(4, 3, 5, 4, seed=38) - 2, 0.1 + uniform(4, 3, 5, 4, seed=39),
+             normal(3, seed=40), 0.2 + uniform(3, seed=41), normal(4, 3, 5, 4, seed=42), normal(4, 3, 5, 4, seed=43),
              times[1], 0.4)]
 
 # %% ../../nbs/solutions/18_latent.ipynb #507a0f78
@@ -288,7 +295,7 @@ REDRAW = (
 
 
 def _halved(x: Tensor) -> Tensor: return torch.cat([F.avg_pool2d(x, 2), F.max_pool2d(x, 2)], 1)
-def _doubled(z: Tensor) -> Tensor: return torch.tanh(F.interpolate(z[:, :1] - 0.5 * z[:, 1:2], scale_factor=2))
+def _doubled(z: Tensor) -> Tensor: return 4 * torch.tanh(F.interpolate(z[:, :1] - 0.5 * z[:, 1:2], scale_factor=2))
 def _as_time(z: Tensor, t: Tensor) -> Tensor: return torch.as_tensor(t, dtype=z.dtype).reshape(-1, 1, 1, 1)
 def _plain(z: Tensor, t: Tensor) -> Tensor: return torch.sin(z + _as_time(z, t))
 def _told(z: Tensor, t: Tensor) -> Tensor: return torch.cos(2 * z) * _as_time(z, t) + 0.5
@@ -401,7 +408,7 @@ STRETCH = (
 
 
 def _waves(z: Tensor) -> Tensor:
-    return torch.cat([torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
+    return torch.cat([3 * torch.sin(2 * z), z.square(), z.roll(1, -1) * z], 1)
 
 
 def _stretch_cases() -> list[tuple]:

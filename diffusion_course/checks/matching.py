@@ -131,7 +131,7 @@ STUCK = (
 
 
 def _target_cases() -> list[tuple]:
-    return [(2 * normal(9, 2, seed=3) + 1,), (normal(6, 3, seed=4),)]
+    return [(2 * normal(9, 2, seed=3) + 1,), (3 * normal(6, 3, seed=4) - 4,)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #6f9852d4
 def variations(u, x, z, w, n):
@@ -259,7 +259,7 @@ def _variation_cases() -> list[tuple]:
     return [
         (_to_three_hills, normal(6, 2, seed=5), normal(6, 2, seed=15), 0.3, 8),
         (_turning, normal(5, 2, seed=6), normal(5, 2, seed=16), 0.6, 3),
-        (_straight, normal(4, 3, seed=7), normal(4, 3, seed=17), 0.2, 2),
+        (_straight, 3 * normal(4, 3, seed=7), normal(4, 3, seed=17), 0.2, 2),
         (_to_three_hills, normal(4, 2, seed=11), normal(4, 2, seed=18), 0.8, 20),
     ]
 
@@ -519,7 +519,7 @@ AVERAGE = (
 
 
 def _average_cases() -> list[tuple]:
-    return [(4 * normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.6)]
+    return [(6 * normal(8, 3, seed=5), 0.9), (normal(5, 2, seed=6), 0.6)]
 
 # %% ../../nbs/solutions/05_flow_matching.ipynb #b6987c9f
 EXERCISES = {

@@ -529,7 +529,7 @@ def _posterior_cases() -> list[tuple]:
     for std in ([0.4, 1.7], [0.3, 0.9, 2.0]):
         D = len(std)
         for alpha, sigma in ((0.3, 0.8), (0.9, 0.2)):
-            x = normal(5, D, seed=16)
+            x = 4 * normal(5, D, seed=16)
             mean = normal(D, seed=17)
             cases.append((x, alpha, sigma, mean, torch.tensor(std, dtype=torch.float64)))
     return cases
@@ -634,7 +634,7 @@ LEAVE_ONE_OUT = (
 
 
 def _left_out_cases() -> list[tuple]:
-    def data() -> Tensor: return normal(7, 2, seed=18)
+    def data() -> Tensor: return 2 * normal(7, 2, seed=18)
 
     cases = []
     for alpha, sigma in ((0.5, 0.6), (0.7, 0.4), (0.98, 0.02)):

@@ -159,19 +159,23 @@ def _times_counted(calls, steps, guided, singular_start, singular_end, noisy_end
 
 CALLS = (
     Mistake(_ends_as_others,
-            "A step that touches a singular end is a DDIM "
-            "step: it costs one call, whatever the stepper."),
+            "You count a step that touches a singular end like any other. Which step is taken "
+            "there, and what does it cost?"),
     Mistake(_ends_for_free,
-            "A step at a singular end isn't free: the model is evaluated once, at another time."),
+            "You count nothing at a singular end. Where is the model evaluated instead?"),
     Mistake(_noisy_end_forgotten,
-            "Where the path ends with noise, another call gives the data point."),
-    Mistake(_guidance_forgotten, "A guided model runs the network twice in each call."),
-    Mistake(_noisy_end_unguided, "The call after the last step is guided too: it costs two."),
+            "One call is missing where the path ends with noise. How does the run get from "
+            "there to a data point?"),
+    Mistake(_guidance_forgotten,
+            "You count calls of the guided model. How often does it run its network in each?"),
+    Mistake(_noisy_end_unguided, "You count the call after the last step once. Is it guided, too?"),
     Mistake(_noisy_end_as_a_step,
-            "The call after the last step is one call, not a step of the stepper."),
+            "You count a whole step of the stepper after the last one. How many calls does a "
+            "data point take?"),
     Mistake(_both_ends_always,
-            "With a single step both ends may belong to the same step. Don't count it twice."),
-    Mistake(_times_counted, "A grid of n steps has n + 1 times, but n steps. Count steps."),
+            "You count two steps at the ends. How many steps are there in a run of a single "
+            "one?"),
+    Mistake(_times_counted, "You counted times. How many steps lie between n + 1 of them?"),
 )
 
 
@@ -242,7 +246,7 @@ def _gaussian_eps(x, t):  # of data N((1, -1/2), I / 4) on the linear path
 
 def _solver_cases() -> list[tuple]:
     times = (0.2, 0.5), (0.5, 0.9), (0.05, 0.1)
-    return [(_gaussian_eps, normal(5, 2, seed=seed), t, s) for seed, (t, s) in enumerate(times)]
+    return [(_gaussian_eps, 5 * normal(5, 2, seed=seed), t, s) for seed, (t, s) in enumerate(times)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #8f763acb
 def two_velocities(x, u, u_before, r, t, s):
@@ -292,22 +296,21 @@ def _over_both(x, u, u_before, r, t, s):
 TWO = (
     Mistake(_middle_of_times,
             "You know the velocity at t. How much later does the middle of the step lie?"),
-    Mistake(_euler,
-            "This is Euler. Use the older velocity too: it tells how the velocity changes."),
+    Mistake(_euler, "This is Euler. What does the older velocity tell?"),
     Mistake(_equal_steps,
             "This is right where both steps are equally long. Over which time did the velocity "
             "change by u - u_before?"),
-    Mistake(_wrong_sign, "The sign is off: if the velocity has grown, expect it to keep growing."),
+    Mistake(_wrong_sign,
+            "The sign is off. If the velocity has grown, what do you expect of it next?"),
     Mistake(_to_the_end,
-            "You used the velocity at the end of the step. Its "
-            "mean over the step is the value in the middle."),
+            "You used the velocity at the end of the step. Where on a straight line is its "
+            "mean taken?"),
     Mistake(_lengths_swapped,
-            "The lengths of the two steps are swapped: the change was observed over t - r."),
-    Mistake(_mean,
-            "The mean of the two is the velocity *before* "
-            "t. You need the one after: carry the line on."),
+            "You swapped the lengths of the two steps. Over which of them was the change "
+            "observed?"),
+    Mistake(_mean, "The mean of the two is the velocity *before* t. Where do you need it?"),
     Mistake(_from_the_older,
-            "The line is carried on from t, where the velocity is u, not u_before."),
+            "You carry the line on from u_before. Which velocity holds where the step begins?"),
     Mistake(_over_both, "The change u - u_before happened between two times. Which two?"),
 )
 
@@ -315,7 +318,7 @@ TWO = (
 def _two_cases() -> list[tuple]:
     cases = []
     for r, t, s in ((0.2, 0.3, 0.4), (0.1, 0.4, 0.5), (0.5, 0.6, 0.9)):
-        x, u, u_before = (normal(5, 2, seed=seed) for seed in (5, 6, 7))
+        x, u, u_before = (2 * normal(5, 2, seed=seed) for seed in (5, 6, 7))
         cases.append((x, u, u_before, r, t, s))
     return cases
 
@@ -384,7 +387,7 @@ def _gaussian_velocity(x, t):  # of data N((1, -1/2), I / 4) on the linear path
 
 def _multistep_cases() -> list[tuple]:
     grids = [0.0, 0.1, 0.3, 0.35, 0.8, 1.0], [0.0, 0.25, 0.5, 0.7, 1.0], [0.2, 0.3, 0.6]
-    return [(_gaussian_velocity, normal(5, 2, seed=seed), torch.tensor(ts, dtype=torch.float64))
+    return [(_gaussian_velocity, 6 * normal(5, 2, seed=seed), torch.tensor(ts, dtype=torch.float64))
             for seed, ts in enumerate(grids)]
 
 # %% ../../nbs/solutions/07_samplers.ipynb #bedc09ff
@@ -416,28 +419,31 @@ def _all_new_noise(log_snr, eta): return (1 - noise_kept(log_snr, eta) ** 2).sqr
 
 
 KEPT = (
-    Mistake(_first_skipped,
-            "You left the first step out: it exchanges noise as well, from l_0 to l_1."),
+    Mistake(_first_skipped, "You left the first step out. Does it exchange noise, too?"),
     Mistake(_one_big_step,
-            "You went from the first to the last time in one step. "
-            "Each step exchanges noise: multiply over the steps."),
+            "You went from the first to the last time in one step. What do the steps between "
+            "do to the noise?"),
     Mistake(_variance_kept,
             "This is the fraction of the *variance* that is kept. By what is the noise itself "
             "multiplied?"),
-    Mistake(_eta_as_variance, "The variance of the new noise goes with eta²."),
+    Mistake(_eta_as_variance,
+            "You took eta for a fraction of the variance. Which power of it does the variance "
+            "of the new noise have?"),
     Mistake(_last_step_only,
-            "You looked at the last step alone. The steps before it exchanged noise as well."),
+            "You looked at the last step alone. What did the steps before it do to the noise?"),
     Mistake(_eta_alone,
             "How much is drawn anew depends on the step as well. For a very small step, how much "
             "should it be?"),
     Mistake(_limit,
-            "That is the limit of very fine steps. Multiply "
-            "the factors of the steps that are there."),
+            "That is the limit of very fine steps. Which factor has each of the steps that "
+            "are there?"),
     Mistake(_new_for_kept,
-            "You followed the new part. The old noise is multiplied by what is *left* of it."),
-    Mistake(_half_of_log_snr, "log_snr is log(alpha²/sigma²): its exponential is the SNR already."),
+            "You followed the new part. Which fraction of the old noise is left beside it?"),
+    Mistake(_half_of_log_snr,
+            "You took log_snr for log(alpha/sigma). Of which ratio is it the logarithm?"),
     Mistake(_all_new_noise,
-            "This is the factor of all the *new* noise together. Return that of the first noise."),
+            "This is the factor of all the *new* noise together. Which one has the first "
+            "noise?"),
 )
 
 

@@ -50,6 +50,7 @@ def _rooted(x1, eps, alpha):
 
 
 def _noise_unscaled(x1, eps, alpha): return _as_column(alpha) * x1 + eps
+def _along_width(x1, eps, alpha): return alpha * x1 + (1 - alpha**2).sqrt() * eps
 def _one_level_for_all(x1, eps, alpha): return mix_pictures(x1, eps, alpha[:1].expand(len(x1)))
 
 
@@ -73,12 +74,15 @@ MIX = (
     Mistake(_one_level_for_all,
             "Every image got the level of the first. Each has its own: which shape lets alpha "
             "meet a batch of images?"),
+    Mistake(_along_width,
+            "Your levels change from column to column within an image. Which axis does alpha, of "
+            "shape (B,), meet first, and which one should it meet?"),
 )
 
 
 def _image_cases() -> list[tuple]:
-    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
-    shapes = ((3, 1, 4, 5), (4, 3, 4, 4))
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    shapes = ((4, 1, 5, 4), (4, 3, 4, 4))
     return [(normal(*s, seed=0), normal(*s, seed=1), uniform(s[0], seed=2)) for s in shapes]
 
 # %% ../../nbs/solutions/03_paths.ipynb #6f67fc3f
@@ -356,7 +360,7 @@ FLOW = (
 
 
 def _flow_cases() -> list[tuple]:
-    return [(normal(6, 2, seed=7), normal(9, 2, seed=8), 12), (normal(5, 3, seed=9), normal(4, 3, seed=10), 5)]
+    return [(normal(6, 2, seed=7), normal(9, 2, seed=8), 12), (normal(5, 3, seed=9), 3 * normal(4, 3, seed=10), 5)]
 
 # %% ../../nbs/solutions/03_paths.ipynb #b6987c9f
 EXERCISES = {

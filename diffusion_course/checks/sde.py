@@ -94,6 +94,7 @@ def _clamped(score, eps, sigma):
     return (sigma**2 * (score + eps / sigma.clamp(min=1e-12)).square()).mean()
 
 
+def _along_width(score, eps, sigma): return (sigma * score + eps).square().mean()
 def _one_sigma_for_all(score, eps, sigma): return (sigma.mean() * score + eps).square().mean()
 
 
@@ -122,18 +123,21 @@ LOSS = (
             "is |eps|²: multiply the weight in before you divide."),
     Mistake(_one_sigma_for_all,
             "Every image has its own sigma. Which shape lets it meet a batch of images?"),
+    Mistake(_along_width,
+            "Your sigma changes from column to column within an image. Which axis does a tensor of "
+            "shape (B,) meet first, and which one should it meet?"),
 )
 
 
 def _image_cases() -> list[tuple]:
     cases = []
-    # In the second a batch of 4 also fits the last dimension, which hides a wrong shape.
-    for shape in ((3, 1, 4, 5), (4, 3, 4, 4)):
+    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    for shape in ((4, 1, 5, 4), (4, 3, 4, 4)):
         B = shape[0]
         sigma = uniform(B, seed=4) * (torch.arange(B) > 0)
         cases.append((3 * normal(*shape, seed=2), normal(*shape, seed=3), sigma))
     # In the last no sigma is 0, so that a division by it is told from other ways to NaN.
-    cases.append((normal(2, 1, 3, 4, seed=5), normal(2, 1, 3, 4, seed=6), 0.2 + uniform(2, seed=7)))
+    cases.append((normal(4, 1, 3, 4, seed=5), normal(4, 1, 3, 4, seed=6), 0.2 + uniform(4, seed=7)))
     return cases
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #72ca2a57
@@ -208,7 +212,7 @@ STEP = (
 def _step_cases() -> list[tuple]:
     cases = []
     for t, h, churn in ((0.7, 0.05, 0.6), (0.4, 0.1, 1.5)):
-        x1, eps, z = (normal(5, 2, seed=seed) for seed in (6, 7, 8))
+        x1, eps, z = (3 * normal(5, 2, seed=seed) for seed in (6, 7, 8))
         alpha, sigma = _cosine(t)
         cases.append((alpha * x1 + sigma * eps, x1, eps, t, h, churn, z))
     return cases
@@ -312,7 +316,7 @@ SETTLED_VARIANCE = (
 
 
 def _variance_cases() -> list[tuple]:
-    return [(0.5 + uniform(n, seed=11), 0.05 + 0.4 * uniform(n, seed=12)) for n in (6, 4)]
+    return [(0.5 + 3 * uniform(n, seed=11), 0.05 + 0.4 * uniform(n, seed=12)) for n in (6, 4)]
 
 # %% ../../nbs/solutions/06_score_matching.ipynb #bc97eb45
 def sde_sampler(velocity, score, x, ts, churn, z):
@@ -371,7 +375,7 @@ def _sampler_cases() -> list[tuple]:
     even = [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
     cases = []
     for ts, churn in ((even, 1.0), ([0.0, 0.1, 0.4, 0.5, 0.9, 1.0], 0.5), (even, 2.0)):
-        noise = normal(len(ts) - 1, 6, 2, seed=2)
+        noise = 4 * normal(len(ts) - 1, 6, 2, seed=2)
         times = torch.tensor(ts, dtype=torch.float64)
         cases.append((_gaussian_velocity, _gaussian_score, normal(6, 2, seed=1), times, churn, noise))
     return cases

@@ -144,7 +144,7 @@ def _times(*values: float) -> Tensor: return torch.tensor(values, dtype=torch.fl
 def _path_cases() -> list[tuple]:
     return [
         (_field, normal(5, 2, seed=0), _times(0.0, 0.2, 0.5, 0.6)),
-        (_field, normal(5, 2, seed=1), _times(0.9, 0.7, 0.3)),
+        (_field, 3 * normal(5, 2, seed=1), _times(0.9, 0.7, 0.3)),
     ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #ada8dbe9
@@ -248,7 +248,7 @@ RALSTON_STEP = (
 
 
 def _step_cases() -> list[tuple]:
-    return [(_field, normal(5, 2, seed=0), 0.2, 0.5), (_field, normal(5, 2, seed=1), 0.9, 0.7)]
+    return [(_field, normal(5, 2, seed=0), 0.2, 0.5), (_field, 3 * normal(5, 2, seed=1), 0.9, 0.7)]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #d225ab55
 def em_path(u, g, x, ts, zs):
@@ -343,7 +343,7 @@ def _diffusion(x: Tensor, t: float) -> Tensor: return 0.3 + t + 0.2 * x.square()
 def _noisy_cases() -> list[tuple]:
     return [
         (_field, _diffusion, normal(5, 2, seed=2), _times(0.2, 0.3, 0.6), normal(2, 5, 2, seed=3)),
-        (_field, _diffusion, normal(5, 2, seed=4), _times(0.9, 0.8, 0.75, 0.6), normal(3, 5, 2, seed=5)),
+        (_field, _diffusion, 3 * normal(5, 2, seed=4), _times(0.9, 0.8, 0.75, 0.6), normal(3, 5, 2, seed=5)),
     ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #80c659cc
@@ -423,7 +423,7 @@ OU_STEP = (
 
 def _ou_cases() -> list[tuple]:
     numbers = ((0.1, 3.0, 1.5), (0.8, 0.7, 2.0), (1.0, 20.0, 3.0))  # h, theta, g
-    return [(normal(5, 2, seed=10), *h_theta_g, normal(5, 2, seed=11)) for h_theta_g in numbers]
+    return [(3 * normal(5, 2, seed=10), *h_theta_g, normal(5, 2, seed=11)) for h_theta_g in numbers]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #7303730f
 def cool(score, x, h, temperatures, zs):
@@ -522,7 +522,7 @@ def _score(x: Tensor) -> Tensor: return -x / 0.49 + x.sin()
 def _cooling_cases() -> list[tuple]:
     return [
         (_score, normal(6, 2, seed=6), 0.05, _times(2.5, 1.0, 0.3), normal(3, 6, 2, seed=7)),
-        (_score, normal(6, 2, seed=8), 0.02, _times(1.5, 0.4), normal(2, 6, 2, seed=9)),
+        (_score, 4 * normal(6, 2, seed=8), 0.02, _times(1.5, 0.4), normal(2, 6, 2, seed=9)),
     ]
 
 # %% ../../nbs/solutions/02_simulation.ipynb #64fd1416

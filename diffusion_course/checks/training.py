@@ -72,22 +72,24 @@ def _mean_of_all(total, weights, n, k):
 
 AVERAGE = (
     Mistake(_biased,
-            "This average still contains the zero it began with. Divide by the sum "
-            "of the factors of all updates."),
-    Mistake(_one_update_late, "n counts the updates *before* this one: with it there are n + 1."),
+            "This average still contains the zero it began with. What do the factors of all "
+            "updates add up to?"),
+    Mistake(_one_update_late,
+            "n counts the updates *before* this one. How many are there with it?"),
     Mistake(_before_first,
-            "At n = 0 you divide by 0. n counts the updates *before* this one: with "
-            "it there are n + 1."),
-    Mistake(_swapped, "You swapped the two fractions: k is kept, 1 - k is new."),
-    Mistake(_old_total, "The average has to include this update too: divide the *new* total."),
+            "At n = 0 you divide by 0. How many updates are there when this one is counted, "
+            "too?"),
+    Mistake(_swapped, "You swapped the two fractions. Which of them is kept?"),
+    Mistake(_old_total, "Your average leaves this update out. Which total holds it?"),
     Mistake(_keeps_divided,
-            "Return the total undivided: what is divided once must not go into the next update."),
+            "The total that you return is divided already. What becomes of it in the next "
+            "update?"),
     Mistake(_multiplied,
-            "The total is too small, because its factors sum to less than 1: divide, "
-            "don't multiply."),
-    Mistake(_not_weighted, "The new weights enter with the fraction 1 - k, not whole."),
-    Mistake(_mean_of_all,
-            "n + 1 is the number of updates. The factors of all updates sum to 1 - k^(n + 1)."),
+            "Your average is smaller than the total. Do the factors of all updates sum to "
+            "more than 1, or to less?"),
+    Mistake(_not_weighted,
+            "The new weights enter whole. Which fraction of the total do they replace?"),
+    Mistake(_mean_of_all, "n + 1 is the number of updates. What do their factors sum to?"),
 )
 
 
@@ -118,27 +120,26 @@ def _divided(k, batch, new_batch): return _half_life(k, 1) / batch, _new_k(k, ba
 
 
 HALF_LIFE = (
-    Mistake(_in_steps, "Your half-life is in steps. Each step sees a batch of images."),
+    Mistake(_in_steps, "Your half-life is in steps. How many images does each step see?"),
     Mistake(_time_constant,
-            "1 / (1 - k) steps is how long a weight is remembered on average. Half "
-            "of it is gone earlier."),
+            "1 / (1 - k) steps is how long a weight is remembered on average. After how many "
+            "is half of it gone?"),
     Mistake(_e_fold,
-            "After that many images a weight counts 1/e of what it did. The "
-            "half-life asks for one half."),
+            "After that many images a weight counts 1/e of what it did. Which fraction does a "
+            "half-life ask for?"),
     Mistake(_other_way,
-            "The exponent is upside down: a larger batch takes fewer steps, and each "
-            "of them must forget more."),
-    Mistake(_scaled,
-            "k isn't proportional to anything: it is multiplied step by step. Think of powers."),
+            "Your larger batch forgets less in each step. Does it take more steps for as many "
+            "images, or fewer?"),
+    Mistake(_scaled, "You scaled k. What is left of a weight after two steps?"),
     Mistake(_linear,
-            "Close, while 1 - k is small: that is the first term of the power. The "
-            "power itself is exact."),
-    Mistake(_same_k, "With the same k a larger batch remembers more images. k has to change."),
-    Mistake(_divided, "Steps times the batch size gives images; you divided."),
+            "Close, while 1 - k is small. What is left of a weight, exactly, after several "
+            "small steps?"),
+    Mistake(_same_k, "You kept k as it is. Does a larger batch then remember as many images?"),
+    Mistake(_divided, "You divided by the batch size. How many images do that many steps see?"),
 )
 
 
-def _keep_cases() -> list[tuple]: return [(0.9995, 128, 512), (0.99, 64, 16), (0.9, 100, 300)]
+def _keep_cases() -> list[tuple]: return [(0.99, 128, 512), (0.95, 64, 16), (0.9, 100, 300)]
 
 # %% ../../nbs/solutions/14_training.ipynb #2b67e9ab
 def cosine_rate(seen, images, warmup, last):
@@ -194,24 +195,21 @@ def _warm_from_last(seen, images, warmup, last):
 
 RATE = (
     Mistake(_from_the_start,
-            "Your cosine begins at 0 images, so the rate jumps when the warm-up "
-            "ends. Begin it there."),
+            "Your rate jumps when the warm-up ends. Where should the cosine begin?"),
     Mistake(_product,
-            "You multiplied the two: the rate never reaches 1. The warm-up comes "
-            "first, then the cosine."),
-    Mistake(_to_zero, "Your cosine falls to 0. Stretch it so that it ends at `last`."),
+            "You multiplied the two, and the rate never reaches 1. When does each of them "
+            "hold?"),
+    Mistake(_to_zero, "Your cosine falls to 0. Where should it end?"),
     Mistake(_cut_off,
-            "You cut the cosine off at `last`; it then stays flat for a while. "
-            "Stretch it instead."),
+            "You cut the cosine off at `last`; it then stays flat for a while. How can the "
+            "whole wave end there?"),
     Mistake(_too_high,
-            "You shifted the cosine up by `last`: it now begins at 1 + last. Stretch "
-            "its range to [last, 1]."),
-    Mistake(_straight, "That is a straight line. The cosine leaves 1 and reaches `last` gently."),
+            "You shifted the cosine up by `last`. Between which two numbers should it run?"),
+    Mistake(_straight, "That is a straight line. How does a cosine leave 1 and reach `last`?"),
     Mistake(_no_warmup,
             "The warm-up is missing. Which fraction of the rate holds below `warmup` images?"),
-    Mistake(_quarter,
-            "You used a quarter of the wave. Half of it, from 0 to pi, is flat at both ends."),
-    Mistake(_warm_from_last, "The warm-up starts at 0; only the end is at `last`."),
+    Mistake(_quarter, "You used a quarter of the wave. Which part of it is flat at both ends?"),
+    Mistake(_warm_from_last, "Your warm-up begins at `last`. Which rate should it begin with?"),
 )
 
 
@@ -274,24 +272,24 @@ def _by_column(orders, batch, step, rank, processes):
 
 BLOCK = (
     Mistake(_strided,
-            "You dealt the batch out like cards. A block is contiguous: the first "
-            "process takes the first part."),
+            "You dealt the batch out like cards. Which images belong to the first of "
+            "contiguous blocks?"),
     Mistake(_whole_batch,
-            "Every process would see the whole batch. Cut it into `processes` parts."),
+            "Every process would see the whole batch. Into how many parts should it be cut?"),
     Mistake(_everyone_the_first,
             "Every process would see the first part of the batch. Where does `rank` come in?"),
     Mistake(_first_epoch_again,
-            "You went through the first order again and again. Each epoch has its own row."),
+            "You went through the first order again and again. Where is the order of the next "
+            "epoch?"),
     Mistake(_drops_the_last,
-            "You began each epoch with a new batch and dropped the images left over "
-            "at its end. Batches run across the ends of epochs."),
+            "You dropped the images left over at the end of an epoch. What follows them in a "
+            "batch?"),
     Mistake(_steps_of_its_own,
-            "All processes together advance by `batch` a step, not by one part of "
-            "it: images would be seen twice."),
+            "Images would be seen twice. By how much do all processes together advance in a "
+            "step?"),
     Mistake(_batch_for_each,
-            "You gave each process a batch of its own. The batch belongs to all "
-            "processes together."),
-    Mistake(_by_column, "You read the orders column by column. An epoch is a row."),
+            "You gave each process a batch of its own. How many batches does one step have?"),
+    Mistake(_by_column, "You read the orders column by column. Is an epoch a row, or a column?"),
 )
 
 
@@ -476,7 +474,7 @@ def _pieces(sizes: tuple[int, ...], scale: float, seed: int) -> list[tuple[Tenso
 def _step_cases() -> list[tuple]:
     def case(sizes, scale, lr, longest, k, seed):
         weights = normal(3, 2, seed=seed), normal(2, seed=seed + 1)
-        averages = normal(3, 2, seed=seed + 2), normal(2, seed=seed + 3)
+        averages = 5 * normal(3, 2, seed=seed + 2), 5 * normal(2, seed=seed + 3)
         return (_loss, *weights, *averages, _pieces(sizes, scale, seed + 4), lr, longest, k)
     return [case((5, 2, 1), 3.0, 0.3, 0.3, 0.9, 100), case((6, 3), 1.0, 0.5, 0.13, 0.6, 200),
             case((1, 4, 6, 2), 2.0, 0.2, 0.2, 0.75, 300), case((2, 5), 1.0, 0.4, 50.0, 0.8, 400)]
@@ -509,7 +507,8 @@ UNIFORM_LOSS = (
     Mistake(_unweighted,
             "That is the mean at logit-normal times. Which times must count less?"),
     Mistake(_times_p,
-            "You multiplied by the density: times that are drawn often now count twice over."),
+            "You multiplied by the density. Should times that are drawn often count more for "
+            "it, or less?"),
     Mistake(_no_jacobian,
             "The normal density is that of the logit. What is the density of t itself?"),
     Mistake(_jacobian_inverted,
@@ -517,17 +516,17 @@ UNIFORM_LOSS = (
     Mistake(_unbiased,
             "This has no bias, and no finite variance either: one time near 0 or 1 can outweigh "
             "all others. By what could you divide in place of n?"),
-    Mistake(_normal_of_t, "The logit of t is normal, not t itself."),
-    Mistake(_summed, "You summed. The estimate is a mean with weights."),
+    Mistake(_normal_of_t, "You took t itself for normal. Which function of t is?"),
+    Mistake(_summed, "You summed. What makes a mean of a sum with weights?"),
     Mistake(_jacobian_only,
-            "t (1 - t) is one factor of 1 / p(t). The normal density of the logit is missing."),
+            "t (1 - t) is one factor of 1 / p(t). Which other one depends on the logit?"),
 )
 
 
 def _loss_cases() -> list[tuple]:
     t = normal(50, seed=11).sigmoid()
     return [(1 + t, t),
-            (normal(50, seed=12).square() + 1 - t, t),
+            (9 * normal(50, seed=12).square() + 1 - t, t),
             (normal(6, seed=14).square(), normal(6, seed=13).sigmoid())]
 
 # %% ../../nbs/solutions/14_training.ipynb #621b0f63

@@ -87,7 +87,7 @@ ATTEND = (
 def _attend_cases() -> list[tuple]:
     some = torch.tensor([[True, True, True, False, False], [True, False, True, True, False]])
     most = torch.tensor([[True, False, True]])
-    return [(2 * normal(2, 4, 12, seed=1), normal(2, 5, 12, seed=2), normal(2, 5, 12, seed=3), 3, some),
+    return [(2 * normal(2, 4, 12, seed=1), normal(2, 5, 12, seed=2), 2 * normal(2, 5, 12, seed=3), 3, some),
             (normal(1, 6, 8, seed=4), 2 * normal(1, 3, 8, seed=5), normal(1, 3, 8, seed=6) + 1, 4, most),
             (normal(2, 3, 6, seed=7), normal(2, 5, 6, seed=8), normal(2, 5, 6, seed=9), 2, some)]
 
@@ -140,7 +140,7 @@ STRESSED = (
 
 
 def _stressed_cases() -> list[tuple]:
-    return [(normal(4, 6, seed=20), normal(5, 6, seed=21), normal(5, 6, seed=22), 0.2 + 2 * uniform(5, seed=23)),
+    return [(normal(4, 6, seed=20), normal(5, 6, seed=21), 3 * normal(5, 6, seed=22), 0.2 + 2 * uniform(5, seed=23)),
             (2 * normal(3, 4, seed=24), normal(4, 4, seed=25), normal(4, 4, seed=26) - 1,
              torch.tensor([1.0, 0.0, 3.0, 1.0], dtype=torch.float64)),
             (normal(2, 8, seed=27), normal(3, 8, seed=28), normal(3, 8, seed=29),
@@ -235,7 +235,7 @@ def _field(x, t, c):
 def _composed_cases() -> list[tuple]:
     return [(_field, normal(3, 4, seed=40), 0.2, 0.5, ["a", "b"], [2.0, -0.5]),
             (_field, normal(2, 2, 3, seed=41), 0.6, 0.7, ["c"], [3.0]),
-            (_field, normal(4, 2, seed=42), 0.0, 0.4, ["b", "a", "c"], [1.0, 1.5, -2.0])]
+            (_field, 4 * normal(4, 2, seed=42), 0.0, 0.4, ["b", "a", "c"], [1.0, 1.5, -2.0])]
 
 # %% ../../nbs/solutions/24_transformer.ipynb #2972a150
 def is_above(first, second):
@@ -405,7 +405,7 @@ MERGE = (
 
 
 def _merge_cases() -> list[tuple]:
-    return [(normal(2, 24, 3, seed=110), 4, 6), (normal(1, 16, 2, seed=111), 8, 2), (normal(3, 4, 5, seed=112), 2, 2)]
+    return [(2 * normal(2, 24, 3, seed=110), 4, 6), (normal(1, 16, 2, seed=111), 8, 2), (normal(3, 4, 5, seed=112), 2, 2)]
 
 # %% ../../nbs/solutions/24_transformer.ipynb #c7aecadf
 def rotate(q, position, rates):
@@ -481,7 +481,7 @@ ROTATE = (
 
 def _rotate_cases() -> list[tuple]:
     position = torch.tensor([0.0, 3.0, 1.0, 7.5], dtype=torch.float64)
-    return [(normal(2, 4, 6, seed=120), position, 0.1 + uniform(3, seed=121)),
+    return [(2 * normal(2, 4, 6, seed=120), position, 0.1 + uniform(3, seed=121)),
             (normal(1, 3, 8, seed=122), torch.tensor([2.0, 5.0, -1.0], dtype=torch.float64), 0.5 ** torch.arange(4)),
             (normal(3, 2, 2, seed=123), torch.tensor([1.0, 4.0], dtype=torch.float64), torch.ones(1).double())]
 

@@ -79,32 +79,31 @@ def _by_variance(x, groups):
 
 NORM = (
     Mistake(_each_channel,
-            "You normalised each channel by itself. Several channels share one mean "
-            "and one variance."),
+            "You normalised each channel by itself. How many channels share one mean and one "
+            "variance?"),
     Mistake(_all_channels,
-            "You took all channels together. Each group has a mean and a variance of its own."),
-    Mistake(_batch_too, "You mixed the images of the batch. Leave dimension 0 alone."),
+            "You took all channels together. How many means are there in one image?"),
+    Mistake(_batch_too, "You mixed the images of the batch. Which dimension should be left alone?"),
     Mistake(_batch_norm,
-            "This is BatchNorm: a mean for each channel over all images. GroupNorm "
-            "stays within one image."),
+            "This is BatchNorm: a mean for each channel over all images. Over how many images "
+            "does GroupNorm's mean run?"),
     Mistake(_each_position,
-            "You normalised each position by itself. Mean and variance run over the "
-            "positions, too."),
+            "You normalised each position by itself. Over which dimensions do mean and "
+            "variance run, too?"),
     Mistake(_unbiased,
-            "Your variance divides by one less than the number of values. Take the "
-            "plain mean: unbiased=False."),
-    Mistake(_no_eps, "Add 1e-5 to the variance, or a uniform image divides by zero."),
+            "Your variance divides by one less than the number of values. Which argument of "
+            "torch's var changes that?"),
+    Mistake(_no_eps,
+            "You divide by zero in a uniform image. What keeps the variance from being 0?"),
     Mistake(_size_of_group,
-            "You made as many groups as a group has channels: `groups` is the number of groups."),
-    Mistake(_interleaved,
-            "Your groups take every n-th channel. Channels that follow each other "
-            "belong together."),
+            "You made as many groups as a group has channels. What does `groups` count?"),
+    Mistake(_interleaved, "Your groups take every n-th channel. Which channels belong together?"),
     Mistake(_eps_outside_the_root,
-            "Add 1e-5 to the variance, under the square root, not to the standard deviation."),
-    Mistake(_not_centred, "The mean is still there: subtract it first."),
+            "You added 1e-5 to the standard deviation. Where does it belong?"),
+    Mistake(_not_centred, "The mean is still there. What comes before the division?"),
     Mistake(_by_variance,
-            "You divided by the variance. Divide by its square root, which makes the "
-            "standard deviation 1."),
+            "You divided by the variance. By what do you divide to make the standard "
+            "deviation 1?"),
 )
 
 
@@ -211,25 +210,28 @@ def _as_sequence(x, p): return to_patches(x, p).flatten(2).transpose(1, 2)
 
 PATCHES = (
     Mistake(_only_reshaped,
-            "A reshape alone keeps pixels in their order in memory, row after row of "
-            "the whole image. Split the sides and permute."),
-    Mistake(_colour_last,
-            "Here the colour changes fastest. All pixels of the first colour should come first."),
-    Mistake(_columns_first, "Inside a square you went column by column. Go row by row."),
+            "A reshape alone keeps pixels in their order in memory, row after row of the "
+            "whole image. Which axes have to be split, and which exchanged?"),
+    Mistake(_colour_last, "Here the colour changes fastest. Which pixels should come first?"),
+    Mistake(_columns_first,
+            "Inside a square you went column by column. In which order should its pixels "
+            "come?"),
     Mistake(_far_apart,
-            "Your positions hold pixels that lie far apart. Split a side into (H/p, "
-            "p): first which square, then the position inside."),
-    Mistake(_squares_swapped, "You swapped rows and columns of the squares."),
-    Mistake(_pooled, "You averaged each square. All its pixels are kept, as channels."),
-    Mistake(_one_of_each, "You kept one pixel of each square. All are kept, as channels."),
+            "Your positions hold pixels that lie far apart. When a side is split in two axes, "
+            "which of them says where inside a square?"),
+    Mistake(_squares_swapped,
+            "You swapped rows and columns of the squares. Which square lies to the right of "
+            "the first?"),
+    Mistake(_pooled, "You averaged each square. How many of its numbers should be kept?"),
+    Mistake(_one_of_each, "You kept one pixel of each square. Where do the others go?"),
     Mistake(_as_sequence,
-            "This is a sequence of patches, as a transformer takes it. Here each "
-            "patch stays in its place: (B, C·p·p, H/p, W/p)."),
+            "This is a sequence of patches, as a transformer takes it. Which shape keeps each "
+            "patch in its place?"),
 )
 
 
 def _patch_cases() -> list[tuple]:
-    return [(normal(5, 3, 6, 8, seed=4), 2), (normal(2, 2, 12, 6, seed=5), 3)]
+    return [(normal(5, 3, 6, 8, seed=4), 2), (2 * normal(2, 2, 12, 6, seed=5), 3)]
 
 # %% ../../nbs/solutions/13_unet.ipynb #f335cf7b
 def ask_words(q, k, v, mask):
@@ -261,23 +263,24 @@ def _plain_mean(q, k, v, mask):
 
 
 WORDS = (
-    Mistake(_no_mask, "Missing words are attended to as well: you haven't used the mask."),
-    Mistake(_zero_score, "A score of 0 is not a weight of 0: exp(0) is 1. Use -inf."),
-    Mistake(_masked_after,
-            "You removed weights after the softmax, so the others no longer sum to "
-            "1. Mask before the softmax."),
-    Mistake(_not_scaled, "Divide the scores by the square root of d, the length of a query."),
-    Mistake(_by_d, "Divide by the square root of d, not by d."),
-    Mistake(_by_values, "The square root is that of the length of a query, not of a value."),
-    Mistake(_by_words,
-            "The square root is that of the length of a query, not of the number of words."),
+    Mistake(_no_mask, "Missing words are attended to as well. What is the mask for?"),
+    Mistake(_zero_score,
+            "You gave missing words a score of 0. Which weight does the softmax make of it?"),
+    Mistake(_masked_after, "You removed weights after the softmax. Do the others still sum to 1?"),
+    Mistake(_not_scaled, "Your scores grow with the length of a query. By what are they divided?"),
+    Mistake(_by_d,
+            "You divided by d. How fast does the standard deviation of a sum of d products "
+            "grow?"),
+    Mistake(_by_values, "You used the length of a value. Which two vectors make a score?"),
+    Mistake(_by_words, "You used the number of words. Over how many numbers does a score sum?"),
     Mistake(_over_positions,
-            "Your softmax runs over the positions. For each position the weights of "
-            "the *words* sum to 1."),
-    Mistake(_mask_inverted, "The mask is inverted: True means that there is a word."),
-    Mistake(_no_softmax, "The scores aren't weights yet: the softmax is missing."),
+            "Your softmax runs over the positions. Over what should the weights of one "
+            "position sum to 1?"),
+    Mistake(_mask_inverted, "The mask is inverted. What does True mean in it?"),
+    Mistake(_no_softmax,
+            "The scores aren't weights yet. What makes them positive, with a sum of 1?"),
     Mistake(_plain_mean,
-            "This is the plain mean of all words. Weight them by how well query and key agree."),
+            "This is the plain mean of all words. What should decide how much a word counts?"),
 )
 
 
@@ -287,7 +290,7 @@ def _word_cases() -> list[tuple]:
         mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1]]).bool()
         q = normal(3, n, d, seed=6)
         k = normal(3, 5, d, seed=7)
-        v = normal(3, 5, c, seed=8)
+        v = 3 * normal(3, 5, c, seed=8)
         cases.append((q, k, v, mask))
     return cases
 
@@ -373,7 +376,7 @@ def _block(seed: int, inputs: int, outputs: int):
     def block(h, e):
         mixed = torch.einsum("oc,bchw->bohw", W.to(h), h)
         slope = torch.linspace(0, 1, h.shape[3], dtype=h.dtype, device=h.device)
-        return torch.tanh(mixed + e.mean(1)[:, None, None, None] + slope)
+        return 4 * torch.tanh(mixed + e.mean(1)[:, None, None, None] + slope)
 
     return block
 

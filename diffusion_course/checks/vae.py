@@ -70,7 +70,7 @@ VAE_STEP = (
 
 def _step_cases() -> list[tuple]:
     return [(0.3 * normal(6, 4, seed=1), normal(2, 6, seed=2), normal(5, 6, seed=3), normal(5, 2, seed=4), 0.5, 0.1),
-            (0.3 * normal(4, 6, seed=5), normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
+            (0.3 * normal(4, 6, seed=5), 2 * normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #e989d76d
 def believed_noise(weight, D, m):
@@ -89,28 +89,30 @@ def _noise_times_two(weight, D, m): return math.sqrt(2 * weight * D / m)
 
 
 BELIEVED_NOISE = (
-    Mistake(_noise_variance, "That is the variance s². Take the square root."),
+    Mistake(_noise_variance,
+            "That is the variance s². How do you get from it to what is asked for?"),
     Mistake(_noise_kappa,
-            "That is kappa, twice the variance. The standard deviation is the square "
-            "root of half of it."),
+            "That is kappa. How is it made of the variance, and how do you get from there to "
+            "s?"),
     Mistake(_noise_without_two,
             "A factor of 2 is missing. What stands under the square in a Gaussian's exponent?"),
     Mistake(_noise_flipped,
-            "D and m are swapped: averaging the KL over few numbers makes each nat "
-            "more expensive."),
+            "D and m are swapped. Does averaging the KL over fewer numbers make each nat "
+            "cheaper, or more expensive?"),
     Mistake(_noise_same_reduction,
-            "That is right if error and KL are both divided by D. Here the KL is divided by m."),
+            "That is right if error and KL are divided by the same number. By what is each "
+            "divided here?"),
     Mistake(_noise_summed_kl,
-            "That is right for a KL summed over the code. Here it is averaged over its m numbers."),
+            "That is right for a KL summed over the code. What happens to its m numbers here?"),
     Mistake(_noise_all_summed,
-            "That is right for an error summed over the image. Here it is averaged "
-            "over its D numbers."),
+            "That is right for an error summed over the image. What happens to its D numbers "
+            "here?"),
     Mistake(_noise_times_two,
             "You multiplied by 2 where you should divide. For which s do the two losses agree?"),
 )
 
 
-def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (3.0, 64, 16)]
+def _noise_cases() -> list[tuple]: return [(0.01, 3072, 256), (0.5, 64, 16), (1e-4, 3072, 1024), (9.0, 64, 16)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #da15cd06
 def learn_codebook(z, codebook, rounds):
@@ -193,8 +195,8 @@ TIME = (
     Mistake(_time_ratio,
             "That is a ratio of signal to noise, not a time. At which time does the path have it?"),
     Mistake(_time_back,
-            "It is the other way round: large data stand out of the noise *earlier*, "
-            "so t' is above t for c > 1."),
+            "It is the other way round. Do large data stand out of the noise earlier, or "
+            "later?"),
     Mistake(_time_scaled, "t c leaves [0, 1]. Which ratio has to be equal on the two paths?"),
     Mistake(_time_log_snr,
             "That is the log-SNR at t. Which time t' has the same log-SNR for data "
@@ -203,14 +205,15 @@ TIME = (
             "t / c leaves [0, 1], and large data stand out earlier, not later. Which ratio has to"
             " be equal on the two paths?"),
     Mistake(_time_squared,
-            "c was squared, t was not. Compare standard deviations with standard deviations."),
+            "c was squared, t was not. Are t and 1 - t standard deviations, or variances?"),
     Mistake(_time_half_logit,
-            "You took the square root of c. The log-SNR moves by 2 log c, and is "
-            "itself *twice* the logit of t."),
+            "You took the square root of c. By how much does the log-SNR move, and how does "
+            "it depend on the logit of t?"),
     Mistake(_time_variance,
-            "That is the signal's fraction of the variance. t' itself is a fraction "
-            "of amplitudes: t' against 1 - t'."),
-    Mistake(_time_unchanged, "Time moves unless c is 1."),
+            "That is the signal's fraction of the variance. Of what is t' a fraction?"),
+    Mistake(_time_unchanged,
+            "Your time doesn't move. Does the same noise hide data that are twice as large as "
+            "well?"),
 )
 
 
@@ -274,23 +277,25 @@ def _bound_k_inside(log_likelihood, log_prior, log_q):
 
 BOUND = (
     Mistake(_bound_elbo,
-            "That is the mean of logarithms, the ELBO again. Here the logarithm "
-            "comes after the mean."),
-    Mistake(_bound_sum, "Take the mean over draws, not the sum: log K is missing."),
-    Mistake(_bound_plus_k, "A mean divides by K: subtract log K, don't add it."),
+            "That is the mean of logarithms, the ELBO again. Which comes first here, the mean "
+            "or the logarithm?"),
+    Mistake(_bound_sum,
+            "You took the sum over draws. What makes a mean of it, and what does that do to "
+            "the logarithm?"),
+    Mistake(_bound_plus_k, "You added log K. Does a mean multiply by K, or divide?"),
     Mistake(_bound_exp,
-            "This is right for small numbers. exp(-10000) is 0 and exp(2000) is "
-            "infinite: use logsumexp."),
-    Mistake(_bound_sign, "Divide by q: its logarithm is subtracted."),
+            "This is right for small numbers. What is exp(-10000) in floating point, and "
+            "which function of torch gets round it?"),
+    Mistake(_bound_sign, "You multiplied by q. Where does q stand in the weight of a draw?"),
     Mistake(_bound_kl_sign,
             "You subtracted the terms the wrong way round. Which density do the draws come from, "
             "and which one should they count as?"),
-    Mistake(_bound_best, "You kept only the best draw. All of them are averaged."),
-    Mistake(_bound_over_images, "You averaged over images. The draws are the first dimension."),
+    Mistake(_bound_best, "You kept only the best draw. What becomes of the others in a mean?"),
+    Mistake(_bound_over_images, "You averaged over images. Which dimension holds the draws?"),
     Mistake(_bound_no_prior,
             "Nothing corrects for where the draws come from. They are drawn from q: how much "
             "should each count for the prior?"),
-    Mistake(_bound_joint, "q is missing: where q draws often, each draw must count less."),
+    Mistake(_bound_joint, "q is missing. How much should a draw count from where q draws often?"),
     Mistake(_bound_k_inside,
             "Your mean is taken inside the logarithm in the wrong way. What becomes of dividing "
             "by K there?"),
@@ -363,30 +368,32 @@ def _linear_independent(W, s, x):
 
 
 LINEAR = (
-    Mistake(_linear_no_prior,
-            "The prior N(0, I) is missing: it adds I to the precision and pulls the mean to 0."),
-    Mistake(_linear_precision, "That is the precision. The covariance is its inverse."),
-    Mistake(_linear_s_not_squared, "s is a standard deviation: the likelihood has s²."),
+    Mistake(_linear_no_prior, "The prior N(0, I) is missing. Which precision does it have?"),
+    Mistake(_linear_precision, "That is the precision. How does a covariance come from it?"),
+    Mistake(_linear_s_not_squared,
+            "You took s for a variance. Which power of it stands in the likelihood?"),
     Mistake(_linear_diagonal,
-            "You kept only the diagonal. Columns that aren't orthogonal make the "
-            "numbers of the code correlated."),
-    Mistake(_linear_mean_unscaled, "The mean lacks the division by s²."),
+            "You kept only the diagonal. What links the numbers of a code when columns aren't "
+            "orthogonal?"),
+    Mistake(_linear_mean_unscaled,
+            "The covariance is right. By what is W^T x divided in the mean?"),
     Mistake(_linear_encoder,
             "x W has roughly the right direction. Which other factors does the posterior's mean "
             "have?"),
     Mistake(_linear_unscaled,
-            "The mean fits. The covariance is s² times the inverse that you took."),
+            "The mean fits. By which factor does your inverse differ from the covariance?"),
     Mistake(_linear_marginal,
-            "That looks like the covariance of x. Return the covariance of z, given x."),
+            "That looks like the covariance of x. Of which variable is it asked for, and "
+            "given which?"),
     Mistake(_linear_independent,
-            "That is the formula for orthogonal columns. Here W^T W is a full "
-            "matrix, and must be inverted as a whole."),
+            "That is the formula for orthogonal columns. Which entries of W^T W don't vanish "
+            "here?"),
 )
 
 
 def _linear_cases() -> list[tuple]:
     return [(normal(6, 3, seed=4), 0.5, normal(5, 6, seed=5)),
-            (normal(4, 4, seed=6), 1.3, normal(4, 4, seed=7))]
+            (normal(4, 4, seed=6), 1.3, 6 * normal(4, 4, seed=7))]
 
 # %% ../../nbs/solutions/17_vae.ipynb #b6987c9f
 EXERCISES = {

@@ -111,6 +111,7 @@ def _prepare_cases() -> list[tuple]:
         table = normal(n, D, seed=k) * torch.tensor([0.1, 30.0, 5.0][:D]) + torch.tensor([3.0, -40.0, 1.0][:D])
         held_out = torch.zeros(n, dtype=torch.bool)
         held_out[[1, 4, 5, 8]] = True
+        table[1] *= 6  # far from the others
         table[[2, 4, 7], [0, 1, 1]] = math.nan
         cases.append((table, held_out))
     return cases
@@ -177,7 +178,7 @@ def _less_cases() -> list[tuple]:
     for k, (B, drop, null) in enumerate(((12, 0.3, 3), (10, 0.5, 2))):
         u = (torch.arange(B) + 0.37) / B
         y = torch.arange(B) % null
-        cases.append((y, normal(B, 2 - k, seed=k), u[torch.randperm(B, generator=torch.Generator().manual_seed(k))],
+        cases.append((y, 3 * normal(B, 2 - k, seed=k), u[torch.randperm(B, generator=torch.Generator().manual_seed(k))],
                       drop, null))
     return cases
 
@@ -333,7 +334,7 @@ def _mixing(x, t): return torch.cos(x + 0.6 * x.roll(1, 1)) - 0.5 * x * (1 + t) 
 def _complete_cases() -> list[tuple]:
     cases = []
     for k, (B, D, n) in enumerate(((5, 3, 6), (4, 4, 5))):
-        rows = normal(B, D, seed=30 + k)
+        rows = 2 * normal(B, D, seed=30 + k)
         rows[torch.arange(B - 1), torch.arange(B - 1) % (D - 1)] = torch.nan
         rows[0, D - 2] = torch.nan
         cases.append((_mixing, rows, normal(B, D, seed=40 + k), n))
@@ -395,7 +396,7 @@ def _edit_field(x, t): return torch.cos(2 * x) - 0.7 * x * (1 + t)
 
 
 def _edit_cases() -> list[tuple]:
-    return [(_edit_field, normal(4, 3, seed=k), normal(4, 3, seed=5 + k), strength, n)
+    return [(_edit_field, 6 * normal(4, 3, seed=k), 6 * normal(4, 3, seed=5 + k), strength, n)
             for k, (strength, n) in enumerate(((0.7, 6), (0.35, 4)))]
 
 # %% ../../nbs/solutions/23_your_own.ipynb #23b0001a
