@@ -553,7 +553,7 @@ class TestOnePanel:
         self.shows(page, "1,1,0")
         kept, shown = page.locator(".ahead-kept"), page.locator(".ahead-parts").first
         assert "0 1 0" in kept.inner_text() and "1 1 0" in shown.inner_text()
-        assert "Kept: sampler = A, steps = 2, churn = 0" in kept.inner_text()
+        assert "Kept: sampler = A, steps = 2 Close" in kept.inner_text() and "t = 0.00" in kept.inner_text()
         assert kept.locator("img").count() == 3 and not kept.locator("canvas, .dc-bar").count()
         assert kept.locator("img").last.get_attribute("alt").startswith("b: 2 points")
         page.set_viewport_size({"width": 380, "height": 800})

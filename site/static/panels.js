@@ -189,7 +189,11 @@ class Panel {
     this.controls.forEach((control, k) => control.show(this.setting[k], off.includes(k)));
   }
 
-  words() { return this.entry.controls.map((c, k) => `${c.label} = ${c.shown[this.setting[k]]}`).join(", "); }
+  // The values of the controls that make a difference.
+  words() {
+    const off = this.off(this.setting), all = this.entry.controls.map((c, k) => `${c.label} = ${c.shown[this.setting[k]]}`);
+    return all.filter((_, k) => !off.includes(k)).join(", ");
+  }
 
   move(k, at) { return this.go(this.setting.with(k, at), k); }
 
@@ -216,7 +220,7 @@ class Panel {
     const copy = this.views.cloneNode(true), drawn = this.views.querySelectorAll("canvas");
     copy.querySelectorAll("canvas").forEach((canvas, k) => canvas.replaceWith(element("img", {
       class: "ahead-image", src: drawn[k].toDataURL(), width: drawn[k].clientWidth, height: drawn[k].clientHeight, alt: drawn[k].ariaLabel ?? "" })));
-    copy.querySelectorAll(".dc-bar").forEach((bar) => bar.remove());
+    copy.querySelectorAll(".dc-bar").forEach((bar) => bar.replaceWith(bar.querySelector(".dc-clock")));
     copy.querySelectorAll("[tabindex]").forEach((node) => node.removeAttribute("tabindex"));
     const close = element("button", { type: "button", class: "ahead-close" }, "Close");
     close.onclick = () => { this.kept.hidden = true; this.kept.replaceChildren(); this.keeping.focus(); };
