@@ -48,6 +48,8 @@ const CSS = `
 .dc-panel .dc-pictures { position: relative; margin: 4px 0 0; gap: 0; }
 .dc-panel .dc-pictures > * { transition: opacity 0.1s; }
 .dc-panel .dc-picture { margin: 0; min-width: 0; height: auto; background: #fff; }
+[data-jp-theme-light="false"] .dc-panel .dc-picture, .vscode-dark .dc-panel .dc-picture, html[theme="dark"] .dc-panel .dc-picture {
+  background: #e9ebee; filter: brightness(0.92); }
 .dc-panel .dc-text { color: var(--jp-content-font-color1, var(--dc-ink)); flex: 0 1 auto; min-width: 0; height: auto; overflow: visible; }
 .dc-panel.dc-old .dc-pictures > * { opacity: 0.45; }
 .dc-panel.dc-old.dc-busy .dc-pictures > * { transition-delay: 0.15s; }
@@ -121,7 +123,9 @@ function render({ model, el }) {
   const again = () => panel && dress(panel, model);
   const twice = (event) => {
     const row = event.target.closest(".dc-controls > *"), at = [...(row?.parentElement.children ?? [])].indexOf(row);
-    if (row?.querySelector(".noUi-handle") && !event.target.closest(".widget-readout")) model.send({ reset: at });
+    if (!row || row.classList.contains("dc-off") || event.target.closest(".widget-readout")) return;
+    // A slider anywhere; elsewhere two clicks choose twice, and the name is what stands for the control.
+    if (row.querySelector(".noUi-handle") || event.target.closest(".widget-label, .widget-label-basic")) model.send({ reset: at });
   };
   const start = (tries) => {
     panel = el.closest(".dc-panel");

@@ -19,12 +19,15 @@ const CSS = `
 .dc-pane { min-width: 0; margin: 0; }
 .dc-title { text-align: center; font-weight: 600; padding-bottom: 4px; overflow-wrap: anywhere; }
 .dc-canvas { display: block; width: 100%; border: 1px solid #e1e4e8; border-radius: 3px; background: #fff; }
+[data-jp-theme-light="false"] .dc-canvas, .vscode-dark .dc-canvas { filter: brightness(0.92); }
 .dc-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 4px 8px; padding-top: 7px; }
 .dc-bar input[type=range] { accent-color: var(--dc-blue); height: 24px; min-width: 0; margin: 0; padding: 0; cursor: pointer; }
-.dc-play { flex: none; width: 30px; height: 26px; padding: 0; display: grid; place-items: center; cursor: pointer; color: var(--dc-ink);
+.dc-play, .dc-step { flex: none; width: 30px; height: 26px; padding: 0; display: grid; place-items: center; cursor: pointer; color: var(--dc-ink);
   background: var(--dc-soft); border: 1px solid var(--dc-rim); border-radius: 4px; }
-.dc-play:hover { border-color: var(--dc-blue); }
-.dc-play svg { width: 12px; height: 12px; fill: currentColor; }
+.dc-step { width: 24px; }
+.dc-step + .dc-step { margin-left: -5px; }
+.dc-play:hover, .dc-step:hover { border-color: var(--dc-blue); }
+.dc-play svg, .dc-step svg { width: 12px; height: 12px; fill: currentColor; }
 .dc-bar .dc-scrub { flex: 1 1 100%; }
 .dc-clock { flex: none; min-width: 56px; font-size: 12px; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .dc-speed { flex: none; font: inherit; font-size: 12px; color: var(--dc-ink); background: var(--dc-soft); border: 1px solid var(--dc-rim); border-radius: 4px; padding: 2px 0 2px 2px; width: 60px; margin: 0; }
@@ -38,7 +41,9 @@ const CSS = `
 .dc-player [hidden] { display: none; }
 `;
 const ICONS = { play: '<svg viewBox="0 0 12 12"><path d="M2 0.5 L11 6 L2 11.5Z"/></svg>',
-  pause: '<svg viewBox="0 0 12 12"><path d="M1.5 0.5h3v11h-3z M7.5 0.5h3v11h-3z"/></svg>' };
+  pause: '<svg viewBox="0 0 12 12"><path d="M1.5 0.5h3v11h-3z M7.5 0.5h3v11h-3z"/></svg>',
+  back: '<svg viewBox="0 0 12 12"><path d="M9 1 L3.5 6 L9 11Z M1.5 1h1.5v10h-1.5z"/></svg>',
+  on: '<svg viewBox="0 0 12 12"><path d="M3 1 L8.5 6 L3 11Z M9 1h1.5v10h-1.5z"/></svg>' };
 
 // ---- data ----------------------------------------------------------------------------------------------------------
 
@@ -195,6 +200,20 @@ function text(ctx, s, x, y, align, baseline, color = FAINT) {
 
 const short = (v) => String(Math.round(v * 1000) / 1000).replace("-", "\u2212");
 
+// Where a point is on the canvas at time t; null where it isn't drawn.
+function place(pane, x, i, t, W, H) {
+  const [a, b] = pane.dim === 2 ? [x[2 * i], x[2 * i + 1]] : [0, x[i]];
+  if (!(Math.abs(a) < 1.1 && Math.abs(b) < 1.1) || (pane.dim === 1 && i >= pane.lines)) return null;
+  return pane.dim === 2 ? [(a + 1) * W / 2, (1 - b) * H / 2] : [along(pane, t, W), (1 - b) * (H - 17) / 2];
+}
+
+function ring(ctx, [x, y]) {
+  for (const [color, width] of [["#fff", 4.5], ["#111", 2]]) {
+    ctx.beginPath(); ctx.arc(x, y, 8, 0, 2 * Math.PI);
+    ctx.strokeStyle = color; ctx.lineWidth = width; ctx.stroke();
+  }
+}
+
 function drawPlane(ctx, pane, t, u, tail, W, H) {
   const scale = Math.min(1.25, Math.max(0.75, W / 340)), zero = (pane.view[0] + pane.view[1]) / (pane.view[0] - pane.view[1]);
   if (pane.shades) ctx.drawImage(shade(pane, u), 0, 0, W, H);
@@ -278,9 +297,13 @@ function drawCurve(ctx, pane, u, left, width, height) {
   ctx.globalAlpha = 1; ctx.strokeStyle = color; ctx.lineWidth = 1.6; ctx.stroke();
 }
 
+// Paths take three quarters of the width, and a histogram of the present values the rest.
+const pathsWidth = (W) => Math.round(W * 0.76);
+const along = (pane, t, W) => 5 + (pathsWidth(W) - 14) * (t - pane.clock[0]) / (pane.clock[1] - pane.clock[0]);
+
 function drawValues(ctx, pane, t, u, W, H) {
-  const side = Math.round(W * 0.76), width = W - side - 1, height = H - 17, [t0, t1] = pane.clock;
-  const X = (s) => 5 + (side - 14) * (s - t0) / (t1 - t0), Y = (v) => (1 - v) * height / 2, zero = (pane.view[0] + pane.view[1]) / (pane.view[0] - pane.view[1]);
+  const side = pathsWidth(W), width = W - side - 1, height = H - 17, [t0, t1] = pane.clock;
+  const X = (s) => along(pane, s, W), Y = (v) => (1 - v) * height / 2, zero = (pane.view[0] + pane.view[1]) / (pane.view[0] - pane.view[1]);
   if (Math.abs(zero) < 1) { ctx.fillStyle = "rgba(0, 0, 0, 0.07)"; ctx.fillRect(0, Y(zero) - 0.5, W, 1); }
   ctx.fillStyle = "#e1e4e8"; ctx.fillRect(0, height, W, 1); ctx.fillRect(side, 0, 1, height);
   ctx.save(); ctx.beginPath(); ctx.rect(0, 0, side, height); ctx.clip();
@@ -314,21 +337,23 @@ function build() {
     panes: element("div", { class: "dc-panes" }), legend: element("div", { class: "dc-legend" }), play: element("button", { class: "dc-play", type: "button", "aria-label": "play" }),
     scrub: element("input", { class: "dc-scrub", type: "range", min: 0, max: 1000, step: 1, value: 0, "aria-label": "time" }),
     clock: element("span", { class: "dc-clock" }, "t = 0.00"),
+    back: element("button", { class: "dc-step", type: "button", "aria-label": "one iterate back", "aria-keyshortcuts": ",", title: "One iterate back (key: comma)" }),
+    on: element("button", { class: "dc-step", type: "button", "aria-label": "one iterate on", "aria-keyshortcuts": ".", title: "One iterate on (key: full stop)" }),
     speed: element("select", { class: "dc-speed", "aria-label": "speed" }, ...SPEEDS.map((s) => element("option", { value: s }, `${s}\u00d7`))),
     tail: element("input", { class: "dc-tail", type: "range", min: 0, max: 100, step: 1, "aria-label": "length of the tails" }),
   };
   ui.tailLabel = element("label", { class: "dc-tail-label" }, "tail", ui.tail);
-  ui.bar = element("div", { class: "dc-bar" }, ui.scrub, ui.play, ui.clock, ui.speed, ui.tailLabel);
+  ui.bar = element("div", { class: "dc-bar" }, ui.scrub, ui.play, ui.back, ui.on, ui.clock, ui.speed, ui.tailLabel);
   ui.root = element("div", { class: "dc-player", tabindex: 0, role: "group", "aria-label": "trajectory player" }, element("style", {}, CSS), ui.panes, ui.legend, ui.bar);
   // JupyterLab would otherwise take space and the arrow keys for itself; it looks at the focused element first
-  for (const node of [ui.root, ui.play, ui.scrub, ui.speed, ui.tail]) node.setAttribute("data-lm-suppress-shortcuts", "true");
-  ui.speed.value = 1;
+  for (const node of [ui.root, ui.play, ui.back, ui.on, ui.scrub, ui.speed, ui.tail]) node.setAttribute("data-lm-suppress-shortcuts", "true");
+  ui.speed.value = 1; ui.back.innerHTML = ICONS.back; ui.on.innerHTML = ICONS.on;
   return ui;
 }
 
 function mount(host, meta, buffer) {
   const ui = build(), { root } = ui, quiet = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const state = { u: quiet ? 1 : 0, playing: false, held: 0, last: 0, frame: 0, visible: true, draws: 0, revision: 0 };
+  const state = { u: quiet ? 1 : 0, playing: false, held: 0, last: 0, frame: 0, visible: true, draws: 0, revision: 0, ringed: null };
   let scene = null;
 
   function adopt(meta, buffer) {
@@ -345,6 +370,21 @@ function mount(host, meta, buffer) {
     root.dataset.points = scene.panes.reduce((sum, pane) => sum + pane.n, 0);
     ui.tailLabel.hidden = scene.panes.every((pane) => pane.dim === 1);
     state.fresh = true;
+    if (state.ringed && !scene.panes.some((pane) => pane.n === state.ringed.n)) state.ringed = null;
+    draw();
+  }
+
+  // The nearest point that is drawn within a few pixels of the pointer is ringed, with those of its number in panes of as many.
+  function hover(event) {
+    const at = scene.panes.findIndex((pane) => pane.canvas === event.currentTarget), pane = scene.panes[at];
+    const { clientWidth: W, clientHeight: H } = pane.canvas, t = time(), x = positions(pane, t);
+    let best = 14, ringed = null;
+    for (let i = 0; i < pane.n && event.type !== "pointerleave"; i++) {
+      const here = place(pane, x, i, t, W, H), away = here ? Math.hypot(here[0] - event.offsetX, here[1] - event.offsetY) : Infinity;
+      if (away < best) { best = away; ringed = { i, n: pane.n }; }
+    }
+    if (ringed?.i === state.ringed?.i && ringed?.n === state.ringed?.n) return;
+    state.ringed = ringed; root.dataset.ringed = ringed?.i ?? "";
     draw();
   }
 
@@ -370,6 +410,8 @@ function mount(host, meta, buffer) {
     for (const pane of next.panes) {
       const width = Math.round(pane.dim === 1 ? next.size * 1.5 : next.size), ratio = pane.dim === 1 ? 1.5 / 0.8 : 1;
       pane.canvas = element("canvas", { class: "dc-canvas", role: "img", style: `aspect-ratio: ${ratio}` });
+      pane.canvas.onpointermove = pane.canvas.onpointerdown = hover;
+      pane.canvas.onpointerleave = (event) => { if (event.pointerType !== "touch") hover(event); };  // after a tap it stays
       const figure = element("div", { class: "dc-pane", style: `flex: 1 1 ${Math.min(width, 190 * (pane.dim === 1 ? 1.4 : 1))}px; max-width: ${width}px` }, pane.canvas);
       if (pane.title) figure.prepend(element("div", { class: "dc-title" }));
       ui.panes.append(figure);
@@ -380,8 +422,10 @@ function mount(host, meta, buffer) {
     next.panes.forEach((pane) => sizes.observe(pane.canvas));
   }
 
+  const time = () => scene.clock[0] + state.u * (scene.clock[1] - scene.clock[0]);
+
   function draw() {
-    const u = state.u, t = scene.clock[0] + u * (scene.clock[1] - scene.clock[0]), dpr = Math.min(window.devicePixelRatio || 1, 3);
+    const u = state.u, t = time(), dpr = Math.min(window.devicePixelRatio || 1, 3);
     const shown = scene.falling ? scene.clock[0] + scene.clock[1] - t : t;
     ui.clock.textContent = `${scene.time ?? "t"} = ${shown.toFixed(2)}`;
     ui.scrub.setAttribute("aria-valuetext", ui.clock.textContent);
@@ -396,6 +440,8 @@ function mount(host, meta, buffer) {
       ctx.setTransform(dpr, 0, 0, dpr, 0, 0);
       ctx.globalAlpha = 1; ctx.fillStyle = "#fff"; ctx.fillRect(0, 0, W, H);
       if (pane.dim === 2) drawPlane(ctx, pane, t, u, ui.tail.value / 100, W, H); else drawValues(ctx, pane, t, u, W, H);
+      const ringed = state.ringed?.n === pane.n ? place(pane, positions(pane, t), state.ringed.i, t, W, H) : null;
+      if (ringed) ring(ctx, ringed);
       drawn++;
     }
     if (!drawn) return;
@@ -427,6 +473,17 @@ function mount(host, meta, buffer) {
     schedule();
   }
 
+  // To the next time at which some pane has an iterate.
+  function iterate(way) {
+    const [t0, t1] = scene.clock, us = scene.panes.flatMap((pane) => [...pane.ts].map((t) => (t - t0) / (t1 - t0)));
+    const next = us.filter((u) => u >= 0 && u <= 1 && way * (u - state.u) > 1e-6);
+    play(false);
+    if (!next.length) return;
+    state.u = way > 0 ? Math.min(...next) : Math.max(...next); state.held = 0;
+    ui.scrub.value = Math.round(1000 * state.u);
+    draw();
+  }
+
   const sizes = new ResizeObserver(() => draw());
   const sight = new IntersectionObserver((entries) => {
     state.visible = entries[entries.length - 1].isIntersecting; state.last = performance.now();
@@ -441,8 +498,12 @@ function mount(host, meta, buffer) {
     ui.scrub.oninput();
   };
   ui.tail.oninput = () => draw();
+  ui.back.onclick = () => iterate(-1);
+  ui.on.onclick = () => iterate(1);
   root.onkeydown = (event) => {
-    if (event.key !== " " || event.target === ui.play || event.target === ui.speed) return;
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "," || event.key === ".") { event.preventDefault(); return iterate(event.key === "." ? 1 : -1); }
+    if (event.key !== " " || event.target.tagName === "BUTTON" || event.target === ui.speed) return;
     event.preventDefault(); play(!state.playing);
   };
   ui.tail.value = Math.round(100 * meta.tail);

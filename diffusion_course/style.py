@@ -22,8 +22,8 @@ from PIL import Image
 from . import expect
 
 # %% auto #0
-__all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'png', 'side_by_side', 'shrink', 'figure',
-           'legend', 'legend_below', 'figure_of', 'axes_or_new', 'plane', 'colormap']
+__all__ = ['COLORS', 'LABELS', 'INK', 'FAINT', 'DPI', 'color_of', 'CourseFigure', 'in_words', 'png', 'side_by_side', 'shrink',
+           'figure', 'legend', 'legend_below', 'figure_of', 'axes_or_new', 'plane', 'colormap']
 
 # %% ../nbs/toolbox/style.ipynb #9bc9d7a8
 COLORS = {  # Okabe & Ito (2008), "Color Universal Design"
@@ -64,10 +64,29 @@ class CourseFigure(Figure):
 
     photographic = False
 
+    def __repr__(self) -> str: return in_words(self)
+
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         width, height = self.get_size_inches() * 96
         data = png(self) if self.photographic else shrink(png(self))
         return data, dict(width=round(width), height=round(height))
+
+
+def in_words(fig: Figure) -> str:
+    """What a figure shows, for those who don't see it: the titles of its axes, or what is drawn against what.
+
+    Args:
+        fig: the figure.
+    """
+    axes = [ax for ax in fig.axes if ax.get_label() != "<colorbar>"]
+    names = [title] if (title := fig.get_suptitle()) else []
+    names += [name for ax in axes if (name := ax.get_title() or _against(ax))]
+    return f"figure: {', '.join(dict.fromkeys(names))}" if names else "figure"
+
+
+def _against(ax: Axes) -> str:
+    "Both of its labels, or the one there is."
+    return " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
 
 
 def png(fig: Figure) -> bytes:

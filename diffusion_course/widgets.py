@@ -28,7 +28,7 @@ except ImportError as error:
 from . import expect
 from .player import Player, Scene
 from .plots import Film
-from .style import side_by_side, shrink
+from .style import in_words, side_by_side, shrink
 
 import anywidget  # after the player, which says how to install it
 import traitlets
@@ -227,7 +227,7 @@ class Panel:
         self._frame.on_msg(self._reset_one)
         named = [_beside_its_name(c) for c in self.controls.values()]
         row = w.HBox(named, layout=w.Layout(flex_flow="row wrap")).add_class("dc-controls")
-        hint = "All controls as they were at first. A double-click on a slider resets this one."
+        hint = "All controls as they were at first. A double-click on a slider, or on a name, resets that one."
         self._reset = w.Button(description="reset", tooltip=hint, disabled=True)
         self._reset.on_click(lambda _: self.reset())
         head = w.HBox([row, self._reset.add_class("dc-reset")]).add_class("dc-head")
@@ -539,8 +539,7 @@ def _parts_of(item: object) -> list[_Part]:
 def _columns(fig: Figure) -> list[_Part]:
     "A figure as images side by side, which a narrow page puts below each other."
     with _drawing: images = side_by_side(fig)
-    titles = [title for ax in fig.axes if (title := ax.get_title() or ax.get_ylabel())]
-    alt = f"figure: {', '.join(titles)}" if titles else "figure"
+    alt = in_words(fig)
     scale = 96 * fig.get_size_inches()[0] / sum(image.width for image in images)
     return [_Pixels("figure", _png(image), round(scale * image.width), alt if k == 0 else f"{alt} (part {k + 1})")
             for k, image in enumerate(images)]

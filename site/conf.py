@@ -106,9 +106,10 @@ def on_page(
     if docname in ("index", "site/play") or "dc-scene" in body or 'class="ahead"' in body: app.add_js_file("players.js")
     if 'class="ahead"' in body: app.add_js_file("panels.js", defer="defer")
     if docname == "index" and context["live"]:
-        for script in ("tables", "core", "pictures"): app.add_js_file(f"live/{script}.js")
+        for script in ("tables", "address", "core", "pictures"): app.add_js_file(f"live/{script}.js")
     if docname == "site/play":
-        for script in ("tables", "plane-data", "core", "plane", "columns"): app.add_js_file(f"live/{script}.js")
+        scripts = "tables", "plane-data", "address", "core", "plane", "columns"
+        for script in scripts: app.add_js_file(f"live/{script}.js")
     if docname.startswith("nbs/") and docname != root_doc:
         copy = context["pathto"](f"_sources/{docname}.ipynb", 1)
         row = (f'<a href="{COLAB}/{docname}.ipynb">Open in Colab</a>'

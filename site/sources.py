@@ -74,8 +74,10 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
     anchors = documented(root, module)
     if docname.startswith("nbs/solutions/"): _mark_solutions(cells)
     ahead = computed(root, Path(docname).name) if docname.count("/") == 1 else {}
+    heading = ""
     for cell in cells:
         if cell["cell_type"] == "markdown":
+            heading = ([heading] + re.findall(r"^#+ +(.+)$", cell["source"], re.M))[-1]
             for aside in ASIDES: cell["source"] = cell["source"].replace(aside, "")
             cell["source"] = ANCHORED.sub(lambda m: m[1] + slug(m[2]), cell["source"])
             yield cell
@@ -84,7 +86,8 @@ def _cells(root: Path, docname: str, cells: list[Cell], colab: str) -> Iterator[
         if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
         if cell.get("id") in ahead: _use_panel(cell, docname, ahead[cell["id"]])
-        for output in cell["outputs"]: _rewrite(output, docname, colab)
+        _describe_figures(cell, heading)
+        for output in cell["outputs"]: _rewrite(output, docname, colab, heading)
         names = sorted(_public(cell["source"]) & set(anchors))
         if names: yield _markdown("".join(f"({_label(module, name)})=\n" for name in names))
         yield cell
@@ -103,7 +106,28 @@ def _module(cell: Cell) -> re.Match | None:
 def _markdown(text: str) -> Cell: return {"cell_type": "markdown", "metadata": {}, "source": text}
 
 
-def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
+def _describe_figures(cell: Cell, heading: str) -> None:
+    "The words of a cell's plain figures, which myst-nb reads from its metadata."
+    bundles = [output.get("data", {}) for output in cell["outputs"]]
+    figures = [data for data in bundles if "image/png" in data and "text/html" not in data]
+    if not figures: return
+    told = ["".join(data.get("text/plain", "")) for data in figures]
+    words = [text for text in told if text.startswith("figure: ")]
+    options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+    options.setdefault("alt", "; ".join(words).replace("$", "") if words else in_section(heading))
+
+
+def in_section(heading: str) -> str:
+    """What stands for a figure that no words are stored of.
+
+    Args:
+        heading: the Markdown of the heading above it.
+    """
+    plain = re.sub(r"[`*$\\]|\[(?=[^]]*\]\()|\]\([^)]*\)", "", heading)
+    return f"figure in the section {plain}" if plain else "figure"
+
+
+def _rewrite(output: dict[str, Any], docname: str, colab: str, heading: str = "") -> None:
     "Scenes without their copy of the script, captions that hold on a page, and a text for each image."
     text = "".join(output.get("data", {}).get("text/html", ""))
     if not text: return
@@ -113,7 +137,8 @@ def _rewrite(output: dict[str, Any], docname: str, colab: str) -> None:
         page = f"solutions/{Path(docname).name}.html"
         text = ATTEMPT.sub(lambda m: f'{m[1]}checks what you write {live}'
                            f' <a href="{page}#{_id(m[2])}">Its solution</a>', text)
-    output["data"]["text/html"] = re.sub(r"<img (?![^>]*\balt=)", '<img alt="a figure" ', text)
+    alt = html.escape(in_section(heading))
+    output["data"]["text/html"] = re.sub(r"<img (?![^>]*\balt=)", lambda m: f'<img alt="{alt}" ', text)
 
 
 def slug(anchor: str) -> str:
@@ -153,13 +178,13 @@ def _use_panel(cell: Cell, docname: str, entry: dict[str, Any]) -> None:
         if not SLIDERS.search(text): continue
         still, caption = text.rsplit('<div style="color:#777', 1)
         still = re.sub(r'<script[^>]*>.*?</script>| data-dc="[^"]*"', "", still, flags=re.S)
-        kept = {"controls": entry["controls"]}
+        kept = {"controls": entry["controls"], "off": entry["off"]}
         data = json.dumps(kept, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
         source = f'{"../" * docname.count("/")}_static/panels/{Path(docname).name}/{cell["id"]}.js'
         names = ", ".join(html.escape(c["label"]) for c in entry["controls"])
         words = SLIDERS.sub("", f'<div style="color:#777{caption}')
         output["data"]["text/html"] = (
-            f'<div class="ahead" role="group" aria-label="Panel: {names}"'
+            f'<div class="ahead" id="panel-{cell["id"]}" role="group" aria-label="Panel: {names}"'
             f' data-panel="{cell["id"]}" data-source="{source}">'
             f'<script type="application/json">{data}</script>'
             f'<div class="ahead-parts">{still}</div><noscript>{words}</noscript></div>')

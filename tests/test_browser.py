@@ -156,6 +156,14 @@ def test_what_a_panel_says_and_what_keys_do(page, server: Server, notebooks: Pat
     expect(kinds.nth(0)).to_have_attribute("aria-pressed", "true")
     kinds.nth(1).click()
     expect(kinds.nth(1)).to_have_attribute("aria-pressed", "true")
+    panel.locator(".widget-label", has_text="kind").dblclick()
+    expect(kinds.nth(0)).to_have_attribute("aria-pressed", "true")
+    kinds.nth(1).dblclick()  # which chooses it twice
+    expect(kinds.nth(1)).to_have_attribute("aria-pressed", "true")
+    score = panel.get_by_role("checkbox", name="score")
+    score.check()
+    panel.locator(".widget-label-basic", has_text="score").dblclick()
+    expect(score).not_to_be_checked()
     expect(churn).to_have_accessible_description(re.compile("0 is the ODE"))
 
     height = panel.bounding_box()["height"]
@@ -197,6 +205,56 @@ def test_keys_move_a_players_time(browser, tmp_path: Path) -> None:
     expect(page.get_by_role("img", name="a: 2 points that move from noise to data")).to_be_visible()
     bar, player = time.bounding_box(), page.locator(".dc-player").bounding_box()
     assert bar["width"] > 0.9 * (player["width"] - 24), "the bar has no row of its own"
+    page.close()
+
+
+def shown_player(browser, folder: Path, scene):
+    """A page with a scene's player."""
+    text = f"<!doctype html><meta charset='utf-8'><body>{scene.to_html()}"
+    (folder / "player.html").write_text(text, encoding="utf-8")
+    page = browser.new_page(viewport={"width": 900, "height": 700})
+    page.goto((folder / "player.html").as_uri())
+    page.locator("canvas").first.wait_for(timeout=PATIENCE)
+    return page
+
+
+def test_a_player_goes_from_one_iterate_to_the_next(browser, tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 12).reshape(3, 2, 2)
+    scene = play({"a": x, "b": x}, ts=[torch.tensor([0, 0.3, 1]), torch.tensor([0, 0.5, 1])], autoplay=False)
+    page = shown_player(browser, tmp_path, scene)
+    player, time = page.locator(".dc-player"), page.get_by_role("slider", name="time")
+    player.focus()
+    said_at_each = "0.30", "0.50", "1.00", "1.00", "0.50", "0.30", "0.00", "0.00"
+    for key, said in zip("....,,,,", said_at_each, strict=True):
+        page.keyboard.press(key)
+        expect(time).to_have_attribute("aria-valuetext", f"t = {said}")
+    time.press("PageUp")
+    page.get_by_role("button", name="one iterate on").click()
+    expect(time).to_have_attribute("aria-valuetext", "t = 0.30")
+    page.get_by_role("button", name="play", exact=True).click()
+    page.get_by_role("button", name="one iterate back").click()
+    expect(player).to_have_attribute("data-playing", "false")
+    page.close()
+
+
+def test_a_point_under_the_pointer_is_ringed_in_every_pane(browser, tmp_path: Path) -> None:
+    x = torch.tensor([[[-0.5, 0.5], [0.5, -0.5]]] * 2)
+    more = torch.zeros(2, 3, 2)
+    page = shown_player(browser, tmp_path, play({"a": x, "b": -x, "c": more}, extent=1, autoplay=False, tail=0))
+    looks = "[...document.querySelectorAll('canvas')].map((c) => c.toDataURL())"
+    before, player = page.evaluate(looks), page.locator(".dc-player")
+    canvas = page.locator("canvas").first.bounding_box()
+    page.mouse.move(canvas["x"] + 0.75 * canvas["width"] + 4, canvas["y"] + 0.75 * canvas["height"])
+    expect(player).to_have_attribute("data-ringed", "1")
+    assert [a != b for a, b in zip(page.evaluate(looks), before, strict=True)] == [True, True, False]
+    dark = """([k, x, y]) => { const c = document.querySelectorAll('canvas')[k], r = c.width / c.clientWidth;
+      const [red, green, blue] = c.getContext('2d').getImageData(x * c.width + 8 * r, y * c.height, 1, 1).data;
+      return red + green + blue < 200; }"""
+    assert page.evaluate(dark, [0, 0.75, 0.75]) and page.evaluate(dark, [1, 0.25, 0.25])
+    assert not page.evaluate(dark, [1, 0.75, 0.75])
+    page.mouse.move(canvas["x"] + 0.5 * canvas["width"], canvas["y"] + 0.5 * canvas["height"])  # near none
+    expect(player).to_have_attribute("data-ringed", "")
+    assert page.evaluate(looks) == before
     page.close()
 
 

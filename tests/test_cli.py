@@ -1,6 +1,7 @@
 """The command line."""
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from conftest import LESSONS, NBS
 from interface import PATIENCE, TOKEN, answers, free_port, private, running, write_notebook
 
-from diffusion_course.cli import keep_stills, keep_stills_on_save, lab_command, lessons_folder, without_news
+from diffusion_course.cli import keep_stills, keep_stills_on_save, lab_command, lessons_folder, main, without_news
 
 COMMAND = [sys.executable, "-c", "import sys; from diffusion_course.cli import main; sys.exit(main())"]
 
@@ -146,6 +147,30 @@ def test_stills_are_kept_and_links_to_widgets_dropped() -> None:
     keep_stills_on_save(model=model, path="x", contents_manager=None)
     assert model["content"]["cells"][0]["outputs"] == [{"data": {"text/html": ""}}]
     keep_stills_on_save(model={"type": "file", "content": "text"})
+
+
+def test_stills_of_notebooks_saved_elsewhere_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    view = "application/vnd.jupyter.widget-view+json"
+    nb = {"cells": [{"outputs": [{"data": {view: {}, "text/html": "<b>±</b>"}}]}, {"source": ["a = 1"]}], "nbformat": 4}
+    saved, done = tmp_path / "saved.ipynb", tmp_path / "done.ipynb"
+    saved.write_text(json.dumps(nb), encoding="utf-8")
+    done.write_text('{"cells": []}', encoding="utf-8")
+    assert main(["stills", str(saved), str(done)]) == 0
+    del nb["cells"][0]["outputs"][0]["data"][view]
+    assert json.loads(saved.read_text(encoding="utf-8")) == nb and "±" in saved.read_text(encoding="utf-8")
+    assert done.read_text(encoding="utf-8") == '{"cells": []}'
+    said = capsys.readouterr().out
+    assert f"{saved}: links" in said and f"{done}: nothing to do" in said
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"worksheets": []}'])
+def test_what_is_no_notebook_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture, text: str,
+) -> None:
+    path = tmp_path / "x.ipynb"
+    path.write_text(text, encoding="utf-8")
+    assert main(["stills", str(path)]) == 2 and path.read_text(encoding="utf-8") == text
+    assert f"{path} is no notebook of format 4" in capsys.readouterr().err
 
 
 def test_the_question_about_news_stays_away() -> None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,14 +24,6 @@ MEGABYTE = 2**20
 WITH_PANELS = [path for path in LESSONS if (ahead.SITE / path.stem).exists()]
 
 
-def results(lesson: str, cell: str) -> dict:
-    """What the script of a panel holds."""
-    text = (ahead.SITE / lesson / f"{cell}.js").read_text(encoding="utf-8")
-    before, _, rest = text.partition(", ")
-    assert before == f'dcPanels.take("{cell}"'
-    return json.loads(rest.removesuffix(");\n"))
-
-
 # ---- the stored files ----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", LESSONS, ids=name_of)
@@ -46,7 +40,7 @@ def test_every_panel_of_a_lesson_is_there_and_of_today(path: Path) -> None:
 @pytest.mark.parametrize("path", WITH_PANELS, ids=name_of)
 def test_every_setting_has_its_parts(path: Path) -> None:
     for cell, entry in ahead.index(path.stem).items():
-        held = results(path.stem, cell)
+        held = ahead.read_script(path.stem, cell)
         starts = ",".join(str(control["start"]) for control in entry["controls"])
         assert starts == next(iter(held["results"]))
         assert len(held["results"]) == entry["settings"]
@@ -58,6 +52,52 @@ def test_every_setting_has_its_parts(path: Path) -> None:
             for kind, *rest in parts:
                 assert kind in ("text", "image", "scene")
                 if kind == "image": assert rest[0] < len(held["blobs"]) and min(rest[1:3]) > 0
+
+
+@pytest.mark.parametrize("path", WITH_PANELS, ids=name_of)
+def test_controls_that_make_no_difference_are_known(path: Path) -> None:
+    sources = dict(ahead.cells(path))
+    for cell, entry in ahead.index(path.stem).items():
+        assert bool(entry["off"]) == ("needs=" in sources[cell])
+        assert all(isinstance(control["help"], str) for control in entry["controls"])
+        results = ahead.read_script(path.stem, cell)["results"]
+        assert set(entry["off"]) <= set(results)
+        for here, there in itertools.combinations(entry["off"], 2):
+            moved = {k for k, (a, b) in enumerate(zip(here.split(","), there.split(","), strict=True)) if a != b}
+            if moved <= {*entry["off"][here]} & {*entry["off"][there]}:
+                # Lesson 15 says too how long it took.
+                one, other = (re.sub(r"[\d.]+ s\b", "", json.dumps(results[key])) for key in (here, there))
+                assert one == other
+
+
+def test_help_and_needs_are_stored_as_the_panel_has_them() -> None:
+    def draw(kind: str, churn: float, x: float) -> str: return kind + f" {churn}" * (kind == "b") + f" {x}"
+
+    controls = dict(kind=choice(["a", "b"]), churn=slider(0.0, 1.0), x=slider(0, 1, help="Of no unit."))
+    entry, held = ahead.compute(ahead.Recorded(draw, controls, needs=dict(churn=lambda v: v["kind"] == "b")), 40, 1.0)
+    assert [c["help"] for c in entry["controls"]] == [
+        "", "0 is the ODE; more adds noise on the way and removes it again.", "Of no unit."]
+    assert entry["off"] == {key: [1] for key in held["results"] if key.startswith("0")} and entry["off"]
+
+
+def test_an_index_of_an_earlier_version_is_completed_without_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = ("from diffusion_course.widgets import choice, panel, slider\n"
+              "def draw(kind, x): raise RuntimeError('nothing is drawn')\n"
+              "needs = dict(x=lambda v: v['kind'] == 'b')\n"
+              "panel(draw, kind=choice(['a', 'b']), x=slider(0, 1, help='X.'), needs=needs)")
+    path = tmp_path / "01_x.ipynb"
+    path.write_text(json.dumps(dict(cells=[dict(id="c", cell_type="code", source=source)])), encoding="utf-8")
+    monkeypatch.setattr(ahead, "SITE", tmp_path)
+    named = [dict(name="kind", values=[0, 1]), dict(name="x", values=[0, 1])]
+    ahead.write("01_x", dict(c=dict(hash=ahead.fingerprint(path, "c"), controls=named)))
+    script = 'dcPanels.take("c", {"results":{"0,0":[],"1,1":[]}});\n'
+    (tmp_path / "01_x" / "c.js").write_text(script, encoding="utf-8")
+    ahead.refresh(path, again=False, seconds=1.0)
+    entry = ahead.index("01_x")["c"]
+    assert entry["off"] == {"0,0": [1]} and [c["help"] for c in entry["controls"]] == ["", "X."]
+    assert (tmp_path / "01_x" / "c.js").read_text(encoding="utf-8") == script
 
 
 def test_they_are_small() -> None:
@@ -74,7 +114,7 @@ def test_they_are_small() -> None:
 def test_the_first_panels_show_what_draw_gives() -> None:
     path = LESSONS[0]
     cell = ahead.panel_cells(path)[0]
-    entry, held = ahead.index(path.stem)[cell], results(path.stem, cell)
+    entry, held = ahead.index(path.stem)[cell], ahead.read_script(path.stem, cell)
     (_, panel), = ahead.panels(path, {cell})
     for setting in list(held["results"])[:: len(held["results"]) // 2][:3]:
         places = list(map(int, setting.split(",")))
@@ -167,6 +207,6 @@ def test_what_a_cell_asks_for_is_stored(path: Path) -> None:
     for cell, source in ahead.cells(path):
         for setting in ahead.asked(source):
             controls = entries[cell]["controls"]
-            stored = [list(map(int, places.split(","))) for places in results(path.stem, cell)["results"]]
+            stored = [list(map(int, places.split(","))) for places in ahead.read_script(path.stem, cell)["results"]]
             assert any(all(stands_at(control, k, setting.get(control["name"])) for control, k
                            in zip(controls, places, strict=True)) for places in stored), f"{cell}: {setting}"

@@ -18,7 +18,7 @@ from diffusion_course.plots import (
     Film, as_images, compare, grid, mass_levels, save_grid, show_arrows, show_curves, show_density,
     show_field, show_histogram, show_images, show_paths, show_samples, show_stages, slope, tile,
 )
-from diffusion_course.style import LABELS, figure_of, png
+from diffusion_course.style import LABELS, figure, figure_of, png
 
 
 def gaussian(x): return (-x.square().sum(-1) / 2).exp() / (2 * math.pi)
@@ -51,6 +51,18 @@ def test_every_figure_displays_itself(draw):
     shown = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     assert shown.std() > 3, "the figure is empty"
     assert size["width"] < shown.shape[1], "the figure is stored with fewer pixels than it is shown with"
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    fig, axes = figure(3)
+    assert repr(fig) == "figure"
+    axes[0].set(title="noise", xlabel="x")
+    axes[1].set(xlabel="steps", ylabel="error")
+    axes[2].set(ylabel="bits")
+    fig.colorbar(axes[0].imshow([[0, 1]]), ax=axes[0], label="density")
+    assert repr(fig) == "figure: noise, error against steps, bits"
+    fig.suptitle("Three things")
+    assert repr(fig) == "figure: Three things, noise, error against steps, bits"
 
 
 def test_samples_are_drawn_in_the_colours_of_their_labels():

@@ -21,11 +21,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from PIL import Image
 from conftest import LESSONS, NBS, NOTEBOOKS, ROOT, SOLUTIONS, checks, code, name_of, read
 from interface import NO_BROWSER, PATIENCE, exercise_player, find_browser, open_browser
 
 from diffusion_course.checkpoints import load
 from diffusion_course.generation import generate, noise
+from diffusion_course.player import play
 from diffusion_course.predictions import Denoiser, latent_network
 
 sys.path.insert(0, str(ROOT / "site"))
@@ -130,6 +132,26 @@ def test_scenes_keep_their_data_and_leave_the_script(path: Path) -> None:
     assert [(name, *json.loads(data)) for name, data in found] == expected
     assert "IntersectionObserver" not in after
     assert before.count("<script") == after.count("<script")
+
+
+def test_figures_have_words() -> None:
+    def figure(said: str) -> dict: return {"data": {"image/png": "", "text/plain": said}}
+
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": "## Two *steps* of $x$"},
+             code_cell(figure("figure: loss against $t$"), figure("figure: a")),
+             code_cell(figure("<Figure>")),
+             code_cell({"data": {"text/html": '<img src="x"><img alt="b" src="y">'}}),
+             code_cell({"data": {"text/plain": "1"}})]
+    _, told, untold, written, number = sources._cells(ROOT, "nbs/x", cells, "")
+    assert told["metadata"]["mystnb"]["image"]["alt"] == "figure: loss against t; figure: a"
+    assert untold["metadata"]["mystnb"]["image"]["alt"] == "figure in the section Two steps of x"
+    html_ = written["outputs"][0]["data"]["text/html"]
+    assert html_ == '<img alt="figure in the section Two steps of x" src="x"><img alt="b" src="y">'
+    assert not number["metadata"]
+
+
+def code_cell(*outputs: dict) -> dict:
+    return {"cell_type": "code", "metadata": {}, "source": "1", "outputs": list(outputs)}
 
 
 def test_the_map_names_every_lesson() -> None:
@@ -362,7 +384,7 @@ class TestPanels:
 
     pytestmark = in_browser
     # Kinds of parts: figures, scenes and text, images.
-    NAMES = "01_distributions", "02_simulation", "12_pictures", "18_latent"
+    NAMES = "01_distributions", "02_simulation", "07_samplers", "09_guidance", "12_pictures", "18_latent"
     SEEN = """root => root.querySelector('.ahead-parts').innerText + [...root.querySelectorAll('.ahead-parts img')]
       .map(i => i.src).join() + (root.querySelector('.dc-player')?.dataset.revision ?? '')"""
     READY = "root => root.dataset.setting && !root.hasAttribute('aria-busy')"
@@ -386,7 +408,10 @@ class TestPanels:
             page.wait_for_function(self.READY, arg=root)
             controls = entries[root.get_attribute("data-panel")]["controls"]
             starts = ",".join(str(control["start"]) for control in controls)
-            for control in root.query_selector_all(".ahead-controls input, .ahead-controls select"):
+            off = entries[root.get_attribute("data-panel")]["off"].get(starts, [])
+            for k, control in enumerate(root.query_selector_all(".ahead-controls input, .ahead-controls select")):
+                assert control.is_disabled() == (k in off)
+                if k in off: continue
                 before = root.evaluate(self.SEEN)
                 control.evaluate(self.MOVE)
                 page.wait_for_function(self.AWAY, arg=[root, starts])
@@ -397,6 +422,144 @@ class TestPanels:
         page.set_viewport_size({"width": 380, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert not page.complaints
+
+
+def a_panel(folder: Path, name: str = "p1") -> str:
+    """The address of a page with one panel: a text, an image and a player at 8 settings of 12. Its churn makes a
+    difference with sampler B alone."""
+    controls = [dict(name="sampler", label="sampler", help="", kind="choice", start=0, values=[0, 1], shown=["A", "B"]),
+                dict(name="steps", label="steps", help="More are slower.", kind="slider", start=1, values=[1, 2, 4],
+                     shown=["1", "2", "4"]),
+                dict(name="churn", label="churn", help="", kind="slider", start=0, values=[0.0, 1.0], shown=["0", "1"])]
+    # Sampler, steps, churn.
+    stored = [(0, 1, 0), (0, 0, 0), (0, 2, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 1, 1)]
+    entry = dict(controls=controls, off={",".join(map(str, s)): [2] for s in stored if s[0] == 0})
+    store = panels_ahead.Store()
+    results = {}
+    for sampler, steps, churn in stored:
+        paths = torch.linspace(-1, 1 + 0.1 * steps, 12).reshape(3, 2, 2)
+        parts = [f"{sampler} {steps} {churn}", Image.new("RGB", (60, 40), (80 * sampler, 80 * steps, 80 * churn)),
+                 play({"a": paths, "b": -paths}, autoplay=False)]
+        results[f"{sampler},{steps},{churn}"] = [panels_ahead.stored(part, store) for part in parts]
+    held = dict(results=results, blobs=list(store.blobs))
+    (folder / "p1.js").write_text(f"dcPanels.take('p1', {json.dumps(held)});", encoding="utf-8")
+    (folder / "players.js").write_text(sources.players(ROOT), encoding="utf-8")
+    static = ROOT / "site" / "static"
+    style = (static / "course.css").read_text(encoding="utf-8")
+    (folder / "page.html").write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><style>{style}</style>"
+        f'<div style="height: 1500px"></div><div class=ahead id=panel-p1 data-panel=p1 data-source={name}.js>'
+        f'<script type="application/json">{json.dumps(entry)}</script><div class=ahead-parts>still</div></div>'
+        f'<script src=players.js></script><script>{(static / "panels.js").read_text(encoding="utf-8")}</script>',
+        encoding="utf-8")
+    return (folder / "page.html").as_uri()
+
+
+class TestOnePanel:
+    """What a panel of the web edition does, on a page of its own that needs no build."""
+
+    pytestmark = [pytest.mark.browser, no_browser]  # noqa: RUF012
+
+    @staticmethod
+    def shows(page, setting: str) -> None:
+        page.locator(".ahead").scroll_into_view_if_needed()
+        page.wait_for_selector(f".ahead[data-setting='{setting}']:not([aria-busy])")
+
+    def test_controls_without_effect_are_greyed(self, visit, tmp_path: Path) -> None:
+        page = visit(a_panel(tmp_path), tmp_path.as_uri())
+        self.shows(page, "0,1,0")
+        churn, steps = page.get_by_role("slider", name="churn"), page.get_by_role("slider", name="steps")
+        assert churn.is_disabled() and steps.is_enabled()
+        off = "Makes no difference at these settings."
+        assert page.locator(f"#{churn.get_attribute('aria-describedby')}").text_content() == off
+        page.get_by_label("sampler").select_option("B")
+        self.shows(page, "1,1,0")
+        assert churn.is_enabled() and not churn.get_attribute("aria-describedby")
+        churn.press("ArrowRight")
+        self.shows(page, "1,1,1")
+        steps.press("ArrowRight")  # which was not computed with this churn
+        self.shows(page, "1,2,0")
+        assert "churn moved too" in page.inner_text(".ahead-note")
+        assert not page.complaints
+
+    def test_what_makes_no_difference_is_not_said_to_move(self, visit, tmp_path: Path) -> None:
+        page = visit(a_panel(tmp_path), tmp_path.as_uri())
+        page.get_by_label("sampler").select_option("B")
+        page.get_by_role("slider", name="churn").press("ArrowRight")
+        self.shows(page, "1,1,1")
+        page.get_by_label("sampler").select_option("A")
+        self.shows(page, "0,1,1")
+        page.get_by_role("slider", name="steps").press("ArrowRight")
+        self.shows(page, "0,2,0")
+        assert page.inner_text(".ahead-note") == ""
+
+    def test_marks_help_and_names_that_reset(self, visit, tmp_path: Path) -> None:
+        page = visit(a_panel(tmp_path), tmp_path.as_uri())
+        self.shows(page, "0,1,0")
+        steps = page.get_by_role("slider", name="steps")
+        mark, track = page.locator(".ahead-default").first.bounding_box(), steps.bounding_box()
+        assert mark["x"] + mark["width"] / 2 == pytest.approx(track["x"] + track["width"] / 2, abs=1)
+        help_ = page.locator(f"#{steps.get_attribute('aria-describedby')}")
+        assert help_.text_content() == "More are slower." and not help_.is_visible()
+        page.locator("label", has_text="steps").hover()
+        assert help_.is_visible()
+        page.get_by_label("sampler").select_option("B")
+        self.shows(page, "1,1,0")
+        page.locator("label", has_text="sampler").dblclick()
+        self.shows(page, "0,1,0")
+        assert not page.complaints
+
+    def test_the_address_says_what_is_shown(self, visit, tmp_path: Path) -> None:
+        address = a_panel(tmp_path)
+        page = visit(address, tmp_path.as_uri())
+        page.get_by_label("sampler").select_option("B")
+        page.get_by_role("slider", name="steps").press("ArrowRight")
+        page.wait_for_function("location.search.includes('p1.steps')")
+        assert page.url == f"{address}?p1.sampler=B&p1.steps=4#panel-p1"
+        there = visit(page.url, tmp_path.as_uri())
+        there.wait_for_selector(".ahead[data-setting='1,2,0']")
+        assert there.evaluate("scrollY") > 500  # the reader sees the panel that the link is about
+        assert there.get_by_label("sampler").input_value() == "1"
+        there.get_by_role("button", name="Reset").click()
+        there.wait_for_function("!location.search && !location.hash")
+        for unknown in ("p1.steps=3", "p1.pace=2", "p2.steps=4", "p1.sampler="):
+            page.goto(f"{address}?{unknown}")
+            self.shows(page, "0,1,0")
+        page.goto(f"{address}?p1.sampler=B&p1.steps=4&p1.churn=1")  # not computed: one near it
+        page.locator(".ahead").scroll_into_view_if_needed()
+        page.wait_for_selector(".ahead[data-setting^='1,']")
+        assert "Computed ahead" in page.inner_text(".ahead-note")
+        assert not page.complaints
+
+    def test_an_error_is_told_and_dims_what_is_seen(self, visit, tmp_path: Path) -> None:
+        page = visit(a_panel(tmp_path, "gone"), tmp_path.as_uri())
+        page.locator(".ahead").scroll_into_view_if_needed()
+        alert = page.get_by_role("alert")
+        page.wait_for_selector(".ahead-old")
+        assert "gone.js could not be loaded" in alert.text_content()
+        assert page.locator(".ahead-parts").evaluate("p => getComputedStyle(p).opacity") == "0.45"
+        page.get_by_label("sampler").select_option("B")  # it is still told, and what comes later is shown
+        page.wait_for_selector(".ahead-old:not([aria-busy])")
+        (tmp_path / "p1.js").rename(tmp_path / "gone.js")
+        page.get_by_label("sampler").select_option("A")
+        self.shows(page, "0,1,0")
+        assert alert.text_content() == "" and not page.locator(".ahead-old").count()
+
+    def test_a_result_can_be_kept_beside_the_next(self, visit, tmp_path: Path) -> None:
+        page = visit(a_panel(tmp_path), tmp_path.as_uri())
+        self.shows(page, "0,1,0")
+        page.get_by_role("button", name="Keep").click()
+        page.get_by_label("sampler").select_option("B")
+        self.shows(page, "1,1,0")
+        kept, shown = page.locator(".ahead-kept"), page.locator(".ahead-parts").first
+        assert "0 1 0" in kept.inner_text() and "1 1 0" in shown.inner_text()
+        assert "Kept: sampler = A, steps = 2 Close" in kept.inner_text() and "t = 0.00" in kept.inner_text()
+        assert kept.locator("img").count() == 3 and not kept.locator("canvas, .dc-bar").count()
+        assert kept.locator("img").last.get_attribute("alt").startswith("b: 2 points")
+        page.set_viewport_size({"width": 380, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.get_by_role("button", name="Close").click()
+        assert not kept.is_visible() and not page.complaints
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -610,6 +773,28 @@ class TestPlay:
         plane.locator("[name=path]").select_option("cosine")  # which the network has not learned
         page.wait_for_function("document.querySelectorAll('.plane .dc-canvas').length === 1")
         assert not page.complaints
+
+    def test_the_address_says_what_is_shown(self, site: Path, visit) -> None:
+        home = (site / "site/play.html").as_uri()
+        page = visit(home, site.as_uri())
+        points_after(page, 0)
+        plane = page.locator(".plane")
+        plane.locator("[name=label]").select_option("1")
+        plane.locator("[name=guidance]").fill("3")
+        plane.locator(".centres button").nth(2).press("ArrowRight")
+        page.wait_for_function("location.search.includes('centres')")
+        assert page.url.startswith(f"{home}?plane.label=1&plane.guidance=3&plane.centres=")
+        there = visit(f"{page.url}&columns.label=3&plane.steps=99&plane.path=", site.as_uri())
+        shown = points_after(there, 0)
+        assert torch.equal(shown, points_after(page, 0))
+        assert "at 1.40, 0.70" in there.locator(".centres button").nth(2).get_attribute("aria-label")
+        assert there.locator(".columns [name=label]").input_value() == "3"
+        assert there.locator(".plane [name=path]").input_value() == "linear"
+        legend = there.locator(".plane .dc-legend")
+        assert legend.inner_text().split("\n") == ["exact", "density at this time", "learned"]
+        there.locator(".plane [name=behind]").select_option("field")
+        there.wait_for_function("document.querySelector('.plane .dc-legend').innerText.includes('velocity')")
+        assert not page.complaints and not there.complaints
 
     def test_more_steps_begin_with_the_same_noise(self, served: str, visit) -> None:
         page = visit(f"{served}site/play.html", served)

@@ -22,7 +22,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ ITERATES = 33  # at most, of a scene
 POINTS = 300  # at most, of a pane
 CHOSEN = w.ToggleButtons, w.Dropdown, w.Combobox  # of a text without a kernel, one of its suggestions
 Setting = tuple[int, ...]  # for each control the place of its value among those computed
+Needs = Mapping[str, Callable[[dict[str, Any]], bool]]  # of a control, whether it makes a difference at some values
 
 
 # ---- the lessons' cells --------------------------------------------------------------------------
@@ -117,9 +118,11 @@ def _defined(source: str) -> set[str]:
 class Recorded:
     """What stands for a `Panel` while a lesson runs: it draws nothing by itself."""
 
-    def __init__(self, draw: Any, controls: dict[str, w.Widget], asked: Sequence[dict[str, Any]] = ()):
+    def __init__(self, draw: Any, controls: dict[str, w.Widget], asked: Sequence[dict[str, Any]] = (),
+                 needs: Needs | None = None):
         self.draw = draw
         self.controls = controls
+        self.needs = needs or {}
         self.asked = [{k: held(k, controls, v) for k, v in setting.items()} for setting in asked]
 
 
@@ -135,7 +138,7 @@ def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
     found: list[Recorded] = []
 
     def record(draw: Any, controls: dict[str, w.Widget], needs: Any = None) -> Recorded:
-        found.append(Recorded(draw, controls))
+        found.append(Recorded(draw, controls, needs=needs))
         return found[-1]
 
     widgets.Panel = record  # type: ignore[assignment, misc]  # the lessons' `panel` makes what this says
@@ -149,7 +152,7 @@ def panels(notebook: Path, wanted: set[str]) -> Iterator[tuple[str, Recorded]]:
             if name in wanted:
                 if len(found) != 1:
                     raise RuntimeError(f"{notebook.stem}, cell {name}: {len(found)} panels, expected one a cell")
-                yield name, Recorded(found[0].draw, found[0].controls, asked(source))
+                yield name, Recorded(found[0].draw, found[0].controls, asked(source), found[0].needs)
     finally:
         os.chdir(here)
         widgets.Panel = usual  # type: ignore[misc]
@@ -364,18 +367,35 @@ def compute(panel: Recorded, limit: int = SETTINGS, seconds: float = SECONDS) ->
     size = sum(map(len, trial.blobs)) + 1
     values, chosen = settings(panel.controls, max(8, min(limit, int(seconds / once), ROOM // size)), panel.asked)
     for setting in tqdm(chosen, unit="setting", leave=False, dynamic_ncols=True):
-        chose = {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
-        parts = _drawn(panel, chose)  # the first one too: a figure that is rendered twice has another layout
+        # The first one too: a figure that is rendered twice has another layout.
+        parts = _drawn(panel, _chosen(panel, values, setting))
         results[",".join(map(str, setting))] = [
             texts.setdefault(json.dumps(part), part) for part in (stored(item, store) for item in parts)]
     controls = []
     for (name, control), v, k in zip(panel.controls.items(), values, chosen[0], strict=True):
         kind = ("toggle" if isinstance(control, w.Checkbox) else
                 "choice" if isinstance(control, CHOSEN) else "slider")
-        controls.append(dict(name=name, label=widgets._name(control, name), kind=kind, start=k, values=v,
-                             shown=[written(control, value) for value in v]))
+        controls.append(dict(name=name, label=widgets._name(control, name), help=widgets._help(control, name),
+                             kind=kind, start=k, values=v, shown=[written(control, value) for value in v]))
     full = len(chosen) == math.prod(map(len, values))
-    return dict(controls=controls, settings=len(chosen), full=full), dict(results=results, blobs=list(store.blobs))
+    entry = dict(controls=controls, settings=len(chosen), full=full, off=unused(panel, values, chosen))
+    return entry, dict(results=results, blobs=list(store.blobs))
+
+
+def unused(panel: Recorded, values: Sequence[list[Any]], chosen: Sequence[Setting]) -> dict[str, list[int]]:
+    """For each of some settings the places of the controls that make no difference there; settings without any are
+    left out."""
+    found = {}
+    for setting in chosen:
+        at = _chosen(panel, values, setting)
+        off = [k for k, name in enumerate(panel.controls) if name in panel.needs and not panel.needs[name](at)]
+        if off: found[",".join(map(str, setting))] = off
+    return found
+
+
+def _chosen(panel: Recorded, values: Sequence[list[Any]], setting: Setting) -> dict[str, Any]:
+    "What `draw` gets at a setting."
+    return {n: argument(c, v[k]) for (n, c), v, k in zip(panel.controls.items(), values, setting, strict=True)}
 
 
 def _start(control: w.Widget) -> Any:
@@ -394,6 +414,15 @@ def index(lesson: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def read_script(lesson: str, cell: str) -> dict[str, Any]:
+    """What the script of a panel holds: the results of its settings, and the bytes that these share."""
+    text = (SITE / lesson / f"{cell}.js").read_text(encoding="utf-8")
+    begin, end = f"dcPanels.take({json.dumps(cell)}, ", ");\n"
+    if not (text.startswith(begin) and text.endswith(end)):
+        raise ValueError(f"{lesson}/{cell}.js begins with {text[:40]!r}: expected {begin}…{end}")
+    return json.loads(text[len(begin): -len(end)])
+
+
 def write(lesson: str, entries: dict[str, Any]) -> None:
     """Write a lesson's index."""
     (SITE / lesson).mkdir(parents=True, exist_ok=True)
@@ -409,6 +438,8 @@ def refresh(notebook: Path, again: bool, seconds: float) -> None:
         if file.stem not in order: file.unlink()
     prints = {name: fingerprint(notebook, name) for name in order}
     fresh = {name for name in entries if entries[name]["hash"] == prints[name] and not again}
+    if describe(notebook, {name: entries[name] for name in order if name in fresh}):
+        write(notebook.stem, {name: entries[name] for name in order if name in entries})
     if set(order) == fresh: return
     for name, panel in panels(notebook, set(order) - fresh):
         torch.manual_seed(0)
@@ -421,6 +452,23 @@ def refresh(notebook: Path, again: bool, seconds: float) -> None:
         write(notebook.stem, {key: entries[key] for key in order if key in entries})
         tqdm.write(f"{notebook.stem} {name}: {entry['settings']} settings, {len(script) / 1024:.0f} KB, "
                    f"{time.perf_counter() - begin:.0f} s")
+
+
+def describe(notebook: Path, entries: dict[str, Any]) -> bool:
+    """Add to entries what earlier versions left out and needs no drawing: the help of controls, and where they make
+    no difference. Returns whether anything was missing."""
+    lacking = {name: entry for name, entry in entries.items() if "off" not in entry}
+    sources = dict(cells(notebook))
+    own = {name for name in lacking if re.search(r"\b(needs|help)=", sources[name])}  # else known without the lesson
+    ran = dict(panels(notebook, own)) if own else {}
+    for name, entry in lacking.items():
+        for control in entry["controls"]:
+            stands = ran[name].controls[control["name"]] if name in ran else w.Text()
+            control["help"] = widgets._help(stands, control["name"])
+        stored = [tuple(map(int, key.split(","))) for key in read_script(notebook.stem, name)["results"]]
+        values = [control["values"] for control in entry["controls"]]
+        entry["off"] = unused(ran[name], values, stored) if name in ran else {}
+    return bool(lacking)
 
 
 def lessons() -> list[Path]:

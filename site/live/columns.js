@@ -5,6 +5,7 @@
   const COLUMNS = [1, 2, 4, 8, 16, 32], ROWS = 4, status = root.querySelector(".status"), go = root.querySelector(".go");
   const get = (name) => root.querySelector(`[name="${name}"]`), [label, sampler, guidance, seed] = ["label", "sampler", "guidance", "seed"].map(get);
   const grid = root.querySelector(".pictures"), canvases = COLUMNS.map(() => []);
+  const address = addressed("columns", [label, sampler, guidance, seed]);
   let worker = null, id = 0, waiting = 0;
 
   for (const n of COLUMNS) grid.append(Object.assign(document.createElement("span"), { textContent: n === 1 ? "1 step" : n }));
@@ -46,7 +47,7 @@
     ask(0);
   }
 
-  const changed = () => { describe(); clearTimeout(waiting); if (worker) waiting = setTimeout(draw, 150); };
+  const changed = () => { describe(); address.write(); clearTimeout(waiting); if (worker) waiting = setTimeout(draw, 150); };
   for (const control of [label, sampler, guidance, seed]) control.addEventListener("input", changed);
   root.querySelector(".again").addEventListener("click", () => { seed.value = Number(seed.value) + 1; changed(); });
   go.addEventListener("click", draw);

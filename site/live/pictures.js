@@ -7,6 +7,7 @@
   const go = root.querySelector(".go"), bar = root.querySelector("progress"), status = root.querySelector(".status");
   const canvases = [...root.querySelectorAll("canvas")], names = [...root.querySelectorAll(".pictures span")];
   const N = TABLES.pictures, STUDENT = "few-step", loaded = new Set();
+  const address = addressed("draw", [label, model, steps, guidance, sampler, seed]);
   let worker = null, asked = 0, waiting = 0, drawing = null;
   root.dataset.state = "ready";
 
@@ -96,6 +97,7 @@
   // A control that moves draws again, unless that would fetch something: for that the button is pressed.
   function changed() {
     describe();
+    address.write();
     clearTimeout(waiting);
     if (worker && !missing()) waiting = setTimeout(draw, 120);
   }

@@ -9,6 +9,8 @@
     ["path", "sampler", "steps", "churn", "label", "guidance", "behind", "seed"].map(get);
   const VIEW = 3, N = 500, CELLS = 48, ARROWS = 17, learned = network(PLANE.network), status = root.querySelector(".status");
   const original = structuredClone(PLANE.mixture), mixture = structuredClone(PLANE.mixture), kept = new Map();
+  const address = addressed("plane", [path, sampler, steps, churn, label, guidance, behind, seed]);
+  const places = (means) => means.map((v) => v.toFixed(2)).join(" ");
   let player = null, waiting = 0, revision = 0;
 
   // ---- what is asked ---------------------------------------------------------------------------------------------
@@ -105,6 +107,8 @@
     };
     const meta = { clock: [0, 1], seconds: 3, tail: 0.25, loop: true, size: 340, autoplay: true, panes: panes.map((pane) => ({
       title: pane.title, ts: TABLES.grids[q.path][q.steps].t, view: [-VIEW, VIEW], palette: [pane.color], peak: 1, bins: 36,
+      legend: [["dot", pane.color, pane.name], ...(pane.density ? [["shade", PLANE.colors.exact, q.behind === "tilted" ? "what guidance aims at" : "density at this time"]] : []),
+        ...(pane.field ? [["arrow", "#7d8792", "velocity"]] : [])],
       paths: put(quantised(pane.xs)), ids: put({ data: new Uint8Array(N), shape: [N] }), density: put(pane.density), field: put(pane.field), targets: null })) };
     const buffer = new ArrayBuffer(size), bytes = new Uint8Array(buffer);
     for (const [at, data] of blocks) bytes.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), at);
@@ -121,9 +125,10 @@
   async function draw() {
     const q = asked(), mine = ++revision, began = performance.now(), perfect = (y) => exact(mixture, y);
     describe(q);
+    address.write({ centres: places(mixture.means) === places(original.means) ? "" : places(mixture.means) });
     const density = densities(q);
-    const panes = [{ title: "exact model", color: PLANE.colors.exact, xs: await iterates(perfect, q), density, field: await field(perfect, q) }];
-    if (q.path === "linear") panes.push({ title: "network that learned it", color: PLANE.colors.learned, density, ...await keptFor(q) });
+    const panes = [{ title: "exact model", name: "exact", color: PLANE.colors.exact, xs: await iterates(perfect, q), density, field: await field(perfect, q) }];
+    if (q.path === "linear") panes.push({ title: "network that learned it", name: "learned", color: PLANE.colors.learned, density, ...await keptFor(q) });
     if (mine !== revision) return;
     const ms = performance.now() - began;
     const [meta, buffer] = packed(q, panes);
@@ -161,8 +166,9 @@
     return handle;
   });
 
+  const inside = (v) => Math.round(100 * Math.max(-VIEW + 0.1, Math.min(VIEW - 0.1, v))) / 100;
+
   function move(k, x, y) {
-    const inside = (v) => Math.round(100 * Math.max(-VIEW + 0.1, Math.min(VIEW - 0.1, v))) / 100;
     mixture.means[2 * k] = inside(x); mixture.means[2 * k + 1] = inside(y);
     changed();
   }
@@ -182,6 +188,8 @@
   for (const control of [path, sampler, steps, churn, label, guidance, behind, seed]) control.addEventListener("input", changed);
   root.querySelector(".again").addEventListener("click", () => { seed.value = Number(seed.value) + 1; changed(); });
   root.querySelector(".back").addEventListener("click", () => { mixture.means = [...original.means]; changed(); });
+  const wanted = address.asked("centres")?.split(" ").map(Number) ?? [];
+  if (wanted.length === mixture.means.length && wanted.every(Number.isFinite)) mixture.means = wanted.map(inside);
   root.hidden = false;
   draw();
 })();

@@ -14,7 +14,7 @@ function load(id, address) {
   held[id] ??= new Promise((resolve, reject) => {
     waiting[id] = resolve;
     const script = element("script", { src: address });
-    script.onerror = () => reject(new Error(`${address} could not be loaded`));
+    script.onerror = () => { delete held[id]; reject(new Error(`${address} could not be loaded`)); };
     document.head.append(script);
   });
   return held[id];
@@ -61,6 +61,28 @@ async function scene(data, packed) {
   return [meta, buffer.buffer];
 }
 
+// The page's address names what was moved, as "panel.control=value", so that a link shows what its sender saw.
+const later = {};
+function remember(root, moved) {
+  const id = root.dataset.panel;
+  clearTimeout(later[id]);
+  later[id] = setTimeout(() => {
+    const address = new URL(location.href), asked = address.searchParams;
+    for (const name of [...asked.keys()]) if (name.startsWith(`${id}.`)) asked.delete(name);
+    for (const [name, value] of moved) asked.set(`${id}.${name}`, value);
+    if (moved.length) address.hash = root.id; else if (address.hash === `#${root.id}`) address.hash = "";
+    try { history.replaceState(history.state, "", address); } catch { /* some browsers refuse it in files */ }
+  }, 250);
+}
+
+function remembered(id, controls) {
+  const asked = new URLSearchParams(location.search);
+  return controls.map((control) => {
+    const at = control.shown.indexOf(asked.get(`${id}.${control.name}`));
+    return at < 0 ? control.start : at;
+  });
+}
+
 // A part of the same kind keeps its place; only what it shows changes.
 const makers = {
   text: () => { const node = element("div", { class: "ahead-text" }); return { node, show: (_, text) => () => { node.innerHTML = text; } }; },
@@ -87,12 +109,21 @@ class Panel {
   constructor(root) {
     this.root = root;
     this.entry = JSON.parse(root.querySelector("script").textContent);
-    this.setting = this.entry.controls.map((control) => control.start);
+    this.starts = this.entry.controls.map((control) => control.start);
+    this.setting = this.starts;
     this.parts = [];
     this.views = root.querySelector(".ahead-parts");
+    this.kept = element("figure", { class: "ahead-kept" });
+    this.kept.hidden = true;
+    const both = element("div", { class: "ahead-both" });
+    this.views.replaceWith(both);
+    both.append(this.views, this.kept);
     this.note = element("span", { class: "ahead-note", role: "status" });
+    this.fault = element("span", { class: "ahead-fault", role: "alert" });
     const reset = element("button", { type: "button", class: "ahead-reset" }, "Reset");
-    reset.onclick = () => { this.setting = this.entry.controls.map((c) => c.start); this.note.textContent = ""; this.changed(); };
+    reset.onclick = () => { this.setting = this.starts; this.note.textContent = ""; this.changed(); };
+    this.keeping = element("button", { type: "button", class: "ahead-keep", title: "Keep what is shown, to compare it with what comes" }, "Keep");
+    this.keeping.onclick = () => this.keep();
     const row = element("div", { class: "ahead-controls" });
     this.controls = this.entry.controls.map((control, k) => {
       const made = this.control(control, k);
@@ -100,54 +131,101 @@ class Panel {
       return made;
     });
     root.prepend(row);
-    root.append(element("div", { class: "ahead-foot" }, reset, this.note));
+    root.append(element("div", { class: "ahead-foot" }, reset, this.keeping, this.note, this.fault));
     this.reflect();
+  }
+
+  // At first: what the page's address asks for, where it was computed or near it.
+  async begin() {
+    const asked = remembered(this.root.dataset.panel, this.entry.controls);
+    if (asked.join() !== this.starts.join()) await this.go(asked, asked.findIndex((at, k) => at !== this.starts[k]));
+    else await this.changed();
   }
 
   control(control, k) {
     const id = `${this.root.dataset.panel}-${k}`, last = control.values.length - 1;
-    const label = element("label", { for: id }, control.label);
-    const back = () => this.move(k, control.start);
+    const label = element("label", { for: id }, control.label), help = element("span", { class: "ahead-help", id: `${id}-help`, role: "tooltip" });
+    const node = element("div", { class: "ahead-control" }, label), back = () => { if (!node.classList.contains("ahead-off")) this.move(k, control.start); };
+    label.ondblclick = back;
+    // Where it makes no difference it is greyed, and says so.
+    const grey = (input, off) => {
+      node.classList.toggle("ahead-off", off);
+      input.disabled = off;
+      help.textContent = [control.help, off && "Makes no difference at these settings."].filter(Boolean).join(" ");
+      if (help.textContent) input.setAttribute("aria-describedby", help.id); else input.removeAttribute("aria-describedby");
+    };
     if (control.kind === "toggle") {
       const input = element("input", { type: "checkbox", id });
       input.onchange = () => this.move(k, +input.checked);
-      return { node: element("div", { class: "ahead-control" }, label, input), show: (at) => { input.checked = at === 1; } };
+      node.append(input, help);
+      return { node, show: (at, off) => { input.checked = at === 1; grey(input, off); } };
     }
     if (control.kind === "choice") {
       const options = control.shown.map((name, at) => element("option", { value: at }, name));
       const input = element("select", { id }, ...options);
       input.onchange = () => this.move(k, +input.value);
-      return { node: element("div", { class: "ahead-control" }, label, input), show: (at) => { input.value = at; } };
+      node.append(input, help);
+      return { node, show: (at, off) => { input.value = at; grey(input, off); } };
     }
     const ticks = element("datalist", { id: `${id}-ticks` }, ...control.values.map((_, at) => element("option", { value: at })));
     const input = element("input", { type: "range", id, min: 0, max: last, step: 1, list: ticks.id });
-    const shown = element("output", { for: id });
+    const shown = element("output", { for: id }), mark = element("span", { class: "ahead-default", style: `--at: ${control.start / last}` });
     input.title = `${control.shown[0]} to ${control.shown[last]}; a double-click goes back to ${control.shown[control.start]}`;
     input.oninput = () => this.move(k, +input.value);
     input.ondblclick = back;
-    return { node: element("div", { class: "ahead-control" }, label, input, ticks, shown), show: (at) => {
+    node.append(element("span", { class: "ahead-track" }, mark, input), ticks, shown, help);
+    return { node, show: (at, off) => {
       input.value = at;
+      grey(input, off);
       input.setAttribute("aria-valuetext", control.shown[at]);
       shown.textContent = control.shown[at];
     } };
   }
 
-  reflect() { this.controls.forEach((control, k) => control.show(this.setting[k])); }
+  off(setting) { return this.entry.off?.[setting.join()] ?? []; }
 
-  async move(k, at) {
-    this.setting = this.setting.with(k, at);
+  reflect() {
+    const off = this.off(this.setting);
+    this.controls.forEach((control, k) => control.show(this.setting[k], off.includes(k)));
+  }
+
+  // The values of the controls that make a difference.
+  words() {
+    const off = this.off(this.setting), all = this.entry.controls.map((c, k) => `${c.label} = ${c.shown[this.setting[k]]}`);
+    return all.filter((_, k) => !off.includes(k)).join(", ");
+  }
+
+  move(k, at) { return this.go(this.setting.with(k, at), k); }
+
+  // To a setting; `k` is the control that is to have its value there.
+  async go(setting, k) {
+    this.setting = setting;
     this.note.textContent = "";
     this.reflect();
-    const data = await this.data();
-    if (this.setting.join() in data.results || this.setting[k] !== at) return this.changed();
+    let data = null;
+    try { data = await this.data(); } catch { return this.changed(); }
+    if (setting.join() in data.results || this.setting !== setting) return this.changed();
     // Not every combination was computed: go to the nearest that has the value asked for, and say so.
-    const far = (s) => s.reduce((sum, v, j) => sum + (v !== this.setting[j]) * 100 + Math.abs(v - this.setting[j]), 0);
-    const known = Object.keys(data.results).map((key) => key.split(",").map(Number)).filter((s) => s[k] === at);
-    const near = known.reduce((best, s) => (far(s) < far(best) ? s : best));
-    const moved = this.entry.controls.filter((_, j) => near[j] !== this.setting[j]).map((control) => control.label);
-    this.setting = near;
-    this.note.textContent = `Computed ahead for some combinations only: ${moved.join(", ")} moved too.`;
-    this.changed();
+    const far = (s) => s.reduce((sum, v, j) => sum + (v !== setting[j]) * 100 + Math.abs(v - setting[j]), 0);
+    const known = Object.keys(data.results).map((key) => key.split(",").map(Number)).filter((s) => s[k] === setting[k]);
+    this.setting = known.reduce((best, s) => (far(s) < far(best) ? s : best));
+    const off = this.off(this.setting);
+    const moved = this.entry.controls.filter((_, j) => this.setting[j] !== setting[j] && !off.includes(j)).map((control) => control.label);
+    if (moved.length) this.note.textContent = `Computed ahead for some combinations only: ${moved.join(", ")} moved too.`;
+    return this.changed();
+  }
+
+  // A copy of what is shown stays beside what comes; a player's is a still.
+  keep() {
+    const copy = this.views.cloneNode(true), drawn = this.views.querySelectorAll("canvas");
+    copy.querySelectorAll("canvas").forEach((canvas, k) => canvas.replaceWith(element("img", {
+      class: "ahead-image", src: drawn[k].toDataURL(), width: drawn[k].clientWidth, height: drawn[k].clientHeight, alt: drawn[k].ariaLabel ?? "" })));
+    copy.querySelectorAll(".dc-bar").forEach((bar) => bar.replaceWith(bar.querySelector(".dc-clock")));
+    copy.querySelectorAll("[tabindex]").forEach((node) => node.removeAttribute("tabindex"));
+    const close = element("button", { type: "button", class: "ahead-close" }, "Close");
+    close.onclick = () => { this.kept.hidden = true; this.kept.replaceChildren(); this.keeping.focus(); };
+    this.kept.replaceChildren(copy, element("figcaption", {}, `Kept: ${this.words()} `, close));
+    this.kept.hidden = false;
   }
 
   data() { return load(this.root.dataset.panel, this.root.dataset.source); }
@@ -159,8 +237,7 @@ class Panel {
     try {
       const data = await this.data(), parts = data.results[key];
       const kinds = parts.map((part) => part[0]).join();
-      const same = kinds === this.kinds, next = same ? this.parts : parts.map((part) => makers[part[0]]());
-      const words = this.entry.controls.map((c, k) => `${c.label} = ${c.shown[this.setting[k]]}`).join(", ");
+      const same = kinds === this.kinds, next = same ? this.parts : parts.map((part) => makers[part[0]]()), words = this.words();
       const shows = await Promise.all(parts.map(([kind, ...rest], k) => next[k].show(data, ...rest, ...(kind === "image" ? [words] : []))));
       if (key !== this.setting.join()) return;  // moved on meanwhile
       if (!same) {
@@ -171,11 +248,19 @@ class Panel {
       }
       shows.forEach((show) => show());
       this.root.dataset.setting = key;
-      this.root.removeAttribute("aria-busy");
+      this.failed("");
+      const moved = this.entry.controls.map((c, k) => [c.name, c.shown[this.setting[k]], this.setting[k] !== c.start]);
+      remember(this.root, moved.filter(([, , differs]) => differs));
     } catch (error) {
-      this.note.textContent = `${error.message}.`;
-      this.root.removeAttribute("aria-busy");
+      if (key === this.setting.join()) this.failed(`${error.message}.`);
     }
+  }
+
+  // What is seen is not of these values until the next result.
+  failed(why) {
+    this.fault.textContent = why;
+    this.root.classList.toggle("ahead-old", why !== "");
+    this.root.removeAttribute("aria-busy");
   }
 }
 
@@ -183,7 +268,7 @@ const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
     near.unobserve(target);
-    panels.get(target).changed();
+    panels.get(target).begin();
   }
 }, { rootMargin: "400px" });
 const panels = new Map();
