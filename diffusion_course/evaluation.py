@@ -37,7 +37,10 @@ from .predictions import with_labels, without_inference
 from .samplers import Stepper
 from .seeds import generator_of
 from .solvers import as_times, integrate, rk4_step, standard_normal
+from .textures import Textures
 from .training import Recipe, images_of, train
+
+TEXTURES = "Fréchet distance of textures"  # among the scores
 
 
 @settings
@@ -136,10 +139,10 @@ PRESETS: dict[str, ClassifierRecipe] = {
 }
 
 # %% auto #0
-__all__ = ['PRESETS', 'INCEPTION_WEIGHTS', 'INCEPTION_URL', 'ClassifierRecipe', 'features', 'label_agreement', 'name_of',
-           'as_bytes', 'frechet_distance', 'kernel_distance', 'precision_recall', 'Score', 'compare_features', 'split',
-           'real_scores', 'evaluate', 'likelihood_grid', 'log_prob', 'bits_per_dim', 'information_rate', 'Nearest',
-           'nearest', 'inception_fid', 'own_classifier', 'EvaluateConfig', 'scores_of']
+__all__ = ['TEXTURES', 'PRESETS', 'INCEPTION_WEIGHTS', 'INCEPTION_URL', 'ClassifierRecipe', 'features', 'label_agreement',
+           'name_of', 'as_bytes', 'frechet_distance', 'kernel_distance', 'precision_recall', 'Score',
+           'compare_features', 'split', 'real_scores', 'evaluate', 'likelihood_grid', 'log_prob', 'bits_per_dim',
+           'information_rate', 'Nearest', 'nearest', 'inception_fid', 'own_classifier', 'EvaluateConfig', 'scores_of']
 
 # %% ../nbs/16_evaluation.ipynb #79b9d0e9
 def features(
@@ -436,7 +439,7 @@ def evaluate(
     **how: Any,
 ) -> dict[str, Score]:
     """Draw n images, equally many of each label, and score them against n real ones; the floor: n
-    others.
+    others. The Fréchet distance is taken a second time between `Textures`, which no labels have formed.
 
     Model and classifier compute on the devices that hold them.
 
@@ -477,6 +480,10 @@ def evaluate(
         scores["label agreement"] = Score(
             "label agreement", label_agreement(classifier, x, y), n, name, floor
         )
+    if Textures.fits(x.shape[1:]):
+        of = [features(images, Textures(), progress=progress) for images in (real.x[first], real.x[second], x)]
+        near, far = frechet_distance(of[0], of[1]), frechet_distance(of[0], of[2])
+        scores[TEXTURES] = Score("Fréchet distance", far, n, "textures", near)
     return scores
 
 # %% ../nbs/16_evaluation.ipynb #f5eae6ad

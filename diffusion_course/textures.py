@@ -5,6 +5,8 @@
 # %% ../nbs/toolbox/textures.ipynb #7e100003
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +48,15 @@ class Textures(nn.Module):
         self.register_buffer("colours", mix / mix.norm(dim=1, keepdim=True), persistent=False)
         self.eval()
 
+    @staticmethod
+    def fits(shape: Sequence[int]) -> bool:
+        """Whether images of a shape can be measured.
+
+        Args:
+            shape: (C, H, W): 1 or 3 channels, sides that 4 divides.
+        """
+        return len(shape) == 3 and shape[0] in (1, 3) and all(n and n % 4 == 0 for n in shape[1:])
+
     def features(self, x: Tensor) -> Tensor:
         """The features, as `evaluation.features` asks for them.
 
@@ -55,7 +66,7 @@ class Textures(nn.Module):
         Returns:
             (B, 16 C).
         """
-        if expect.floats("x", x).ndim != 4 or x.shape[1] not in (1, 3) or any(n % 4 or not n for n in x.shape[2:]):
+        if not self.fits(expect.floats("x", x).shape[1:]):
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, C, H, W), 1 or 3 channels, sides that 4"
                              " divides")
         x = x.to(self.bank.dtype)
