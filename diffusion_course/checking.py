@@ -426,8 +426,8 @@ def _wide(t: Tensor) -> Tensor: return t.to(torch.complex128 if t.is_complex() e
 
 def _as_tensors(value: object, like: object = None) -> list[Tensor] | None:
     "The output as tensors on the CPU, or None if it is nothing of the kind; a list may stand for a tuple like this."
-    listed = isinstance(value, list) and isinstance(like, tuple) and len(value) == len(like)
-    parts = value if listed or _has_parts(value) else [value]
+    n_parts = len(like) if isinstance(like, tuple) else 0
+    parts = value if _has_parts(value) or (isinstance(value, list) and len(value) == n_parts) else [value]
     try: return [torch.as_tensor(p).detach().cpu().to_dense() for p in parts]
     except (TypeError, ValueError, RuntimeError): return None
 

@@ -171,7 +171,7 @@ CLIP = (
 
 def _clip_cases() -> list[tuple]:
     cases = []
-    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    # A batch of 4 also fits the last dimension, so that a wrong shape computes, and gets its hint.
     for shape in ((4, 1, 5, 4), (4, 3, 4, 4)):
         alpha_bar = 0.1 + 0.8 * uniform(shape[0], seed=4)
         cases.append((normal(*shape, seed=2), normal(*shape, seed=3), alpha_bar))

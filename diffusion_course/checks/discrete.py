@@ -469,7 +469,8 @@ def _distribution(K: int, seed: int) -> Tensor:
 
 
 def _rate_cases() -> list[tuple]:
-    return [(_distribution(4, 140), _distribution(4, 141), 0.3), (torch.tensor([0.02, 0.6, 0.38]).double(), _distribution(3, 143), 0.75),
+    return [(_distribution(4, 140), _distribution(4, 141), 0.3),
+            (torch.tensor([0.02, 0.6, 0.38]).double(), _distribution(3, 143), 0.75),
             (_distribution(6, 144), _distribution(6, 145), 0.5)]
 
 # %% ../../nbs/solutions/26_discrete.ipynb #7b720b6b

@@ -82,7 +82,7 @@ PREVIEW = (
 
 
 def _preview_cases() -> list[tuple]:
-    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    # A batch of 4 also fits the last dimension, so that a wrong shape computes, and gets its hint.
     cases = []
     for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         t = 0.1 + 0.8 * uniform(shape[0], seed=2)

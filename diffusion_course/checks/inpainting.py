@@ -73,7 +73,7 @@ def _mask(*shape: int, seed: int) -> Tensor:
 
 def _put_cases() -> list[tuple]:
     cases = []
-    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    # A batch of 4 also fits the last dimension, so that a wrong shape computes, and gets its hint.
     for k, shape in enumerate(((4, 1, 5, 4), (4, 3, 4, 4))):
         x = normal(*shape, seed=k)
         x1 = normal(*shape, seed=5 + k)

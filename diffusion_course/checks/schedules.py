@@ -81,7 +81,7 @@ MIX = (
 
 
 def _image_cases() -> list[tuple]:
-    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    # A batch of 4 also fits the last dimension, so that a wrong shape computes, and gets its hint.
     shapes = ((4, 1, 5, 4), (4, 3, 4, 4))
     return [(normal(*s, seed=0), normal(*s, seed=1), uniform(s[0], seed=2)) for s in shapes]
 

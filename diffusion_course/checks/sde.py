@@ -131,7 +131,7 @@ LOSS = (
 
 def _image_cases() -> list[tuple]:
     cases = []
-    # A batch of 4 also fits the last dimension: a number for each image in a wrong shape computes, and gets its hint.
+    # A batch of 4 also fits the last dimension, so that a wrong shape computes, and gets its hint.
     for shape in ((4, 1, 5, 4), (4, 3, 4, 4)):
         B = shape[0]
         sigma = uniform(B, seed=4) * (torch.arange(B) > 0)

@@ -405,7 +405,8 @@ MERGE = (
 
 
 def _merge_cases() -> list[tuple]:
-    return [(2 * normal(2, 24, 3, seed=110), 4, 6), (normal(1, 16, 2, seed=111), 8, 2), (normal(3, 4, 5, seed=112), 2, 2)]
+    return [(2 * normal(2, 24, 3, seed=110), 4, 6), (normal(1, 16, 2, seed=111), 8, 2),
+            (normal(3, 4, 5, seed=112), 2, 2)]
 
 # %% ../../nbs/solutions/24_transformer.ipynb #c7aecadf
 def rotate(q, position, rates):

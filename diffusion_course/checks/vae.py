@@ -70,7 +70,8 @@ VAE_STEP = (
 
 def _step_cases() -> list[tuple]:
     return [(0.3 * normal(6, 4, seed=1), normal(2, 6, seed=2), normal(5, 6, seed=3), normal(5, 2, seed=4), 0.5, 0.1),
-            (0.3 * normal(4, 6, seed=5), 2 * normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8), 2.0, 0.3)]
+            (0.3 * normal(4, 6, seed=5), 2 * normal(3, 4, seed=6), normal(8, 4, seed=7), normal(8, 3, seed=8),
+             2.0, 0.3)]
 
 # %% ../../nbs/solutions/17_vae.ipynb #e989d76d
 def believed_noise(weight, D, m):
