@@ -17,7 +17,7 @@ times; `discrete` tokens and masks.
 
 Toolbox: `checkpoints`, `checking`, `classifier`, `cli`, `diagnosis`, `expect`, `files`, `folders`, `former`, `hub`
 others' models, `metrics`, `options`, `panes`, `player`, `plots`, `relations`, `runs` folders of trainings, `scenes`
-captioned shapes, `seeds`, `style`, `trials`, `widgets`.
+captioned shapes, `seeds`, `style`, `textures`, `trials`, `widgets`.
 """
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _NAMES = {
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "flow_maps", "folders", "former", "images", "inpainting", "latent", "metrics", "options",
-    "panes", "player", "relations", "runs", "scenes", "sde", "seeds", "style", "training", "trials", "vae", "widgets",
+    "panes", "player", "relations", "runs", "scenes", "sde", "seeds", "style", "textures", "training", "trials", "vae", "widgets",
     "your_own",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
