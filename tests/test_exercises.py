@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -72,6 +73,25 @@ def test_stub_is_not_attempted(name: str) -> None:
             if imports or (earlier == source and isinstance(node, ast.FunctionDef)):
                 exec(compile(ast.Module([node], []), path.name, "exec"), space)
     assert check(name, eval(function, space)).status == "not attempted"
+
+
+@cache
+def stored() -> dict[str, str]:
+    """For each exercise and question what its solution notebook shows that check said."""
+    said: dict[str, str] = {}
+    for path in SOLUTIONS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            names = [name for name, _ in checks("".join(cell["source"]))] if cell["cell_type"] == "code" else []
+            texts = ["".join(output.get("data", {}).get("text/plain", "")) for output in cell.get("outputs", ())]
+            said |= {name: text for name in names for text in texts if f" {name}: " in text}
+    return said
+
+
+@pytest.mark.parametrize("name", [*EXERCISES, *QUESTIONS])
+def test_a_solution_shows_what_check_says_today(name: str) -> None:
+    if name in QUESTIONS and name not in stored(): pytest.skip("its cell ends with another check")
+    right = QUESTIONS[name].answer if name in QUESTIONS else EXERCISES[name].reference
+    assert stored()[name] == repr(check(name, right)), "run `make lessons` on the notebook of its solution"
 
 
 @pytest.mark.slow
