@@ -68,8 +68,8 @@ _NAMES = {
 _MODULES = (
     *_NAMES, "checking", "classifier", "cli", "clinic", "cold", "couplings", "diagnosis", "edm", "evaluation", "expect",
     "few_step", "files", "flow_maps", "folders", "former", "images", "inpainting", "latent", "metrics", "options",
-    "panes", "player", "relations", "runs", "scenes", "sde", "seeds", "style", "textures", "training", "trials", "vae", "widgets",
-    "your_own",
+    "panes", "player", "relations", "runs", "scenes", "sde", "seeds", "style", "textures", "training", "trials", "vae",
+    "widgets", "your_own",
 )
 _WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
