@@ -32,7 +32,7 @@ NO_BROWSER = ("no Chromium or Chrome found: "
 
 
 def crowded() -> float:
-    """How many programs share each processor: 1 to 8, and 1 where the system doesn't say (Windows)."""
+    """How many programs share a processor: 1 to 8, and 1 where that isn't known (Windows)."""
     if not hasattr(os, "getloadavg"): return 1.0
     return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 8.0)
 
@@ -145,7 +145,8 @@ def serve(notebooks: Path, folder: Path) -> Iterator[Server]:
 def ask(server: Server, path: str, method: str = "GET") -> bytes:
     """What the server's interface answers."""
     address = f"{server.url}/api/{path}?token={TOKEN}"
-    return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=PATIENCE / 1000).read()
+    request = urllib.request.Request(address, method=method)
+    return urllib.request.urlopen(request, timeout=PATIENCE / 1000).read()
 
 
 def end_kernels(server: Server) -> None:

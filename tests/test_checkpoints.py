@@ -212,7 +212,7 @@ def tied(monkeypatch: pytest.MonkeyPatch) -> Tied:
 
 @pytest.mark.parametrize("config, message", [
     (dict(widht=2), "a Tied can't be made again of its config, .*widht"),
-    (dict(width=3), r"a Tied made of its config, .*, has another first.weight: expected the config"),
+    (dict(width=3), r"a Tied made of its config, .*, has another first.weight"),
     (dict(width=torch.tensor(4)), "the config of a Tied holds a tensor, width: expected a list"),
     (5, "a Tied has config 5: expected a dataclass or a dictionary"),
     (dict(width=object()), "can't be written .*: expected what JSON can hold"),
@@ -238,9 +238,10 @@ def test_tied_weights_come_back(half: bool, tied: Tied, tmp_path: Path) -> None:
 
 def test_views_of_one_tensor_are_written(tmp_path: Path) -> None:
     x = torch.arange(6.0)
-    write_tensors(tmp_path / "t.safetensors", {"x": x, "part": x[2:4], "again": x, "none": x[:0]}, {})
+    tensors = {"x": x, "part": x[2:4], "again": x, "none": x[:0]}
+    write_tensors(tmp_path / "t.safetensors", tensors, {})
     found, _ = read_tensors(tmp_path / "t.safetensors")
-    assert found["part"].tolist() == [2, 3] and torch.equal(found["again"], x) and not found["none"].numel()
+    assert all(torch.equal(found[name], v) for name, v in tensors.items())
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-5, 1.0, 1e4, 1e8])

@@ -29,6 +29,7 @@ MEASURED = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
 )
 SAMPLE = ["sample", "digits", "--n", "2", "--steps", "2"]
+LONG = ["sample", "digits", "--n", "64", "--steps", "100000"]
 
 
 def call(
@@ -141,11 +142,11 @@ def test_wrong_values_of_every_flag(
     [
         (["sample", "digits", "--out", "."], "."),
         (["sample", "digits", "--out", "x.docx"], "docx"),
-        (["sample", "digits", "--n", "64", "--steps", "100000", "--out", "folder.png"], "folder.png"),
-        (["sample", "digits", "--n", "64", "--steps", "100000", "--gif", "folder.gif"], "folder.gif"),
-        (["sample", "digits", "--n", "64", "--steps", "100000", "--out", "file/x.png"], "file/x.png"),
+        ([*LONG, "--out", "folder.png"], "folder.png"),
+        ([*LONG, "--gif", "folder.gif"], "folder.gif"),
+        ([*LONG, "--out", "file/x.png"], "file/x.png"),
         pytest.param(
-            ["sample", "digits", "--n", "64", "--steps", "100000", "--out", "/proc/x.png"],
+            [*LONG, "--out", "/proc/x.png"],
             "/proc/x.png",
             marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc"),
         ),
@@ -157,7 +158,7 @@ def test_wrong_values_of_every_flag(
         (["evaluate", "digits", "--bits", "-1"], "bits"),
         (["evaluate", "digits", "--data", "~nobody_of_that_name/images"], "images"),
         (["evaluate", "digits", "--data", "digits", "--out", "."], "."),
-        (["evaluate", "digits", "--data", "digits", "--bits", "20000"], "bits is 20000: expected a whole number"),
+        (["evaluate", "digits", "--data", "digits", "--bits", "20000"], "bits is 20000: expected"),
         (["evaluate", "digits", "--data", "digits", "--n", "2000"], "n is 2000: expected 1 to"),
         (["train", "digits", "--steps", "0"], "steps"),
         (["train", "digits", "--device", "abacus"], "abacus"),

@@ -81,8 +81,10 @@ def stored() -> dict[str, str]:
     said: dict[str, str] = {}
     for path in SOLUTIONS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            names = [name for name, _ in checks("".join(cell["source"]))] if cell["cell_type"] == "code" else []
-            texts = ["".join(output.get("data", {}).get("text/plain", "")) for output in cell.get("outputs", ())]
+            if cell["cell_type"] != "code": continue
+            names = [name for name, _ in checks("".join(cell["source"]))]
+            shown = [output.get("data", {}).get("text/plain", "") for output in cell["outputs"]]
+            texts = ["".join(lines) for lines in shown]
             said |= {name: text for name in names for text in texts if f" {name}: " in text}
     return said
 
@@ -91,7 +93,7 @@ def stored() -> dict[str, str]:
 def test_a_solution_shows_what_check_says_today(name: str) -> None:
     if name in QUESTIONS and name not in stored(): pytest.skip("its cell ends with another check")
     right = QUESTIONS[name].answer if name in QUESTIONS else EXERCISES[name].reference
-    assert stored()[name] == repr(check(name, right)), "run `make lessons` on the notebook of its solution"
+    assert stored()[name] == repr(check(name, right)), "run `make lessons` on its solution"
 
 
 @pytest.mark.slow

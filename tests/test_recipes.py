@@ -1,4 +1,4 @@
-"""Settings of trainings: each number that is none, or out of its range, is refused before anything begins."""
+"""Settings of trainings: a number that is none, or out of its range, is refused at once."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,7 +15,7 @@ from diffusion_course.few_step import ReflowRecipe
 from diffusion_course.flow_maps import FlowMapRecipe
 from diffusion_course.training import Recipe, Run
 
-RECIPES = {type(recipe).__name__: recipe for recipe in cli.presets().values()} | {"Recipe": Recipe()}
+RECIPES = {type(recipe).__name__: recipe for recipe in (*cli.presets().values(), Recipe())}
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "int": (-1, 1.5, float("nan"), float("inf"), "x", "3", None, [1, 2], 10**400),
     "float": (float("nan"), float("inf"), -float("inf"), "x", "0.5", None, [0.1, 0.2], 10**400),
@@ -53,15 +53,17 @@ def test_values_that_are_none_are_refused(name: str, field: str, value: object) 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_numbers_of_other_types_become_those_of_python(name: str) -> None:
-    changed = dataclasses.replace(RECIPES[name], images=1e4, batch=torch.tensor(8), lr=torch.tensor(0.5), clip=1)
-    assert [type(v) for v in (changed.images, changed.batch, changed.lr, changed.clip)] == [int, int, float, float]
-    assert (changed.images, changed.batch, changed.lr, changed.clip) == (10_000, 8, 0.5, 1.0)
+    values = dict(images=1e4, batch=torch.tensor(8), lr=torch.tensor(0.5), clip=1)
+    changed = vars(dataclasses.replace(RECIPES[name], **values))
+    assert [changed[k] for k in values] == [10_000, 8, 0.5, 1.0]
+    assert [type(changed[k]) for k in values] == [int, int, float, float]
 
 
 def test_paths_may_be_paths(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    recipe = dataclasses.replace(RECIPES["ImagesRecipe"], data=tmp_path / "images", start=tmp_path / "m.safetensors")
-    assert (recipe.data, recipe.start) == (str(tmp_path / "images"), str(tmp_path / "m.safetensors"))
+    paths = dict(data=tmp_path / "images", start=tmp_path / "m.safetensors")
+    recipe = dataclasses.replace(RECIPES["ImagesRecipe"], **paths)
+    assert [recipe.data, recipe.start] == [str(path) for path in paths.values()]
 
 
 @pytest.mark.parametrize("kind, module", [(ReflowRecipe, few_step), (FlowMapRecipe, flow_maps)])

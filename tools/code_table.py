@@ -326,7 +326,7 @@ def opens_with_what_it_computes(source: Source, is_lesson: bool) -> bool:
 def vague_modules(repo: Repo) -> list[str]:
     """The modules whose docstring does not open with what they compute."""
     lessons = set(repo.lesson_modules().values())
-    modules = [s for s in repo.library() if s.module != "__init__"]
+    modules = [s for s in repo.library() if s.module not in ("__init__", "__main__")]
     return [s.module for s in modules if not opens_with_what_it_computes(s, s.module in lessons)]
 
 
