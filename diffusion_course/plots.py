@@ -324,7 +324,8 @@ def show_paths(
     if dots: style["marker"] = "o"
     if x.shape[-1] == 1:
         ax = axes_or_new(ax, size=(4.4, 2.8))
-        times = torch.linspace(0, 1, len(x), device="cpu") if ts is None else expect.finite("ts", expect.as_floats(ts, "ts").cpu())
+        if ts is None: times = torch.linspace(0, 1, len(x), device="cpu")
+        else: times = expect.finite("ts", expect.as_floats(ts, "ts").cpu())
         if times.shape != (len(x),): raise ValueError(f"ts has shape {tuple(times.shape)}: expected ({len(x)},)")
         lines = ax.plot(times.detach().double().numpy(), x[..., 0], **style)
         ax.set(xlabel="t", ylabel="x", title=title or "")
