@@ -173,6 +173,14 @@ class Recorder:
         left_noisy = t < s == 1 and self.schedule.sigma(s) > 0 and not ends_with_data(stepper)
         return self(y, s).x1 if left_noisy else y
 
+    def look_at_labels(self, x: Tensor) -> None:
+        """Refuse labels that the model doesn't know, and the null label, before a run.
+
+        Args:
+            x: (B, ...) the samples.
+        """
+        self.cond = with_labels(self.model, expect.floats("x", x, batch=False), self.cond)
+
     def walk(self, stepper: Stepper, x: Tensor, ts: Tensor | Sequence[float]) -> Iterator[Tensor]:
         """x at all times ts, one after the other: the loop, with this model and stepper.
 
@@ -182,7 +190,6 @@ class Recorder:
             ts: (T + 1,) times.
         """
         _check_stepper(stepper)
-        self.cond = with_labels(self.model, expect.floats("x", x, batch=False), self.cond)
         self.first = self.previous = None
         return integrate(lambda x, t, s: self.step(stepper, x, t, s), x, ts)
 
@@ -270,6 +277,7 @@ def sample(
         ValueError: for what is not a model, not a stepper, or not a grid of times.
     """
     recorder = Recorder(model, generator=generator, noise=noise, **cond)
+    recorder.look_at_labels(x)
     for y in recorder.walk(stepper, x, ts): x = y
     return x
 
@@ -308,6 +316,7 @@ def trajectory(
         **cond: handed on to the model, as y.
     """
     recorder = Recorder(model, generator=generator, noise=noise, **cond)
+    recorder.look_at_labels(x)
     xs: list[Tensor] = []
     x1s: list[Tensor] = []
     for y in recorder.walk(stepper, x, ts):

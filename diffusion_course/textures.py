@@ -70,7 +70,7 @@ class Textures(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, C, H, W), 1 or 3 channels, sides that 4"
                              " divides")
         x = x.to(self.bank.dtype)
-        if x.shape[1] == 3: x = torch.einsum("kc,bchw->bkhw", self.colours, x)
+        if x.shape[1] == 3: x = torch.einsum("kc,bchw->bkhw", self.colours.to(x.device), x)
         parts = [F.adaptive_avg_pool2d(x, 2).flatten(1)]
         for _ in range(self.sizes):
             parts.append(self._energies(x).flatten(1))
@@ -80,7 +80,7 @@ class Textures(nn.Module):
     def _energies(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         padded = F.pad(x.reshape(B * C, 1, H, W), (3, 3, 3, 3), mode="replicate")
-        odd, even = F.conv2d(padded, self.bank).unflatten(1, (4, 2)).unbind(2)
+        odd, even = F.conv2d(padded, self.bank.to(x.device)).unflatten(1, (4, 2)).unbind(2)
         strength = (odd**2 + even**2).sqrt().mean((2, 3))
         return (strength + 0.02).log().reshape(B, 4 * C)
 

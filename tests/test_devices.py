@@ -55,7 +55,9 @@ from diffusion_course.inpainting import (
     box, brush, crop_around, half, known_region, latent_inpaint, latent_mask, noised_again,
     paste_back, reconstruction_guided, resampling, seam,
 )
-from diffusion_course.latent import LatentUNet, LatentUNetConfig, encode_all, perceptual_loss
+from diffusion_course.latent import (
+    Discriminator, LatentUNet, LatentUNetConfig, adversarial_losses, encode_all, perceptual_loss,
+)
 from diffusion_course.matching import MLP, ConditionEmbedding, drop_conditions, fit, matching_loss
 from diffusion_course.predictions import KINDS, Denoiser, EmpiricalDenoiser, ExactDenoiser, to_prediction
 from diffusion_course.samplers import (
@@ -869,6 +871,13 @@ class TestImages:
     def test_perceptual_loss(self, device):
         agree(device, perceptual_loss, classifier(), pixels(), pixels().flip(0))
 
+    def test_adversarial_losses(self, device):
+        judge, maps = Discriminator((5,)), [torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))]
+        for on in (judge.to(device), judge):
+            at = next(on.parameters()).device
+            losses = adversarial_losses(on, [m.to(at) for m in maps], [m.flip(0).to(at) for m in maps])
+            assert {v.device for v in losses} == {at}
+
     def test_distances_of_points(self, device):
         x, y = points(20), points(20).flip(1)
         for f in (metrics.energy_distance, metrics.sliced_wasserstein, metrics.wasserstein2):
@@ -1126,7 +1135,7 @@ class TestTokens:
 NOT_CALLED = set("""
     toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label has_cost
     latent_network sample_shape device_of eval_mode differentiable without_inference one_thread_if_small History Churn
-    with_labels
+    with_labels TEXTURES
     Noise Stepper Recorder handling_singular_ends handles_singular_ends ending_with_data ends_with_data Trajectory
     Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
     cifar10 cifar10_at_hand check_input EMBEDDINGS TimeEmbedding ResidualBlock Attention Upsample Stage PartCost

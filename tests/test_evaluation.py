@@ -107,7 +107,7 @@ def test_bad_shapes_of_a_classifier(wrong, expected):
     "wrong, expected",
     [
         (dict(smoothing=1.0), "smoothing is 1.0: expected a fraction"),
-        (dict(shift=32), "shift is 32: expected 0 to 31"),
+        (dict(shift=32), "shift is 32: expected a whole number of pixels, 0 to 31"),
     ],
 )
 def test_bad_recipes_of_a_classifier(wrong, expected):
@@ -346,7 +346,10 @@ def test_evaluate_draws_every_label_and_keeps_to_its_seed():
     blue_or_red = lambda x: torch.stack([x[:, 2] - x[:, 0], x[:, 0] - x[:, 2]], 1).mean((2, 3))
     run = lambda **k: ev.evaluate(model, blue_or_red, real, 40, steps=4, progress=False, **k)
     scores = run()
-    assert set(scores) == {"Fréchet distance", "kernel distance", "precision", "recall", "label agreement"}
+    assert set(scores) == {
+        "Fréchet distance", "kernel distance", "precision", "recall", "label agreement", ev.TEXTURES
+    }
+    assert scores[ev.TEXTURES].extractor == "textures"
     assert scores["label agreement"].value == 1 and all(
         s.n == 40 and s.floor is not None for s in scores.values()
     )
@@ -567,9 +570,9 @@ def test_the_command_scores_a_model(monkeypatch, tmp_path, capsys):
     assert main(["evaluate", "model", "--guidance", "1.5", *flags]) == 0
     said = capsys.readouterr().out.splitlines()
     written = json.loads((tmp_path / "s.json").read_text("utf-8"))
-    assert len(said) == len(written) == 6
+    assert len(said) == len(written) == 7
     assert (
-        [s["name"] for s in written][-2:] == ["label agreement", "bits per dimension"]
+        [s["name"] for s in written][-3:] == ["label agreement", "Fréchet distance", "bits per dimension"]
         and written[0]["n"] == 20
         and written[-1]["n"] == 3
     )

@@ -373,7 +373,8 @@ ELSEWHERE = set(
     transformer.TextEncoder transformer.Prompted transformer.scenes transformer.attention_weights transformer.modulate
     discrete.TokenModel discrete.Tokens discrete.jump_step discrete.reveal_step discrete.likelihood
     discrete.reference_text discrete.text_windows discrete.binary_digits
-    files.whole_file files.check_writable checkpoints.check_saveable
+    files.whole_file files.check_writable checkpoints.check_saveable style.in_words textures.Textures
+    latent.Discriminator latent.adversarial_losses
 """.split()
 )
 OTHERS = ("checking", "diagnosis", "relations", "trials", "cli", "hub")

@@ -38,6 +38,7 @@ from diffusion_course import (
     samplers,
     scenes,
     style,
+    textures,
     training,
     transformer,
     unet,
@@ -656,6 +657,7 @@ valid(
     decoder="",
 )
 valid("latent.decode", model=coder, z=floats(2, 2, 4, 4), batch=2)
+valid("textures.Textures.features", self=made(lambda: textures.Textures()), x=PIX)
 valid("latent.perceptual_loss", critic=judge, x=PIX, x_hat=pixels(2, 1, 8, 8, seed=3))
 
 student = made(lambda: few_step.FlowEnd(learned(), steps=2))
