@@ -405,7 +405,8 @@ def _chart_11(dropped: Callable) -> Chart:
         run = fit(model, images.flatten(1), 600, labels=labels, drop=0.0, loss=loss,
                   batch_size=256, progress=False)
     y = torch.cat([torch.full((10,), 10), torch.arange(10).repeat(2)])
-    x = sample(run.model, _digit_noise(30).flatten(1), uniform_grid(20), euler(), y=y)
+    noise, ts = _digit_noise(30).flatten(1), uniform_grid(20)
+    x = torch.cat([sample(run.model, noise[:10], ts, euler()), sample(run.model, noise[10:], ts, euler(), y=y[10:])])
     x = x.reshape(-1, 1, 8, 8)
     rows = ["real", "no label", "0 to 9", ""]
     picture = tile(torch.cat([_one_of_each(), x]), 10, scale=7, rows=rows)
