@@ -547,7 +547,7 @@ class DecoderRecipe(Recipe):
         with torch.no_grad(): real = _unit_maps(critic, x)
         fake = _unit_maps(critic, x_hat)
         loss = (x_hat - x).square().mean() + self.perceptual * _distance(real, fake)
-        if not self.adversarial: return loss
+        if not self.adversarial or model.discriminator is None: return loss
         fool, tell = adversarial_losses(model.discriminator, real, fake)
         return loss + self.adversarial * fool + (tell - tell.detach())  # whose value says nothing of the decoder
 

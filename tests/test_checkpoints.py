@@ -117,7 +117,8 @@ def test_no_code_is_run_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setattr(module, name, never)
     load(tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match="damaged, or no safetensors file"): load(tmp_path / "pickled.safetensors")
+    with pytest.raises(ValueError, match="damaged, or no safetensors file"):
+        load(tmp_path / "pickled.safetensors")
 
 
 @pytest.mark.parametrize("cut", [0, 5, 200, -10])
@@ -131,9 +132,11 @@ def test_a_damaged_file_is_named(cut: int, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no file .*nowhere"): load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="no file .*nowhere"):
+        load(tmp_path / "nowhere.safetensors")
     save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="of something else"): load(tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="of something else"):
+        load(tmp_path / "foreign.safetensors")
     write_tensors(tmp_path / "tensors.safetensors", {"w": torch.ones(2)}, dict(a=1))
     with pytest.raises(ValueError, match="not a model"): load(tmp_path / "tensors.safetensors")
 

@@ -34,7 +34,8 @@ def test_bytes_and_other_shapes_are_named() -> None:
     net = Classifier(SMALL).eval()
     message = r"x is torch.uint8 .*: expected floating-point numbers of shape \(B, 1, 8, 8\)"
     with pytest.raises(ValueError, match=message): net(torch.zeros(2, 1, 8, 8).byte())
-    with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(2, 3, 8, 8\)"): net(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"x is torch.float32 of shape \(2, 3, 8, 8\)"):
+        net(torch.zeros(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("wrong, message", [

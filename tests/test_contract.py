@@ -171,7 +171,8 @@ def test_what_a_network_lacks_is_named_where_it_is_needed():
     with pytest.raises(ValueError, match="the network has no n_labels"):
         fit(model, data, 2, labels=labels, progress=False)
     with pytest.raises(ValueError, match="whose network has no .shape"): generate(model, 3)
-    with pytest.raises(ValueError, match="its network has no n_labels"): generate(model, 3, shape=(2,), y=1)
+    with pytest.raises(ValueError, match="its network has no n_labels"):
+        generate(model, 3, shape=(2,), y=1)
     assert generate(model, 3, 2, shape=(2,), seed=0).shape == (3, 2)
 
 
@@ -530,14 +531,16 @@ def test_models_of_images_of_any_dtype(dtype):
 def test_labels_from_1_are_refused(run):
     model, x = trained_like(), normal(3, 2, dtype=torch.float32)
     for y in (3, [1, 2, 3], torch.tensor([1, 2, 3])):
-        with pytest.raises(ValueError, match="y holds labels .*3.*: expected 0 to 2"): run(model, x, y)
+        with pytest.raises(ValueError, match="y holds labels .*3.*: expected 0 to 2"):
+            run(model, x, y)
     run(model, x, 2)
 
 
 def test_a_model_on_another_device_is_named():
     model, x = trained_like(), normal(3, 2, dtype=torch.float32).to("meta")
     for call in (lambda: model(x, 0.5), lambda: sample(model, x, uniform_grid(2), heun())):
-        with pytest.raises(ValueError, match="x is on meta: expected cpu, where the model is"): call()
+        with pytest.raises(ValueError, match="x is on meta: expected cpu, where the model is"):
+            call()
     wrong = Denoiser(lambda x, t: nn.functional.linear(x, torch.ones(3, 3)), Linear())
     with pytest.raises(RuntimeError, match="mat1"): wrong(normal(3, 2, dtype=torch.float32), 0.5)
 
@@ -551,7 +554,8 @@ class WithoutGradients(ModelWrapper):
 def test_models_that_cut_gradients_are_named(kind):
     model, x = WithoutGradients(trained_like(kind=kind)), normal(3, 2, dtype=torch.float32)
     with pytest.raises(ValueError, match="the model cuts gradients"): log_prob(model, x, 2, y=1)
-    with pytest.raises(ValueError, match="the model cuts gradients"): reconstruction_guided(model, *KNOWN)(x, 0.5, y=1)
+    with pytest.raises(ValueError, match="the model cuts gradients"):
+        reconstruction_guided(model, *KNOWN)(x, 0.5, y=1)
     blind = lambda x, t: CLASSIFIER(x, t).detach()
     with pytest.raises(ValueError, match="the classifier cuts gradients"):
         classifier_guided(trained_like(), blind)(x, 0.5, y=1)
@@ -559,10 +563,13 @@ def test_models_that_cut_gradients_are_named(kind):
 
 def test_models_that_cannot_be_trained_are_named():
     data = MIXTURE.sample(16, rng())
-    with pytest.raises(ValueError, match="ExactDenoiser, has no weights"): fit(ExactDenoiser(MIXTURE, Linear()), data)
-    with pytest.raises(ValueError, match="Denoiser, has no weights"): fit(Denoiser(lambda x, t: x, Linear()), data)
+    with pytest.raises(ValueError, match="ExactDenoiser, has no weights"):
+        fit(ExactDenoiser(MIXTURE, Linear()), data)
+    with pytest.raises(ValueError, match="Denoiser, has no weights"):
+        fit(Denoiser(lambda x, t: x, Linear()), data)
     with torch.inference_mode(): mine, ours = nn.Linear(2, 2), Denoiser(MLP(width=8), Linear())
-    with pytest.raises(ValueError, match="made in inference mode"): fit(Denoiser(mine, Linear()), data)
+    with pytest.raises(ValueError, match="made in inference mode"):
+        fit(Denoiser(mine, Linear()), data)
     expected = fit(Denoiser(MLP(width=8), Linear()), data, 3, progress=False).loss
     assert torch.equal(fit(ours, data, 3, progress=False).loss, expected)
     ours = Denoiser(MLP(width=8), Linear())

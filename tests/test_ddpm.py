@@ -311,9 +311,11 @@ def test_bad_betas():
         for make in (linear_betas, cosine_betas):
             with pytest.raises(ValueError, match=f"n is {bad}: expected"): make(bad)
     for first, last in ((0.0, 0.02), (0.03, 0.02), (1e-4, 1.0)):
-        with pytest.raises(ValueError, match="first is .*expected 0 < first <= last < 1"): linear_betas(10, first, last)
+        with pytest.raises(ValueError, match="first is .*expected 0 < first <= last < 1"):
+            linear_betas(10, first, last)
     for bad in (dict(offset=-0.1), dict(largest=0.0), dict(largest=1.0)):
-        with pytest.raises(ValueError, match="offset is .*largest is .*expected"): cosine_betas(10, **bad)
+        with pytest.raises(ValueError, match="offset is .*largest is .*expected"):
+            cosine_betas(10, **bad)
     for alpha in (0.0, -1.0, 0.99996, float("nan")):
         with pytest.raises(ValueError, match="alpha is .*expected a number between 0 and"):
             finish_noising(linear_betas(10), alpha)
@@ -351,7 +353,8 @@ def test_bad_inversion():
     schedule, x = DDPM(linear_betas(50)), normal(3, 2)
     model, ts = ExactDenoiser(running_mixture(), schedule), trailing_grid(10, schedule)
     for bad in (ts.flip(0), ts[:1], torch.tensor([0.0, 0.5, 0.5, 1.0]), ts[None]):
-        with pytest.raises(ValueError, match="rising times|monotonic times|two or more"): invert(model, x, bad)
+        with pytest.raises(ValueError, match="rising times|monotonic times|two or more"):
+            invert(model, x, bad)
     with pytest.raises(ValueError, match="expected"): invert(model, x, ts, ancestral())
     with pytest.raises(ValueError, match="draws noise"): invert(model, x, ts, euler_maruyama(1.0))
     for f in (lambda: q_sample(x, 0, Linear()), lambda: posterior(x, x, 0, Linear())):

@@ -325,7 +325,8 @@ def test_temperature_one_changes_nothing_and_a_low_one_takes_the_most_probable()
 
 
 def test_bad_input_is_refused_before_the_first_iterate():
-    with pytest.raises(ValueError, match="ts does not rise"): fill(ExactTokens(table()), 2, [0.0, 0.5, 0.5])
+    with pytest.raises(ValueError, match="ts does not rise"):
+        fill(ExactTokens(table()), 2, [0.0, 0.5, 0.5])
 
 
 # ---- guidance ------------------------------------------------------------------------------------

@@ -154,9 +154,12 @@ def test_bad_points_labels_and_names():
             with pytest.raises(ValueError, match=said): method(*bad)
     with pytest.raises(ValueError, match="positive weight"):
         GaussianMixture([[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0], [1, 0], [0, 1]).score(x, 1)
-    with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).label_probs(x)
-    with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).log_prob(x, 0)
-    with pytest.raises(ValueError, match="no labels"): GaussianMixture([[0.0, 0.0]], [1.0]).sample_labelled(3)
+    with pytest.raises(ValueError, match="no labels"):
+        GaussianMixture([[0.0, 0.0]], [1.0]).label_probs(x)
+    with pytest.raises(ValueError, match="no labels"):
+        GaussianMixture([[0.0, 0.0]], [1.0]).log_prob(x, 0)
+    with pytest.raises(ValueError, match="no labels"):
+        GaussianMixture([[0.0, 0.0]], [1.0]).sample_labelled(3)
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match="whole number"): toy("moons", n)
         with pytest.raises(ValueError, match="whole number"): mixture.sample(n)

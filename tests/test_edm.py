@@ -318,12 +318,16 @@ def test_bad_input():
         with pytest.raises(ValueError, match="sigma_data"): preconditioned(wave, VE, bad)
     with pytest.raises(ValueError, match="in \\[0, 1\\]"): preconditioning(1.5, VE)
     for bad in (dict(std=0.0), dict(std=-1.0), dict(std=float("nan")), dict(mean=float("nan")), dict(mean=math.inf)):
-        with pytest.raises(ValueError, match="expected a (positive|finite) number"): log_normal_times(4, VE, **bad)
-        with pytest.raises(ValueError, match="mean is|std is"): edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
+        with pytest.raises(ValueError, match="expected a (positive|finite) number"):
+            log_normal_times(4, VE, **bad)
+        with pytest.raises(ValueError, match="mean is|std is"):
+            edm_loss(Denoiser(wave, VE), normal(4, 2), **bad)
     with pytest.raises(ValueError, match="n is 0"): log_normal_times(0, VE)
     for bad in (dict(gamma=-0.1), dict(gamma=float("nan")), dict(noise=-1.0), dict(gamma=math.inf)):
-        with pytest.raises(ValueError, match="(gamma|noise) is .*: expected a number >= 0"): edm_heun(**bad)
+        with pytest.raises(ValueError, match="(gamma|noise) is .*: expected a number >= 0"):
+            edm_heun(**bad)
     for bad in ((1.0, 0.5), (-1.0, 2.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="ratios"): edm_heun(0.1, bad)
     exact = ExactDenoiser(MIXTURE, Linear())
-    with pytest.raises(ValueError, match="towards noise"): sample(exact, normal(3, 2), [0.9, 0.5], edm_heun(0.1))
+    with pytest.raises(ValueError, match="towards noise"):
+        sample(exact, normal(3, 2), [0.9, 0.5], edm_heun(0.1))

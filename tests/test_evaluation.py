@@ -296,7 +296,8 @@ def test_scores_compare_only_like_with_like():
         (ev.Score("recall", 0.75, 20, "ours"), "n, not 10 and 20"),
     ):
         for operation in ("__lt__", "__le__", "__gt__", "__ge__", "__sub__"):
-            with pytest.raises(ValueError, match=f"expected the same {what}"): getattr(a, operation)(other)
+            with pytest.raises(ValueError, match=f"expected the same {what}"):
+                getattr(a, operation)(other)
     with pytest.raises(ValueError, match="expected two scores"): a < 0.6  # noqa: B015
 
 
@@ -623,7 +624,8 @@ def test_times_of_log_prob(schedule, ts, message):
 
 @pytest.mark.parametrize("start, stop", [(0, 1), (1, 1), (2, 0), (1, -1)])
 def test_likelihood_grid_falls_within_the_path(start, stop):
-    with pytest.raises(ValueError, match="expected 0 <= stop < start <= 1"): ev.likelihood_grid(3, start, stop)
+    with pytest.raises(ValueError, match="expected 0 <= stop < start <= 1"):
+        ev.likelihood_grid(3, start, stop)
 
 
 def test_name_of_knows_weights_of_any_dtype():

@@ -136,7 +136,8 @@ def test_a_number_is_no_path(what: object, tmp_path: Path) -> None:
     """`open(3)` would write into, and then close, whatever this process has open under that number."""
     with pytest.raises(ValueError, match="expected the path of a file"), whole_file(what): pass
     reading, writing = os.pipe()
-    with pytest.raises(ValueError, match="expected"): write_tensors(writing, {"a": torch.zeros(3)}, {})
+    with pytest.raises(ValueError, match="expected"):
+        write_tensors(writing, {"a": torch.zeros(3)}, {})
     os.write(writing, b"still open")
     assert os.read(reading, 20) == b"still open"
     for end in (reading, writing): os.close(end)

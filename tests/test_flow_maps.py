@@ -187,7 +187,8 @@ def test_a_network_without_a_place_for_the_length_is_refused() -> None:
 
 def test_attributes_that_the_network_lacks_are_missed_by_name() -> None:
     net = TwoTimes(MLP(n_cond=1))
-    with pytest.raises(AttributeError, match="nothing_of_the_kind"): net.nothing_of_the_kind  # noqa: B018
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        net.nothing_of_the_kind  # noqa: B018
 
 
 def test_images_are_generated_in_one_evaluation_a_jump() -> None:
@@ -283,8 +284,10 @@ def test_a_robust_loss_is_below_one_and_points_the_same_way_for_one_sample() -> 
 def test_losses_say_what_is_wrong() -> None:
     x1, t = normal(4, 2), torch.full((4,), 0.5)
     with pytest.raises(ValueError, match="expected both, or none"): mean_flow_loss(two(), x1, t=t)
-    with pytest.raises(ValueError, match=r"expected \(4,\)"): composition_loss(two(), x1, t=t[:2], s=t[:2])
-    with pytest.raises(ValueError, match="expected a teacher"): composition_loss(two(), x1, step=0.1)
+    with pytest.raises(ValueError, match=r"expected \(4,\)"):
+        composition_loss(two(), x1, t=t[:2], s=t[:2])
+    with pytest.raises(ValueError, match="expected a teacher"):
+        composition_loss(two(), x1, step=0.1)
 
 
 @pytest.mark.slow
@@ -417,7 +420,8 @@ def test_another_path_than_the_linear_one_is_refused(tmp_path: Path) -> None:
     model.schedule = Cosine()
     save(model, tmp_path / "other.safetensors")
     recipe = small(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="no velocity model on the linear path"): recipe.check_data(recipe.pictures())
+    with pytest.raises(ValueError, match="no velocity model on the linear path"):
+        recipe.check_data(recipe.pictures())
 
 
 # ---- the shipped one -------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def test_new_names_do_not_warn(shapes: types.ModuleType) -> None:
 
 def test_other_names_are_missing_as_ever(shapes: types.ModuleType) -> None:
     assert not hasattr(shapes, "Square")
-    with pytest.raises(AttributeError, match="module 'shapes' has no attribute 'Square'"): shapes.Square  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'shapes' has no attribute 'Square'"):
+        shapes.Square  # noqa: B018
     with pytest.raises(ImportError, match="Square"):
         from shapes import Square  # noqa: F401
 

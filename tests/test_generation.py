@@ -61,7 +61,8 @@ def test_batches_change_nothing_but_rounding(model, sampler):
     draw = lambda **how: generate(model, 5, 4, sampler, 2.0, 3, precision="fp32", **how)
     for batch in (1, 2, 5, 9): torch.testing.assert_close(draw(y=y, batch=batch), draw(y=y))
     torch.testing.assert_close(draw(y=1, batch=2), draw(y=1))
-    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"): draw(y=y, batch=0)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"):
+        draw(y=y, batch=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -280,7 +281,8 @@ def test_start_is_mixed_and_the_rest_of_the_grid_walked(model):
     (dict(start="cat.png"), "start is str: expected a tensor"),
 ])
 def test_bad_starts_are_named(model, change, message):
-    with pytest.raises(ValueError, match=re.escape(message)): generate(model, **dict(n=2, steps=2, y=1) | change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate(model, **dict(n=2, steps=2, y=1) | change)
 
 
 def test_images_from_files(model, tmp_path):
@@ -296,9 +298,12 @@ def test_images_from_files(model, tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_image(tmp_path / "clear.png", (3, 8, 8)) == 1).all(), "transparent: laid on white"
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
-    with pytest.raises(ValueError, match="can't be read as an image"): read_image(tmp_path / "text.png", (3, 8, 8))
-    with pytest.raises(ValueError, match="can't be read"): read_image(tmp_path / "none.png", (3, 8, 8))
-    with pytest.raises(ValueError, match="1 or 3 channels"): read_image(tmp_path / "wide.png", (4, 8, 8))
+    with pytest.raises(ValueError, match="can't be read as an image"):
+        read_image(tmp_path / "text.png", (3, 8, 8))
+    with pytest.raises(ValueError, match="can't be read"):
+        read_image(tmp_path / "none.png", (3, 8, 8))
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        read_image(tmp_path / "wide.png", (4, 8, 8))
     config = SampleConfig(n=2, steps=4, scale=1, label=1, out=str(tmp_path / "a.png"), precision="fp32",
                           start=str(tmp_path / "wide.png"), strength=0.5)
     sample_to_files(model, config, progress=False)

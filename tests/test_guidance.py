@@ -232,9 +232,11 @@ def test_bad_input(model):
                 classifier_free(m, w)(x, 0.5, y=torch.zeros(5).long())
     for w in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="w is"): classifier_free(exact, w)
-        with pytest.raises(ValueError, match="w is"): classifier_guided(exact, partial(logits, Linear()), w)
+        with pytest.raises(ValueError, match="w is"):
+            classifier_guided(exact, partial(logits, Linear()), w)
     for interval in ((0.6, 0.3), (-0.1, 1), (0, 2)):
-        with pytest.raises(ValueError, match="interval"): classifier_free(exact, 2.0, interval=interval)
+        with pytest.raises(ValueError, match="interval"):
+            classifier_free(exact, 2.0, interval=interval)
     with pytest.raises(ValueError, match="one time"):
         classifier_free(exact, 2.0, interval=(0, 0.5))(x, torch.full((7,), 0.3), y=1)
     with pytest.raises(ValueError, match="holds labels"): classifier_free(model, 2.0)(x, 0.5, y=9)

@@ -366,7 +366,8 @@ def test_texts_are_rows_of_a_table() -> None:
     images = generate(model, 2, 5, "dpmpp_2m", guidance=3.0, y=1, seed=0)
     assert images.shape == (2, 4, 8, 8) and images.isfinite().all()
     with pytest.raises(ValueError, match="called without encoder_hidden_states"): by_hand(x, 0.5)
-    with pytest.raises(ValueError, match="knows no labels"): by_hand(x, 0.5, y=1, encoder_hidden_states=e[:1])
+    with pytest.raises(ValueError, match="knows no labels"):
+        by_hand(x, 0.5, y=1, encoder_hidden_states=e[:1])
 
 
 def test_added_conditions() -> None:

@@ -90,7 +90,8 @@ def test_numbers_from_0_to_255_are_no_images() -> None:
 
 
 def test_bytes_bad_input() -> None:
-    with pytest.raises(ValueError, match="torch.float32: expected torch.uint8"): to_float(torch.zeros(2))
+    with pytest.raises(ValueError, match="torch.float32: expected torch.uint8"):
+        to_float(torch.zeros(2))
     with pytest.raises(ValueError, match="list: expected torch.uint8"): to_float([1, 2])
     with pytest.raises(ValueError, match="torch.uint8: expected floating-point"):
         to_bytes(torch.zeros(2).byte())
@@ -236,7 +237,8 @@ def test_digits() -> None:
     assert (len(train), len(test)) == (1500, 297) and train.x.shape[1:] == (1, 8, 8)
     assert train.x.min() == 0 and train.x.max() == 255 and train.names[7] == "7"
     assert set(train.y.tolist()) == set(test.y.tolist()) == set(range(10))
-    with pytest.raises(ValueError, match="split is 'valid': expected 'train' or 'test'"): digits("valid")
+    with pytest.raises(ValueError, match="split is 'valid': expected 'train' or 'test'"):
+        digits("valid")
 
 
 # ---- CIFAR-10 from files -----------------------------------------------------------------------------
@@ -279,7 +281,8 @@ def test_cifar10_is_looked_for_in_order(small: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(FileNotFoundError, match="no CIFAR-10 in .*nowhere"): cifar10("test")
     assert len(cifar10("test", folder=small)) == COUNT, "an argument counts before the environment"
     monkeypatch.delenv("DIFFUSION_COURSE_DATA")
-    with pytest.raises(FileNotFoundError, match="DIFFUSION_COURSE_DATA"): cifar10("test", download=False)
+    with pytest.raises(FileNotFoundError, match="DIFFUSION_COURSE_DATA"):
+        cifar10("test", download=False)
     cache = images.pooch.os_cache("diffusion_course")
     cache.mkdir(parents=True)
     os.rename(small, cache / small.name)

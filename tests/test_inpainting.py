@@ -64,7 +64,8 @@ def test_as_mask_takes_only_what_fits():
     for shape in ((4, 4, 4), (3, 4, 4), (5, 5), (2, 1, 4, 4), (4,)):  # three dimensions could mean a batch or channels
         with pytest.raises(ValueError, match=r"mask has shape .* beside x of shape \(4, 3, 4, 4\): expected \(4, 4\)"):
             as_mask(torch.ones(shape, dtype=torch.bool), x)
-    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"): as_mask(m.float(), x)
+    with pytest.raises(ValueError, match=r"mask is torch.float32: expected torch.bool"):
+        as_mask(m.float(), x)
     with pytest.raises(ValueError, match=r"mask is list: expected torch.bool"): as_mask([True], x)
 
 
@@ -136,9 +137,11 @@ def test_what_is_known_must_be_numbers_from_minus_1_to_1(use):
     image, mask = torch.rand(1, 3, 8, 8, generator=rng()), half("right", (8, 8))
     with pytest.raises(ValueError, match="is torch.uint8 of shape .*: expected floating-point numbers"):
         use((255 * image).byte(), mask)
-    with pytest.raises(ValueError, match="runs from 0.* to 2.*: expected -1 to 1"): use(255 * (image + 1e-3), mask)
+    with pytest.raises(ValueError, match="runs from 0.* to 2.*: expected -1 to 1"):
+        use(255 * (image + 1e-3), mask)
     image[..., 2] = torch.nan
-    with pytest.raises(ValueError, match="holds 24 values that are NaN or infinite"): use(image, mask)
+    with pytest.raises(ValueError, match="holds 24 values that are NaN or infinite"):
+        use(image, mask)
 
 
 def test_what_is_unknown_may_be_anything():

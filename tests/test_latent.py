@@ -135,7 +135,8 @@ def test_decode_is_from_unit_and_decode(digit_vae: str) -> None:
     for model in (Denoiser(net, Linear()), net):
         torch.testing.assert_close(decode(model, z), decode(vae, z))
     torch.testing.assert_close(net.decode(z), decode(vae, z))
-    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"): decode(vae, z, 0)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"):
+        decode(vae, z, 0)
     with pytest.raises(ValueError, match="model is a Linear: expected a model of latents"):
         decode(nn.Linear(2, 2), z)
 
@@ -214,7 +215,8 @@ def test_an_autoencoder_that_was_moved_is_named(
 
 def test_what_is_no_autoencoder_is_refused() -> None:
     net = LatentUNet(LatentUNetConfig(vae="cifar10"))
-    with pytest.raises(ValueError, match="vae is 'cifar10', a Denoiser: expected an autoencoder"): net.vae()
+    with pytest.raises(ValueError, match="vae is 'cifar10', a Denoiser: expected an autoencoder"):
+        net.vae()
 
 
 # ---- a better decoder ------------------------------------------------------------------------------------------------
@@ -450,7 +452,8 @@ def test_a_decoder_is_trained_on_images_of_its_shape_only(digit_vae: str, critic
     decoding.check_data(some_digits())
     for wrong in (dict(vae="vae-small"), dict(critic="cifar10-classifier")):
         message = rf"{next(iter(wrong))} is .*, for images of shape \(3, 32, 32\): expected the data's"
-        with pytest.raises(ValueError, match=message): replace(decoding, **wrong).check_data(some_digits())
+        with pytest.raises(ValueError, match=message):
+            replace(decoding, **wrong).check_data(some_digits())
 
 
 # ---- the shipped ones ------------------------------------------------------------------------------------------------

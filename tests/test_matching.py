@@ -125,7 +125,8 @@ def test_watch_sees_the_smoothed_model():
 
 def test_the_number_of_threads_is_given_back():
     before = torch.get_num_threads()
-    with pytest.raises(ValueError): fit(Denoiser(MLP(dim=3), Linear()), torch.zeros(10, 2), 5, progress=False)
+    with pytest.raises(ValueError):
+        fit(Denoiser(MLP(dim=3), Linear()), torch.zeros(10, 2), 5, progress=False)
     assert torch.get_num_threads() == before
 
 

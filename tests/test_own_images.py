@@ -107,7 +107,8 @@ def test_a_camera_s_orientation_is_followed_and_the_middle_taken(tmp_path: Path)
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_a_file_that_is_no_image_is_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(ValueError, match="a.png can't be read as an image"): read_image(tmp_path / "a.png", 8)
+    with pytest.raises(ValueError, match="a.png can't be read as an image"):
+        read_image(tmp_path / "a.png", 8)
 
 
 # ---- a folder ------------------------------------------------------------------------------------
@@ -171,7 +172,8 @@ def test_folders_that_say_nothing_certain_are_refused(
 ])
 def test_arguments_that_are_wrong(wrong: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message): read_folder(tmp_path, **wrong)
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"): read_folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        read_folder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [None, 16])
@@ -384,7 +386,8 @@ def test_labels_have_names_in_the_command_sample(tmp_path: Path) -> None:
         with Image.open(tmp_path / "a.png") as only: assert only.size[1] == 8
     with pytest.raises(ValueError, match="labels holds 'drei': expected of eins, été, mer, zwei"):
         draw_them(labels="eins,drei")
-    with pytest.raises(ValueError, match="label is 1 beside labels 'zwei'"): draw_them(label=1, labels="zwei")
+    with pytest.raises(ValueError, match="label is 1 beside labels 'zwei'"):
+        draw_them(label=1, labels="zwei")
 
 
 def test_names_of_labels_stand_beside_a_model() -> None:
@@ -433,7 +436,8 @@ def test_images_without_labels_are_scored_by_what_a_classifier_of_cifar10_sees(t
 
 @pytest.mark.parametrize("x", [torch.full((2, 1, 4, 4), 200.0), torch.linspace(0, 255, 32).reshape(2, 1, 4, 4)])
 def test_numbers_from_0_to_255_are_no_images(x: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="x runs from .*: expected -1 to 1, or torch.uint8"): as_bytes(x)
+    with pytest.raises(ValueError, match="x runs from .*: expected -1 to 1, or torch.uint8"):
+        as_bytes(x)
     assert as_bytes(x.byte()).dtype == torch.uint8
     assert as_bytes(x / 127.5 - 1).max() >= 199 and as_bytes(3 * torch.ones(1, 1, 2, 2)).min() == 255
 

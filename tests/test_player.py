@@ -282,8 +282,10 @@ def test_animations(tmp_path, suffix):
 
 
 def test_animations_of_other_kinds_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="expected .gif or .webp"): play(cloud()).save(tmp_path / "a.mp4")
-    with pytest.raises(ValueError, match="expected at least 2"): play(cloud()).save(tmp_path / "a.gif", frames=1)
+    with pytest.raises(ValueError, match="expected .gif or .webp"):
+        play(cloud()).save(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="expected at least 2"):
+        play(cloud()).save(tmp_path / "a.gif", frames=1)
     assert not list(tmp_path.iterdir())
 
 

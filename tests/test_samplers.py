@@ -481,7 +481,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="'gamma'.*'posterior' or 'beta'"): ancestral("gamma")
     for bad in (dict(rtol=0.0), dict(atol=-1.0)):
         with pytest.raises(ValueError, match="tol"): adaptive(**bad)
-    with pytest.raises(ValueError, match="churn"): sample(model, x, uniform_grid(3), euler_maruyama(-1.0))
+    with pytest.raises(ValueError, match="churn"):
+        sample(model, x, uniform_grid(3), euler_maruyama(-1.0))
     with pytest.raises(ValueError, match="step"):
         sample(model, x, uniform_grid(3), with_langevin(euler(), 1, 2.0))
     with pytest.raises(ValueError, match="1/8 or more"): BrownianPath(x, n=8)(x, 0.5, 0.51)

@@ -210,8 +210,10 @@ def test_what_would_lose_its_gradient_or_its_effect_is_refused():
     learned = torch.nn.Parameter(torch.tensor(20.0))
     with pytest.raises(ValueError, match="beta_max requires gradients: expected a number"):
         VariancePreserving(beta_max=learned)
-    with pytest.raises(ValueError, match="sigma_max requires gradients"): VarianceExploding(0.1, learned)
-    with pytest.raises(ValueError, match="betas requires gradients"): DDPM(torch.full((4,), 0.1, requires_grad=True))
+    with pytest.raises(ValueError, match="sigma_max requires gradients"):
+        VarianceExploding(0.1, learned)
+    with pytest.raises(ValueError, match="betas requires gradients"):
+        DDPM(torch.full((4,), 0.1, requires_grad=True))
     schedule = DDPM(torch.full((4,), 0.1))
     schedule.betas.mul_(0.01)  # a copy, as alpha is computed from the betas at the start
     torch.testing.assert_close(schedule.betas, torch.full((4,), 0.1).double())

@@ -143,7 +143,8 @@ def test_a_float32_grid_that_leaves_the_interval_by_rounding_is_fine():
     ],
 )
 def test_bad_times(ts, said):
-    with pytest.raises(ValueError, match=said): integrate(partial(euler_step, lambda x, t: x), torch.zeros(1, 1), ts)
+    with pytest.raises(ValueError, match=said):
+        integrate(partial(euler_step, lambda x, t: x), torch.zeros(1, 1), ts)
 
 
 def test_bad_input_is_refused_at_once():

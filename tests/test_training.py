@@ -237,7 +237,8 @@ def test_a_damaged_state_is_named_and_left_alone(damage, whole: Path, tmp_path: 
     (tmp_path / "state.safetensors").write_bytes(damage((whole / "state.safetensors").read_bytes()))
     before = contents(tmp_path)
     for resume in (True, False):
-        with pytest.raises(ValueError, match=r"state\.safetensors.*expected"): go(tmp_path, resume=resume)
+        with pytest.raises(ValueError, match=r"state\.safetensors.*expected"):
+            go(tmp_path, resume=resume)
     assert contents(tmp_path) == before
 
 
@@ -251,7 +252,8 @@ def test_a_state_of_another_network_is_refused(whole: Path, tmp_path: Path) -> N
     tensors, about = read_tensors(whole / "state.safetensors")
     tensors.pop("model.net.stem.weight")
     write_tensors(tmp_path / "state.safetensors", tensors, about)
-    with pytest.raises(ValueError, match="does not fit this configuration.*stem"): go(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="does not fit this configuration.*stem"):
+        go(tmp_path, resume=True)
 
 
 def test_a_folder_is_not_used_twice(whole: Path, tmp_path: Path) -> None:
@@ -286,7 +288,8 @@ def test_nor_by_two_at_a_time(tmp_path: Path) -> None:
 )
 def test_a_run_goes_on_as_it_began(change: dict, named: str, whole: Path) -> None:
     before = contents(whole)
-    with pytest.raises(ValueError, match=named): go(whole, dataclasses.replace(TINY, **change), resume=True)
+    with pytest.raises(ValueError, match=named):
+        go(whole, dataclasses.replace(TINY, **change), resume=True)
     assert contents(whole) == before
 
 
@@ -367,7 +370,8 @@ def test_bad_settings_are_named(change: dict, named: str) -> None:
 def test_data_that_do_not_fit_are_refused_before_anything_is_written(
     net: UNetConfig, named: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=named): go(tmp_path / "run", dataclasses.replace(TINY, net=net))
+    with pytest.raises(ValueError, match=named):
+        go(tmp_path / "run", dataclasses.replace(TINY, net=net))
     assert not (tmp_path / "run").exists()
 
 
@@ -382,7 +386,8 @@ def test_other_bad_input() -> None:
         with pytest.raises(ValueError, match="expected a whole number"): batch_indices(*args)
     with pytest.raises(ValueError, match="precision is 'half': expected 'auto', 'bf16' or 'fp32'"):
         autocast(torch.device("cpu"), "half")
-    with pytest.raises(ValueError, match="kind|target"): dataclasses.replace(TINY, kind="noise").build()
+    with pytest.raises(ValueError, match="kind|target"):
+        dataclasses.replace(TINY, kind="noise").build()
 
 
 # ---- a model to begin from -------------------------------------------------------------------------------------------
@@ -412,7 +417,8 @@ def test_it_has_to_be_the_same_model(whole: Path) -> None:
     for other in (dict(net=dataclasses.replace(NET, widths=(64,))), dict(kind="eps")):
         with pytest.raises(ValueError, match="start is .*expected"):
             dataclasses.replace(TINY, start=start, **other).build()
-    with pytest.raises(ValueError, match="no model 'nothing'"): dataclasses.replace(TINY, start="nothing").build()
+    with pytest.raises(ValueError, match="no model 'nothing'"):
+        dataclasses.replace(TINY, start="nothing").build()
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
@@ -782,7 +788,8 @@ def test_notes_may_not_have_the_names_that_training_writes(tmp_path):
     written = info(tmp_path / "run" / "model.safetensors").keys() - {"who", "config", "device"}
     assert written >= {"images", "loss"}  # config and device are parameters
     for name in written:
-        with pytest.raises(ValueError, match=f"info has {name}"): train(TINY, tmp_path / "other", **{name: 1})
+        with pytest.raises(ValueError, match=f"info has {name}"):
+            train(TINY, tmp_path / "other", **{name: 1})
 
 
 class Unknown(torch.nn.Linear):

@@ -196,7 +196,8 @@ def test_inputs_that_do_not_fit_are_refused():
     for cond in (torch.full((2, 10), 21.0), torch.full((2, 10), 0.5), torch.full((2, 10), -1.0)):
         with pytest.raises(ValueError, match="expected numbers of words, 1 to 20, or 0 for none"):
             net(x, t, cond=cond)
-    with pytest.raises(ValueError, match=r"cond has shape \(2, 3\)"): net(x, t, cond=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"cond has shape \(2, 3\)"):
+        net(x, t, cond=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"expected \(B, 3, 20, 20\)"): net(x[..., :16], t)
     with pytest.raises(ValueError, match="y holds labels"): net(x, t, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="n_cond is 0"):
@@ -279,7 +280,8 @@ def test_guidance_counts_its_evaluations_and_alike_prompts_turn_it_off():
 
 
 def test_guidance_by_captions_needs_a_model_that_reads():
-    with pytest.raises(ValueError, match="expected one that reads captions"): prompted(reader(LABELLED), 2.0)
+    with pytest.raises(ValueError, match="expected one that reads captions"):
+        prompted(reader(LABELLED), 2.0)
     with pytest.raises(ValueError, match="expected one that reads captions"):
         attention_maps(reader(LABELLED), pictures(1, LABELLED), 0.5, tokens("a"))
     with pytest.raises(ValueError, match="'purple'"): prompted(reader(), 2.0, "purple")

@@ -289,7 +289,8 @@ def test_network_refuses_another_precision():
     x, t = batch(SMALL)
     said = "x is torch.float64 and the weights torch.float32: expected the same dtype"
     with pytest.raises(ValueError, match=said): net(x.double(), t)
-    with pytest.raises(ValueError, match="x is torch.float32 and the weights torch.float16"): net.half()(x, t)
+    with pytest.raises(ValueError, match="x is torch.float32 and the weights torch.float16"):
+        net.half()(x, t)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=said): net.float()(x.double(), t)
 
 
@@ -352,14 +353,16 @@ def test_bad_inputs():
     net = UNet(SMALL)
     x, t = batch(SMALL)
     for wrong in (x[:, :, :4], x[0], x.repeat(1, 3, 1, 1)):
-        with pytest.raises(ValueError, match=r"x has shape .*: expected \(B, 1, 8, 8\)"): net(wrong, t)
+        with pytest.raises(ValueError, match=r"x has shape .*: expected \(B, 1, 8, 8\)"):
+            net(wrong, t)
     for wrong in (t[:2], t[:, None], t[0]):
         with pytest.raises(ValueError, match=r"t has shape .*: expected \(3,\), one for each image"): net(x, wrong)
     with pytest.raises(ValueError, match="kind is 'waves': expected one of sinusoidal, fourier"):
         TimeEmbedding(32, "waves")
     with pytest.raises(ValueError, match="width is 33: expected an even number"): TimeEmbedding(33)
     for head in (0, 24):
-        with pytest.raises(ValueError, match=f"width is 32, head is {head}: expected"): Attention(32, head)
+        with pytest.raises(ValueError, match=f"width is 32, head is {head}: expected"):
+            Attention(32, head)
 
 
 @pytest.mark.parametrize("net, x", [

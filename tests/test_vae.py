@@ -159,8 +159,10 @@ def test_bad_input_is_named() -> None:
         ValueError, match=r"x_hat has shape \(1, 1, 8, 8\): expected that of x, \(2, 1, 8, 8\)"
     ):
         vae_loss(x, x[:1], vae.encode(x), 0.1)
-    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"): reconstruct(vae, x, batch=0)
-    with pytest.raises(ValueError, match="n is -1: expected a whole number, 0 or more"): round_trips(vae, x, -1)
+    with pytest.raises(ValueError, match="batch is 0: expected a whole number, 1 or more"):
+        reconstruct(vae, x, batch=0)
+    with pytest.raises(ValueError, match="n is -1: expected a whole number, 0 or more"):
+        round_trips(vae, x, -1)
     with pytest.raises(ValueError, match=r"z has shape \(1, 3, 1, 1\): expected \(B, \*\(3, 2, 2\)\), two"):
         vae.standardise(randn(1, 3, 1, 1))
 
