@@ -481,8 +481,11 @@ def evaluate(
             "label agreement", label_agreement(classifier, x, y), n, name, floor
         )
     if Textures.fits(x.shape[1:]):
-        of = [features(images, Textures(), progress=progress) for images in (real.x[first], real.x[second], x)]
-        near, far = frechet_distance(of[0], of[1]), frechet_distance(of[0], of[2])
+        textures = Textures()
+        known, others, made = (
+            features(images, textures, progress=progress) for images in (real.x[first], real.x[second], x)
+        )
+        near, far = frechet_distance(known, others), frechet_distance(known, made)
         scores[TEXTURES] = Score("Fréchet distance", far, n, "textures", near)
     return scores
 

@@ -37,11 +37,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         ValueError: before the block runs, where `path` is a folder, or no path: `open` would take a
             number for a file that is open already.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"path={path!r}: expected the path of a file")
-    mode = _mode(path)
-    if mode is not None and stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a folder: expected the path of a file")
+    mode = _mode_of_file(path)
     if mode is not None and not stat.S_ISREG(mode):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part"
@@ -86,6 +82,16 @@ def _mode(path: str | os.PathLike) -> int | None:
     except FileNotFoundError: return None
 
 
+def _mode_of_file(path: str | os.PathLike) -> int | None:
+    "The mode of what is to be written, None where nothing is there; a ValueError for what can be no file."
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path={path!r}: expected the path of a file")
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder: expected the path of a file")
+    return mode
+
+
 def _mode_of_new(path: Path) -> int:
     "The mode of a file made here: asking for the umask would mean to change it for all threads."
     path.unlink(missing_ok=True)
@@ -121,11 +127,7 @@ def check_writable(path: str | os.PathLike) -> None:
         ValueError: where `path` is a folder, or no path.
         OSError: where nothing can be written: the folder is read-only, or the name too long.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ValueError(f"path={path!r}: expected the path of a file")
-    mode = _mode(path)
-    if mode is not None and stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a folder: expected the path of a file")
+    mode = _mode_of_file(path)
     if mode is not None and not stat.S_ISREG(mode):
         if os.access(path, os.W_OK): return
         raise PermissionError(f"{path} can't be written: expected one that may be")

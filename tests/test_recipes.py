@@ -30,8 +30,7 @@ FIELDS = [
     pytest.param(name, field.name, value, id=f"{name}.{field.name}={str(value)[:12]}")
     for name, recipe in RECIPES.items()
     for field in dataclasses.fields(recipe)
-    if field.name != "perceptual"  # of lesson 18
-    and (field.type in NUMBERS or type(recipe) is Recipe)
+    if (field.type in NUMBERS or type(recipe) is Recipe)
     and field.name in inspect.get_annotations(type(recipe))  # its own
     for value in (NUMBERS | OTHERS).get(str(field.type), ())
 ]
