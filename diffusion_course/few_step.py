@@ -263,7 +263,7 @@ class ReflowRecipe(Recipe):
     sampled with `euler`."""
 
     teacher: str = option("cifar10-latent", "the name of a shipped model, or a file")
-    w: float = option(3.0, "guidance of the teacher, which the student then has built in")
+    w: float = option(2.0, "guidance of the teacher, which the student then has built in")
     pairs: int = option(50_000, "pairs that the teacher draws")
     pair_steps: int = option(16, "its steps for each")
     pair_seed: int = option(0, "of its noise and labels")

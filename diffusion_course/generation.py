@@ -38,7 +38,7 @@ from diffusion_course.samplers import (
 from .samplers import karras_grid, midpoint, rk4, sample, uniform_grid
 from .schedules import Schedule
 from .seeds import seeded
-from .training import autocast
+from .training import PRECISIONS, autocast
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'noise', 'InPrecision', 'stepper_of', 'Preview', 'generate', 'previews', 'SampleConfig', 'as_images',
@@ -86,12 +86,12 @@ class InPrecision(ModelWrapper):
 
     Args:
         model: any model.
-        precision: "bf16", "fp32", or "auto", the quicker of them on the device of x.
+        precision: "bf16", "fp16", "fp32", or "auto", the quickest on the device of x.
     """
 
     def __init__(self, model: Model, precision: str = "auto"):
         super().__init__(model)
-        self.precision = expect.one_of("precision", precision, ("auto", "bf16", "fp32"))
+        self.precision = expect.one_of("precision", precision, PRECISIONS)
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Prediction:
         """The model's prediction.
@@ -281,7 +281,7 @@ def generate(
         seed: the same seed and settings give the same images; None: new ones.
         churn: how much of the SDE is switched on, for sampler "euler_maruyama" alone: 0 is the ODE.
         grid: where the steps are: "uniform", or "karras".
-        precision: of the network: "bf16", "fp32", or "auto", the quicker of them.
+        precision: of the network: "bf16", "fp16", "fp32", or "auto", the quickest there.
         interval: (lo, hi) of the times at which guidance holds; elsewhere it is 1.
         shape: of one sample; default: `shape` of the model's network.
         start: image to image: (n, ...) samples to begin from, or one for all, in place of noise;
@@ -330,7 +330,7 @@ def previews(
         seed: the same seed and settings give the same images; None: new ones.
         churn: how much of the SDE is switched on, for sampler "euler_maruyama" alone.
         grid: where the steps are: "uniform", or "karras".
-        precision: of the network: "bf16", "fp32", or "auto", the quicker of them.
+        precision: of the network: "bf16", "fp16", "fp32", or "auto", the quickest there.
         interval: (lo, hi) of the times at which guidance holds; elsewhere it is 1.
         shape: of one sample; default: `shape` of the model's network.
         start: (n, ...) samples to begin from, or one for all, in place of noise.
@@ -389,7 +389,7 @@ class SampleConfig:
         "how much of the SDE is switched on, for euler_maruyama alone; 0: the ODE; -1: its default, 1",
     )
     grid: str = option("uniform", "where the steps are: uniform or karras")
-    precision: str = option("auto", "of the network: bf16, fp32, or auto, the quicker of them")
+    precision: str = option("auto", "of the network: bf16, fp16, fp32, or auto, the quickest there")
     device: str = option(
         "auto",
         "where to compute: auto, which takes an accelerator where there is one, or cpu, cuda, mps",

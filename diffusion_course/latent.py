@@ -139,6 +139,8 @@ class DecoderConfig(VAEConfig):
 
     The defaults are those of the shipped vae-decoder."""
 
+    widths: tuple[int, ...] = option((96, 160), "channels at each resolution, the finest first")
+    blocks_back: tuple[int, ...] = option((2, 3), "residual blocks of the decoder at each resolution")
     code: int = option(0, "the checksum of the autoencoder whose latents it reads")
     discriminator: tuple[int, ...] = option(
         (), "channels of the feature maps that its discriminator reads, in training; none: it has none"
@@ -429,7 +431,7 @@ def _distance(maps: list[Tensor], others: list[Tensor]) -> Tensor:
     squares = [(f - g).square().sum(1).mean() for f, g in zip(maps, others, strict=True)]
     return torch.stack(squares).mean()
 
-
+# %% ../nbs/18_latent.ipynb #18d15c01
 class Discriminator(nn.Module):
     """How real an image looks, place by place, to what reads a critic's feature maps.
 
@@ -484,7 +486,7 @@ def adversarial_losses(
     hinges = [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(on_real, on_fake, strict=True)]
     return fool, torch.stack(hinges).mean()
 
-
+# %% ../nbs/18_latent.ipynb #18d15c05
 @settings
 class DecoderRecipe(Recipe):
     "How to train a decoder, for latents that stay: squared error, a perceptual and an adversarial loss."
@@ -603,9 +605,10 @@ PRESETS: dict[str, Recipe] = {
         stages=(50_048, 100_096, 200_064, 400_000, 700_032, 1_000_064, 1_500_032, 2_000_000),
     ),
     "vae-decoder": DecoderRecipe(
-        "A better decoder for vae-small's latents: 6 minutes on an idle CPU core, and a classifier"
+        "A better decoder for vae-small's latents: an hour on an idle CPU core, and a classifier"
         " (--critic).",
-        images=100_000, batch=64, lr=1e-3, warmup=6_400, decay=1.0, ema=0.998, save_every=25_600,
+        adversarial=0.1, widths=(96, 160), blocks=(2, 3),
+        images=300_000, batch=64, lr=1e-3, warmup=6_400, decay=1.0, ema=0.998, save_every=25_600,
     ),
 }
 

@@ -42,9 +42,9 @@ from .seeds import normal_quantile, seeded, stratified
 from .unet import UNet, UNetConfig
 
 # %% auto #0
-__all__ = ['DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'autocast', 'Recipe', 'is_folder', 'images_of',
-           'check_previews', 'DenoiserRecipe', 'started', 'label_names', 'ImagesRecipe', 'batch_indices', 'Objective',
-           'Run', 'train', 'ladder']
+__all__ = ['PRECISIONS', 'DATA', 'PRESETS', 'CHANGEABLE', 'COLUMNS', 'runs_bf16', 'dtype_of_products', 'autocast', 'Recipe',
+           'is_folder', 'images_of', 'check_previews', 'DenoiserRecipe', 'started', 'label_names', 'ImagesRecipe',
+           'batch_indices', 'Objective', 'Run', 'train', 'ladder']
 
 # %% ../nbs/14_training.ipynb #ba7b99d5
 def runs_bf16(device: torch.device) -> bool:
@@ -60,22 +60,40 @@ def runs_bf16(device: torch.device) -> bool:
     )
 
 
-def autocast(
-    device: torch.device, precision: str = "auto", net: nn.Module | None = None,
-) -> torch.autocast:
-    """Products and convolutions in 16 bits (bf16), in 32 (fp32), or whichever is quicker there (auto).
+PRECISIONS = {"auto": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def dtype_of_products(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """In which type a device multiplies: the one asked for, or (auto) the quickest there.
+
+    That is bf16 where the processor knows it, fp16 on a graphics card that doesn't (a T4 or V100, say), and
+    fp32 elsewhere.
 
     Args:
         device: where to compute.
-        precision: "auto", "bf16" or "fp32".
+        precision: a name in PRECISIONS.
+    """
+    asked = PRECISIONS[expect.one_of("precision", precision, PRECISIONS)]
+    if asked is not None: return asked
+    if runs_bf16(device): return torch.bfloat16
+    halves = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return torch.float16 if halves else torch.float32
+
+
+def autocast(
+    device: torch.device, precision: str = "auto", net: nn.Module | None = None,
+) -> torch.autocast:
+    """Products and convolutions in the type that `dtype_of_products` says, everything else in 32 bits.
+
+    Args:
+        device: where to compute.
+        precision: "auto", "bf16", "fp16" or "fp32".
         net: that computes: where its weights are not in single precision, nothing is changed.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"precision is {precision!r}: expected 'auto', 'bf16' or 'fp32'")
-    small = runs_bf16(device) if precision == "auto" else precision == "bf16"
+    small = dtype_of_products(device, precision)
     weight = None if net is None else next(net.parameters(), None)
-    if weight is not None and weight.dtype != torch.float32: small = False
-    return torch.autocast(device.type, torch.bfloat16, enabled=small)
+    as_it_is = weight is not None and weight.dtype != torch.float32 or small == torch.float32
+    return torch.autocast(device.type, torch.bfloat16 if as_it_is else small, enabled=not as_it_is)
 
 # %% ../nbs/14_training.ipynb #0de0c395
 @settings
@@ -101,7 +119,7 @@ class Recipe:
     ema: float = option(0.9995, "fraction of the moving average of the weights that is kept each step")
     flip: bool = option(True, "mirror every other image, left to right")
     precision: str = option(
-        "auto", "of matrix products and convolutions: bf16, fp32, or auto, the quicker of them"
+        "auto", "of matrix products and convolutions: bf16, fp16, fp32, or auto, the quickest there"
     )
     channels_last: bool = option(True, "memory format in which the channels of a position lie together")
     compile: bool = option(False, "let torch.compile translate the network first")
@@ -276,7 +294,7 @@ def check_previews(recipe: Recipe, shape: tuple[int, ...], of_test_images: bool 
 _EXPECTED = (
     (f"{' or '.join(map(repr, DATA))}, or the path of a folder of images",
      lambda v: v in DATA or is_folder(v), ["data"]),
-    ("'auto', 'bf16' or 'fp32'", lambda v: v in ("auto", "bf16", "fp32"), ["precision"]),
+    (f"one of {', '.join(PRECISIONS)}", lambda v: v in PRECISIONS, ["precision"]),
     ("two fractions in [0, 1)", lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), ["betas"]),
     ("numbers of images, 1 or more each", lambda v: isinstance(v, tuple), ["stages"]),
     ("True or False", lambda v: v is True or v is False, ["flip", "channels_last", "compile"]),
@@ -597,6 +615,8 @@ class Run:
         data: the images, on the device.
         model: that is trained; `weights` lists its parameters.
         average: the moving average of the weights; `average.module` is a model.
+        scaler: multiplies the loss in fp16, whose small gradients would else be 0, and skips a step whose
+            gradient overflows (Micikevicius et al. 2018); in other types it does nothing.
         objective: model and loss as one module, as the accelerator prepared it.
         steps: made so far; `seen` are the images in them.
         seconds: of training so far.
@@ -632,6 +652,8 @@ class Run:
             self.weights, config.lr, config.betas, weight_decay=config.weight_decay, fused=fused
         )
         self.objective, self.optimizer = accelerator.prepare(Objective(self.model, config), adam)
+        fp16 = dtype_of_products(self.device, config.precision) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.steps = 0
         self.seconds = 0.0
         self.loss = math.nan
@@ -665,9 +687,12 @@ class Run:
             torch.manual_seed(seeded("cpu", c.seed, 3, self.steps, self.rank).initial_seed())  # of dropout
             with autocast(self.device, c.precision): loss = self.objective(x, y, g, **c.conditions(self.data, i))
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self.scaler.scale(loss))
+        self.scaler.unscale_(self.optimizer)
         norm = self.accelerator.clip_grad_norm_(self.weights, c.clip)
-        self.optimizer.step()
+        if self.scaler.is_enabled(): norm = norm.nan_to_num(0, 0, 0)  # a step that is skipped
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.average.update_parameters(self.model)
         self.recent.append(torch.stack([loss.detach().float(), norm.detach().float()]))
         self.steps += 1
@@ -705,6 +730,9 @@ class Run:
         part = {"model": self.model.state_dict(), "average": self.average.state_dict()}
         part |= {f"adam.{i}": s for i, s in self.optimizer.state_dict()["state"].items()}
         if self.recent: part["recent"] = dict(steps=self.measured())
+        if self.scaler.is_enabled():
+            scale = self.scaler.state_dict()
+            part["scaler"] = {k: torch.tensor(float(scale[k])) for k in ("scale", "_growth_tracker")}
         about = dict(
             run=1,
             steps=self.steps,
@@ -737,6 +765,9 @@ class Run:
             said = " ".join(str(error).split())
             raise ValueError(f"{self.state} does not fit this configuration: {said}") from error
         self.recent = list(part("recent").get("steps", torch.empty(0, 2)).to(self.device))
+        if self.scaler.is_enabled() and part("scaler"):
+            kept = {"scale": part("scaler")["scale"].item(), "_growth_tracker": int(part("scaler")["_growth_tracker"])}
+            self.scaler.load_state_dict(self.scaler.state_dict() | kept)
         self.steps, self.seconds, self.loss = about["steps"], about["seconds"], about.get("loss", math.nan)
 
     def show(self, **info: Any) -> None:
@@ -775,8 +806,8 @@ def _chosen(run: Run) -> str:
     threads = torch.get_num_threads()
     if run.device.type == "cpu": where += f" ({threads} thread{'s' * (threads > 1)})"
     if run.processes > 1: where += f", {run.processes} processes"
-    bf16 = runs_bf16(run.device) if c.precision == "auto" else c.precision == "bf16"
-    more = ["bf16" if bf16 else "fp32", *("channels_last",) * c.channels_last, *("compiled",) * c.compile]
+    multiplies = {v: k for k, v in PRECISIONS.items()}[dtype_of_products(run.device, c.precision)]
+    more = [multiplies, *("channels_last",) * c.channels_last, *("compiled",) * c.compile]
     weights = sum(p.numel() for p in run.weights) / 1e6
     return (f"{weights:.2g} M weights, {c.images - run.seen:,} images in batches of {c.batch},"
             f" on {where}, {', '.join(more)}")

@@ -25,10 +25,11 @@ from diffusion_course.runs import saved_config
 from diffusion_course.schedules import Linear
 from diffusion_course.training import (
     PRESETS,
-    Run,
     DenoiserRecipe,
+    Run,
     autocast,
     batch_indices,
+    dtype_of_products,
     ladder,
     seeded,
     train,
@@ -148,6 +149,7 @@ def test_a_run_that_ends_between_checkpoints_goes_on_exactly(stop_at: int, whole
         dict(flip=True),
         dict(net=dataclasses.replace(NET, dropout=0.3)),
         dict(precision="bf16"),
+        dict(precision="fp16"),
         dict(times="mixed"),
     ],
     ids=str,
@@ -158,6 +160,32 @@ def test_every_kind_of_run_goes_on_exactly(change: dict, tmp_path: Path) -> None
     go(tmp_path / "b", config, stop_at=128)
     go(tmp_path / "b", config, resume=True)
     same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_step_in_fp16_whose_gradient_overflows_is_skipped(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, precision="fp16")
+    run = Run(config, tmp_path, Accelerator(cpu=True))
+    run.scaler.load_state_dict(run.scaler.state_dict() | dict(scale=2.0**100))
+    before = [w.detach().clone() for w in run.weights]
+    run.step()
+    assert all(map(torch.equal, before, run.weights)) and run.scaler.get_scale() == 2.0**99
+    run.scaler.load_state_dict(run.scaler.state_dict() | dict(scale=1024.0))
+    run.step()
+    assert not all(map(torch.equal, before, run.weights)) and run.scaler.get_scale() == 1024
+    assert run.measured().isfinite().all(), "a step that was skipped doesn't end the run"
+
+
+@pytest.mark.parametrize(
+    "bf16, card, chosen",
+    [(True, (8, 0), torch.bfloat16), (False, (7, 5), torch.float16), (False, (6, 1), torch.float32)],
+)
+def test_auto_takes_what_the_card_is_quick_at(
+    bf16: bool, card: tuple[int, int], chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+    assert dtype_of_products(torch.device("cuda"), "auto") == chosen
+    assert dtype_of_products(torch.device("cuda"), "fp32") == torch.float32
 
 
 def test_a_run_can_be_made_longer(whole: Path, tmp_path: Path) -> None:
@@ -384,7 +412,7 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
 def test_other_bad_input() -> None:
     for args in ((0, 4, 0, 0), (10, 0, 0, 0), (10, 4, -1, 0)):
         with pytest.raises(ValueError, match="expected a whole number"): batch_indices(*args)
-    with pytest.raises(ValueError, match="precision is 'half': expected 'auto', 'bf16' or 'fp32'"):
+    with pytest.raises(ValueError, match="precision is 'half': expected one of auto, bf16, fp16, fp32"):
         autocast(torch.device("cpu"), "half")
     with pytest.raises(ValueError, match="kind|target"):
         dataclasses.replace(TINY, kind="noise").build()

@@ -499,6 +499,7 @@ valid("unet.UNet", config=made(lambda: TINY), seed=0)
 valid("unet.UNet.forward", self=made(_net), x=PIX, t=within(2), y=whole(0, 2))
 
 valid("training.runs_bf16", device=made(lambda: torch.device("cpu")))
+valid("training.dtype_of_products", device=made(lambda: torch.device("cpu")), precision="auto")
 valid("training.autocast", device=made(lambda: torch.device("cpu")), precision="auto")
 valid("training.is_folder", data="digits")
 valid("training.images_of", data="digits", split="test", shape=(1, 8, 8))

@@ -5,8 +5,9 @@ cifar10-latent at each guidance, drawn and scored as tools/measure_tables.py doe
 n, steps, sampler, seed and real images); of real images as they are, encoded and decoded by
 vae-small, and with vae-decoder; of both models, each at its best guidance, in fewer steps; at last
 of 10,000 new ones at the best guidance. Before all that, what latents of 4, 8 and 16 numbers make of
-digits. And the Fréchet distances of some rows once more, in the features of a classifier of another
-kind, trained on the way, that no decoder was trained against. Three quarters of an hour of one core;
+digits. And the Fréchet distances of some rows once more: in the features of a classifier of another
+kind, trained on the way, that no decoder was trained against, and in textures, which nobody trained.
+Three quarters of an hour of one core;
 `--quick` tries everything with a few images (and says so in the file: give it another `--out`).
 """
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,10 +34,12 @@ from diffusion_course.metrics import energy_distance
 from diffusion_course.predictions import Denoiser, Model
 from diffusion_course.samplers import euler, sample, uniform_grid
 from diffusion_course.schedules import Linear
+from diffusion_course.textures import Textures
 from diffusion_course.training import train
 from diffusion_course.vae import PRESETS, VAE, reconstruct
 
-SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+SCALES = (1.0, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0, 6.0)
+INTERVALS = ((2.5, 0.25, 0.78), (3.0, 0.25, 0.78), (2.5, 0.1, 0.8))  # (w, lo, hi): guidance at those times alone
 STEPS = (2, 3, 4, 6, 8, 12, 20)
 NUMBERS = (4, 8, 16)  # of a digit's latent
 
@@ -119,7 +123,7 @@ def other_classifier(images: int = 150_000, batch: int = 100) -> Mixer:
 
 
 def measure_others(tables: Book, draws: dict[str, tuple[Model, float]], n: int) -> None:
-    """Fréchet distances in the features of `other_classifier`: of the draws, and of real images.
+    """Fréchet distances in the features of `other_classifier` and in textures: of the draws, and of real images.
 
     Args:
         tables: where they are written.
@@ -127,15 +131,18 @@ def measure_others(tables: Book, draws: dict[str, tuple[Model, float]], n: int) 
         n: images a row, and real ones to compare with.
     """
     names = ["as they are", "vae-small", "vae-decoder", *draws]
-    if {r["what"] for r in tables.tables.get("other features", [])} >= set(names): return
+    found = ({r["what"] for r in tables.tables.get(table, [])} for table in ("other features", "textures"))
+    if all(rows >= set(names) for rows in found): return
     net, real = other_classifier(), cifar10("train")
 
     x_test, y_test = cifar10("test").batch(slice(None))
     with torch.no_grad(): guess = torch.cat([net.read(net.features(part)) for part in x_test.split(250)]).argmax(1)
     first, second = ev.split(n, len(real), 0)
-    known, x = ev.features(real.x[first], net), real.x[second]
+    x, textures = real.x[second], Textures()
+    known, known_textures = ev.features(real.x[first], net), ev.features(real.x[first], textures)
     vaes = {"vae-small": load("vae-small"), "vae-decoder": load("cifar10-latent").net.vae()}
 
+    @cache
     def images_of(what: str) -> Tensor:
         if what in draws:
             model, w = draws[what]
@@ -147,6 +154,10 @@ def measure_others(tables: Book, draws: dict[str, tuple[Model, float]], n: int) 
     for what in names:
         measure = lambda what: dict(frechet=ev.frechet_distance(known, ev.features(images_of(what), net)))
         tables.row("other features", dict(what=what, n=n, accuracy=accuracy), measure, what)
+        measure = lambda what: dict(
+            frechet=ev.frechet_distance(known_textures, ev.features(images_of(what), textures))
+        )
+        tables.row("textures", dict(what=what, n=n), measure, what)
 
 
 def main() -> None:
@@ -181,10 +192,12 @@ def main() -> None:
             frechet=ev.frechet_distance(known, ev.features(x, classifier)),
         )
 
-    def drawn(model: Model, w: float, n: int, seed: int, known: Tensor, steps: int = 20) -> dict:
+    def drawn(
+        model: Model, w: float, n: int, seed: int, known: Tensor, steps: int = 20, interval: tuple = (0.0, 1.0),
+    ) -> dict:
         """Of what a model draws, equally many of each label."""
         y = torch.arange(n) % 10
-        x = generate(model, n, steps, "dpmpp_2m", w, seed=seed, batch=100, progress=True, y=y)
+        x = generate(model, n, steps, "dpmpp_2m", w, seed, interval=interval, batch=100, progress=True, y=y)
         return scores(as_images(model, x), y, known)
 
     def real_rows(n: int) -> Tensor:
@@ -202,12 +215,15 @@ def main() -> None:
     known = real_rows(n)
     row = lambda w: tables.row("guidance", dict(w=w, n=n, seed=0), drawn, model, w, n, 0, known)
     best = min([row(w) for w in SCALES], key=lambda r: r["frechet"])["w"]
+    for w, lo, hi in INTERVALS:
+        key = dict(w=w, lo=lo, hi=hi, n=n, seed=0)
+        tables.row("intervals", key, drawn, model, w, n, 0, known, interval=(lo, hi))
     pixels = [r for r in pixels if r["images"] == info("cifar10")["images"]]
     pixel_best = min(pixels, key=lambda r: r["scores"]["Fréchet distance"]["value"])["w"]
     models = [("cifar10", load("cifar10"), pixel_best), ("cifar10-latent", model, best)]
     for name, other, w in models:
         for steps in STEPS:
-            key = dict(model=name, w=w, steps=steps, nfe=2 * steps, n=n)
+            key = dict(model=name, weights=ev.name_of(other), w=w, steps=steps, nfe=2 * steps, n=n)
             tables.row("steps", key, drawn, other, w, n, 0, known, steps)
     both = {f"{name}, w = {w:g}": (m, w) for name, m, v in models for w in (1.0, v)}
     measure_others(tables, both, n)

@@ -61,7 +61,7 @@ def ship(
         more: is added to the record.
     """
     model = load(source)
-    about = info(source) | more
+    about = {k: v for k, v in info(source).items() if k != "quality"} | more  # of what ships, it says more
     model = change(model) or model
     about["command"] = re.sub(r" (--resume|--(folder|images|kept) \S+)", "", about.get("command", ""))
     config = about.get("config", {})
@@ -155,8 +155,9 @@ def latent(args: argparse.Namespace) -> None:
     """Ship the latent model of lesson 18 and its decoder.
 
     Expects RUNS/vae-decoder and RUNS/latent (`diffusion-course train NAME`; of the latter the latest
-    stage while it isn't finished). Writes vae-decoder.safetensors, with what it gives on test images,
-    and cifar10-latent.safetensors. Refuses those whose latents aren't the shipped vae-small's.
+    stage while it isn't finished; where it isn't there, the model that ships stays). Writes
+    vae-decoder.safetensors, with what it gives on test images, and cifar10-latent.safetensors. Refuses
+    those whose latents aren't the shipped vae-small's.
     """
     decoder = args.runs / "vae-decoder" / "model.safetensors"
     psnr_before, agreement_before = quality_of_vae(load("vae-small"))
@@ -164,7 +165,7 @@ def latent(args: argparse.Namespace) -> None:
     # The decoder first: the model's checksum is compared with it.
     before = dict(psnr_before=psnr_before, agreement_before=agreement_before)
     ship(decoder, "vae-decoder", Decoder.without_discriminator, **before, psnr=psnr_now, agreement=agreement)
-    ship(newest(args.runs / "latent"), "cifar10-latent", name_decoder)
+    if (args.runs / "latent").exists(): ship(newest(args.runs / "latent"), "cifar10-latent", name_decoder)
     load("cifar10-latent").net.vae()  # a ValueError where its autoencoder isn't the one that ships
 
 
