@@ -316,7 +316,7 @@ class ColdRecipe(Recipe):
 
 PRESETS: dict[str, ColdRecipe] = {
     "cold": ColdRecipe(
-        "The shipped restorer of CIFAR-10: 1.2 M weights, a quarter of an hour of one CPU core.",
+        "The shipped restorer of CIFAR-10: 1.2 M weights, an hour of one CPU core.",
         images=120_000, batch=64, lr=1.5e-3, decay=0.7, ema=0.998, stages=(40_000, 80_000),
     ),
     "cold-digits": ColdRecipe(

@@ -113,7 +113,7 @@ class ClassifierRecipe(Recipe):
 
 PRESETS: dict[str, ClassifierRecipe] = {
     "cifar10-classifier": ClassifierRecipe(
-        "The classifier behind the course's scores of CIFAR-10 images: 1.1 M weights.",
+        "The classifier behind the course's scores of CIFAR-10 images: 1.1 M weights, 70 minutes of a CPU core.",
         images=700_000,
         batch=128,
         lr=4e-3,

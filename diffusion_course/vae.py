@@ -368,7 +368,7 @@ class VAERecipe(Recipe):
 _SHORT: dict[str, Any] = dict(batch=64, lr=1.5e-3, warmup=6_400, ema=0.999, save_every=25_600)
 PRESETS: dict[str, VAERecipe] = {
     "vae-small": VAERecipe(
-        "CIFAR-10 in 4 x 8 x 8 = 256 numbers an image: 0.9 M weights, 8 minutes on an idle CPU core.",
+        "CIFAR-10 in 4 x 8 x 8 = 256 numbers an image: 0.9 M weights, 40 minutes of a CPU core.",
         images=200_000, stages=(50_048, 100_032), **_SHORT,
     ),
     "vae-64": VAERecipe(

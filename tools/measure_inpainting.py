@@ -123,16 +123,19 @@ def measure_latents(model: Denoiser, w: float, x: Tensor, y: Tensor, row: Callab
 
         row("box", f"latent, {method}", lambda: in_parts(x, y, fill), **by)
 
-    def whole(x: Tensor, y: Tensor, seed: int) -> Filled:
-        """What `latent_inpaint` does, but the encoder sees the image without the hole."""
-        z = vae.to_unit(vae.encode(x).mode)
-        stepper = known_region(ddim(), z, latent_mask(MASKS["box"], vae.latent[1:]))
+    def other(x: Tensor, y: Tensor, seed: int, shown_all: bool, repeats: int) -> Filled:
+        """What `latent_inpaint` does, but the encoder sees what is in the hole, or cells are resampled."""
+        z = vae.to_unit(vae.encode(x if shown_all else torch.where(MASKS["box"], x, 0)).mode)
+        known = ddim(), z, latent_mask(MASKS["box"], vae.latent[1:])
+        stepper = resampling(*known, repeats) if repeats > 1 else known_region(*known)
         g = torch.Generator().manual_seed(seed)
         z = sample(model, torch.randn(z.shape, generator=g), uniform_grid(STEPS), stepper, generator=g, y=y)
-        return paste_back(vae.decode(vae.from_unit(z)), x, MASKS["box"]), STEPS
+        return paste_back(vae.decode(vae.from_unit(z)), x, MASKS["box"]), STEPS * repeats
 
     with torch.no_grad():
-        row("box", "latent, encoder shown all, pasted back", lambda: in_parts(x, y, whole), **by)
+        for method, shown_all, repeats in (("encoder shown all", True, 1), ("resampled 5 times", False, 5)):
+            make = partial(other, shown_all=shown_all, repeats=repeats)
+            row("box", f"latent, {method}, pasted back", partial(in_parts, x, y, make), **by)
     latent("as decoded", model, False, STEPS)
     latent("pasted back", model, True, STEPS)
     latent(f"w = {w:g}, pasted back", classifier_free(model, w), True, 2 * STEPS)
