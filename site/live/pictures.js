@@ -27,7 +27,7 @@
   function describe() {
     out("steps").textContent = count();
     steps.setAttribute("aria-valuetext", `${count()} steps`);
-    out("guidance").textContent = student() ? "3, built in" : Number(guidance.value).toFixed(1);
+    out("guidance").textContent = student() ? "2, built in" : Number(guidance.value).toFixed(1);
     guidance.disabled = sampler.disabled = student() || root.dataset.state === "unable";
     if (student()) sampler.value = "euler";
     const bytes = missing();
