@@ -38,6 +38,7 @@ METHODS = {
     "guidance, weight 3": (STEPS, 1, 3.0, True),
     "guidance alone, weight 3": (STEPS, 1, 3.0, False),
     "replacement, 100 steps": (5 * STEPS, 1, 0.0, True),
+    "clean pixels put back": (STEPS, 1, 0.0, True),  # trap 1: without the noise of their time
 }
 METHODS_FOR_HALF = ("replacement", "resampling, 5 times", "guidance, weight 3")
 
@@ -48,7 +49,8 @@ def fill(model: Model, mask: Tensor, method: str, x: Tensor, y: Tensor, seed: in
     """Images x (B, C, H, W), with labels y, filled by a method of METHODS."""
     steps, repeats, weight, put_back = METHODS[method]
     guided = reconstruction_guided(model, x, mask, weight) if weight else model
-    if repeats > 1: stepper = resampling(ddim(), x, mask, repeats)
+    if method == "clean pixels put back": stepper = lambda *step: torch.where(mask, x, ddim()(*step))
+    elif repeats > 1: stepper = resampling(ddim(), x, mask, repeats)
     else: stepper = known_region(ddim(), x, mask) if put_back else ddim()
     nfe = steps * repeats * (cost(guided, 0.5) if weight else 1)
     return generate(guided, len(x), steps, stepper, seed=seed, y=y), nfe
@@ -123,19 +125,25 @@ def measure_latents(model: Denoiser, w: float, x: Tensor, y: Tensor, row: Callab
 
         row("box", f"latent, {method}", lambda: in_parts(x, y, fill), **by)
 
-    def other(x: Tensor, y: Tensor, seed: int, shown_all: bool, repeats: int) -> Filled:
-        """What `latent_inpaint` does, but the encoder sees what is in the hole, or cells are resampled."""
+    def other(x: Tensor, y: Tensor, seed: int, shown_all: bool, repeats: int, onto_decoded: bool) -> Filled:
+        """What `latent_inpaint` does, but the encoder sees what is in the hole, or cells are resampled, or
+        the fill is pasted onto the image as the decoder returns it."""
         z = vae.to_unit(vae.encode(x if shown_all else torch.where(MASKS["box"], x, 0)).mode)
         known = ddim(), z, latent_mask(MASKS["box"], vae.latent[1:])
         stepper = resampling(*known, repeats) if repeats > 1 else known_region(*known)
         g = torch.Generator().manual_seed(seed)
         z = sample(model, torch.randn(z.shape, generator=g), uniform_grid(STEPS), stepper, generator=g, y=y)
-        return paste_back(vae.decode(vae.from_unit(z)), x, MASKS["box"]), STEPS * repeats
+        around = reconstruct(vae, x) if onto_decoded else x
+        return paste_back(vae.decode(vae.from_unit(z)), around, MASKS["box"]), STEPS * repeats
 
     with torch.no_grad():
-        for method, shown_all, repeats in (("encoder shown all", True, 1), ("resampled 5 times", False, 5)):
-            make = partial(other, shown_all=shown_all, repeats=repeats)
-            row("box", f"latent, {method}, pasted back", partial(in_parts, x, y, make), **by)
+        for method, *how in (
+            ("encoder shown all, pasted back", True, 1, False),
+            ("resampled 5 times, pasted back", False, 5, False),
+            ("resampled 5 times, pasted on decoded", False, 5, True),
+        ):
+            make = partial(other, **dict(zip(("shown_all", "repeats", "onto_decoded"), how, strict=True)))
+            row("box", f"latent, {method}", partial(in_parts, x, y, make), **by)
     latent("as decoded", model, False, STEPS)
     latent("pasted back", model, True, STEPS)
     latent(f"w = {w:g}, pasted back", classifier_free(model, w), True, 2 * STEPS)
