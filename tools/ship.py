@@ -171,6 +171,11 @@ def latent(args: argparse.Namespace) -> None:
 
 # ---- lesson 20 -----------------------------------------------------------------------------------
 
+def check_vae(model: Denoiser) -> None:
+    """A `ValueError` where a model's autoencoder isn't the one that ships."""
+    model.net.vae()
+
+
 def few_step(args: argparse.Namespace) -> None:
     """Ship the student of lesson 19.
 
@@ -178,8 +183,6 @@ def few_step(args: argparse.Namespace) -> None:
     it isn't finished, as few-step.safetensors. Refuses a student whose autoencoder isn't the one that
     ships.
     """
-    def check_vae(model: Denoiser) -> None: model.net.vae()  # a ValueError if its autoencoder is another
-
     ship(newest(args.run), "few-step", check_vae)
 
 
@@ -210,7 +213,7 @@ def flow_map(args: argparse.Namespace) -> None:
     isn't finished, as flow-map.safetensors. Refuses one whose autoencoder isn't the one that ships.
     """
     config = read_tensors(args.run / "state.safetensors")[1]["config"]  # which a stage doesn't hold
-    ship(newest(args.run), "flow-map", lambda model: model.net.vae(), config=config)
+    ship(newest(args.run), "flow-map", check_vae, config=config)
 
 
 # ---- lesson 26 -----------------------------------------------------------------------------------
