@@ -186,13 +186,17 @@ def test_ship_says_what_it_expects(command: list[str], capsys: pytest.CaptureFix
 
 
 def test_ship_takes_the_flow_map_and_not_its_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from diffusion_course.checkpoints import WEIGHTS, info, load, write_tensors
+
     run, source = tmp_path / "run", WEIGHTS / "flow-map.safetensors"
     run.mkdir()
     (run / "model.safetensors").write_bytes(source.read_bytes())
     write_tensors(run / "state.safetensors", {"x": torch.zeros(1)}, dict(config=info(source)["config"]))
     monkeypatch.setattr(ship, "WEIGHTS", tmp_path)
     ship.main(["flow-map", str(run)])
-    assert load(tmp_path / "flow-map.safetensors").net.config == load(source).net.config
+    assert type(load(tmp_path / "flow-map.safetensors").net) is type(load(source).net)
 
 
 def test_ship_copies_a_model_with_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
