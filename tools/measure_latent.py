@@ -122,12 +122,12 @@ def other_classifier(images: int = 150_000, batch: int = 100) -> Mixer:
     return net.eval()
 
 
-def measure_others(tables: Book, draws: dict[str, tuple[Model, float]], n: int) -> None:
+def measure_others(tables: Book, draws: dict[str, tuple[Model, float, int]], n: int) -> None:
     """Fréchet distances in the features of `other_classifier` and in textures: of the draws, and of real images.
 
     Args:
         tables: where they are written.
-        draws: name -> model and guidance.
+        draws: name -> model, guidance and steps.
         n: images a row, and real ones to compare with.
     """
     names = ["as they are", "vae-small", "vae-decoder", *draws]
@@ -145,9 +145,9 @@ def measure_others(tables: Book, draws: dict[str, tuple[Model, float]], n: int) 
     @cache
     def images_of(what: str) -> Tensor:
         if what in draws:
-            model, w = draws[what]
+            model, w, steps = draws[what]
             y = torch.arange(n) % 10
-            return to_bytes(as_images(model, generate(model, n, 20, "dpmpp_2m", w, seed=0, batch=100, y=y)))
+            return to_bytes(as_images(model, generate(model, n, steps, "dpmpp_2m", w, seed=0, batch=100, y=y)))
         return to_bytes(reconstruct(vaes[what], to_float(x))) if what in vaes else x
 
     accuracy = float((guess == y_test).float().mean())
@@ -232,7 +232,8 @@ def main() -> None:
         for steps in STEPS:
             key = dict(model=name, weights=ev.name_of(other), w=w, steps=steps, nfe=2 * steps, n=n)
             tables.row("steps", key, drawn, other, w, n, 0, known, steps)
-    both = {f"{name}, w = {w:g}": (m, w) for name, m, v in models for w in (1.0, v)}
+    both = {f"{name}, w = {w:g}": (m, w, 20) for name, m, v in models for w in (1.0, v)}
+    both |= {f"{name}, w = {v:g}, 8 steps": (m, v, 8) for name, m, v in models}
     measure_others(tables, both, n)
     n = 40 if args.quick else 10_000
     tables.row("best", dict(w=best, n=n, seed=1), drawn, model, best, n, 1, real_rows(n))
