@@ -1135,7 +1135,7 @@ class TestTokens:
 NOT_CALLED = set("""
     toy_names toy Field as_times Prediction target_row Model ModelWrapper singular cost target_kind null_label has_cost
     latent_network sample_shape device_of eval_mode differentiable without_inference one_thread_if_small History Churn
-    with_labels TEXTURES
+    with_labels TEXTURES PRECISIONS dtype_of_products
     Noise Stepper Recorder handling_singular_ends handles_singular_ends ending_with_data ends_with_data Trajectory
     Posterior ClassifierGuided ClassifierFree Preconditioning ScaledInput CIFAR10_URL CIFAR10_MD5 CIFAR10_NAMES to_float
     cifar10 cifar10_at_hand check_input EMBEDDINGS TimeEmbedding ResidualBlock Attention Upsample Stage PartCost

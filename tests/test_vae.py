@@ -409,7 +409,7 @@ def test_a_shipped_one_is_what_its_preset_says(name: str) -> None:
 def test_shipped_weights_are_small() -> None:
     names = ("vae-*", "vae-digits/*", "cifar10-latent", "cold", "few-step")  # of lessons 17 to 21
     sizes = {p.name: p.stat().st_size for name in names for p in WEIGHTS.glob(f"{name}.safetensors")}
-    assert len(sizes) == 12 and sum(sizes.values()) < 15e6, sizes
+    assert len(sizes) == 12 and sum(sizes.values()) < 20e6, sizes
 
 
 def test_the_kl_weight_trades_error_for_nats() -> None:
