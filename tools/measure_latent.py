@@ -123,7 +123,9 @@ def other_classifier(images: int = 150_000, batch: int = 100) -> Mixer:
 
 
 def measure_others(tables: Book, draws: dict[str, tuple[Model, float, int]], n: int) -> None:
-    """Fréchet distances in the features of `other_classifier` and in textures: of the draws, and of real images.
+    """Fréchet distances of the draws and of real images, in other features.
+
+    In those of `other_classifier`, and in textures.
 
     Args:
         tables: where they are written.
